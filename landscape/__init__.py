@@ -1,0 +1,76 @@
+"""Where in the loss landscape did this training end up, how did it get there, can its confidence be trusted?
+
+Names load on first use: `import landscape` imports neither torch nor h5py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._lazy import attach
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Task": "landscape.tasks",
+    "task": "landscape.tasks",
+    "load_task": "landscape.tasks",
+    "Checkpoint": "landscape.checkpoint",
+    "load_checkpoint": "landscape.checkpoint",
+    "save_checkpoint": "landscape.checkpoint",
+    "Objective": "landscape.objective",
+    "Result": "landscape.results",
+    "Cost": "landscape.results",
+    "Check": "landscape.results",
+    "Option": "landscape.results",
+    "array": "landscape.results",
+    "measurement": "landscape.results",
+    "measurements": "landscape.results",
+    "Hessian": "landscape.curvature.operators",
+    "GaussNewton": "landscape.curvature.operators",
+    "Eigenpairs": "landscape.curvature.spectrum",
+    "Estimate": "landscape.curvature.spectrum",
+    "eigenpairs": "landscape.curvature.lanczos",
+    "trace": "landscape.curvature.traces",
+    "sharpness": "landscape.curvature.sharpness",
+    "Direction": "landscape.surface.directions",
+    "random_direction": "landscape.surface.directions",
+    "Line": "landscape.surface.slices",
+    "Plane": "landscape.surface.slices",
+    "line": "landscape.surface.grid",
+    "plane": "landscape.surface.grid",
+    "Calibration": "landscape.calibration.table",
+    "calibration_error": "landscape.calibration.scores",
+    "fit_temperature": "landscape.calibration.recalibration",
+    "Archive": "landscape.archive.reader",
+    "open_archive": "landscape.archive.reader",
+    "save_archive": "landscape.archive.writer",
+    "draw": "landscape.report.figures",
+    "write_report": "landscape.report.page",
+    "LandscapeError": "landscape.errors",
+}
+
+__getattr__, __dir__ = attach(__name__, _NAMES)
+__all__ = sorted([*_NAMES, "__version__"])  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from .archive.reader import Archive, open_archive
+    from .archive.writer import save_archive
+    from .calibration.recalibration import fit_temperature
+    from .calibration.scores import calibration_error
+    from .calibration.table import Calibration
+    from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from .curvature.lanczos import eigenpairs
+    from .curvature.operators import GaussNewton, Hessian
+    from .curvature.sharpness import sharpness
+    from .curvature.spectrum import Eigenpairs, Estimate
+    from .curvature.traces import trace
+    from .errors import LandscapeError
+    from .objective import Objective
+    from .report.figures import draw
+    from .report.page import write_report
+    from .results import Check, Cost, Option, Result, array, measurement, measurements
+    from .surface.directions import Direction, random_direction
+    from .surface.grid import line, plane
+    from .surface.slices import Line, Plane
+    from .tasks import Task, load_task, task

@@ -1,0 +1,1 @@
+"""HDF5 archives of Results: the only place that imports h5py. Begin with `schema.py`."""

@@ -1,0 +1,1 @@
+"""Can the confidence of a classifier be trusted? Begin with `scores.py`."""

@@ -1,0 +1,102 @@
+"""Results of curvature measurements: eigenpairs, and estimates with a standard error. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..results import Result, array, beside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
+    """Eigenvalues at one or both ends of a symmetric operator, each with its residual.
+
+    `values` (k,) are ordered algebraically, largest first (`which="magnitude"`: by |value|); `smallest` holds
+    the other end of `which="both"`, smallest first, else it is empty. `converged` means
+    residual <= tol * |lambda_1|. `vectors` (n, k) and `smallest_vectors` (n, j) are device tensors beside the
+    result: they are not archived.
+    """
+
+    values: np.ndarray = array("rank", units="loss / parameter^2", doc="eigenvalues, in the order of `which`")
+    residuals: np.ndarray = array("rank", units="loss / parameter^2", doc="||A v - lambda v|| of each pair")
+    converged: np.ndarray = array("rank", doc="residual <= tol * |lambda_1|")
+    smallest: np.ndarray = array("rank_smallest", units="loss / parameter^2", doc="the smallest, ascending")
+    smallest_residuals: np.ndarray = array("rank_smallest", units="loss / parameter^2", doc="their residuals")
+    smallest_converged: np.ndarray = array("rank_smallest", doc="their convergence")
+    complement: float = array(
+        units="loss / parameter^2",
+        doc="largest Ritz value seen in the orthogonal complement of the pairs returned; NaN if not looked",
+        default=math.nan,
+    )
+    products: int = array(units="products", doc="operator products spent, verification included", default=0)
+    parameters: int = array(doc="dimension n of the operator", default=0)
+    operator: str = "Hessian"
+    which: str = "largest"
+    split: str = ""
+    vectors: Any = beside("torch.Tensor (n, k)")
+    smallest_vectors: Any = beside("torch.Tensor (n, j)")
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "eigenvalues": self.values.tolist(),
+            "residuals": self.residuals.tolist(),
+            "converged": [bool(c) for c in self.converged],
+            "smallest": self.smallest.tolist(),
+            "smallest_residuals": self.smallest_residuals.tolist(),
+            "products": int(self.products),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate(Result, kind="estimate"):
+    """A number with its standard error, from independent random draws."""
+
+    value: float = array(units="loss / parameter^2", stderr="stderr", doc="mean over the draws")
+    stderr: float = array(units="loss / parameter^2", doc="standard error of the mean over the draws")
+    samples: np.ndarray = array("draw", units="loss / parameter^2", doc="the estimate of each draw")
+    products: int = array(units="products", doc="operator products spent", default=0)
+    method: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceEstimate(Estimate, kind="trace", section="curvature"):
+    """The trace of a symmetric operator, estimated from products with random vectors."""
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "trace": {"value": self.value, "stderr": self.stderr, "draws": len(self.samples)},
+            "products": int(self.products),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharpnessEstimate(Result, kind="sharpness"):
+    """How much the loss rises in a neighbourhood of the weights, in nats (the loss's unit).
+
+    `values` (kind,) belong to `names` in the same order; `stderr` is over batches (worst-case kinds) or over
+    draws (average kinds). `rescaling` says for each whether a rescaling of ReLU layers, which leaves the
+    function as it is, changes the number.
+    """
+
+    values: np.ndarray = array("measure", units="loss", stderr="stderr", doc="rise of the loss")
+    stderr: np.ndarray = array("measure", units="loss", doc="standard error over batches or draws")
+    rho: np.ndarray = array("measure", doc="radius of the neighbourhood, in each measure's own norm")
+    rescaling: np.ndarray = array("measure", doc="True: changed by a rescaling of ReLU layers")
+    names: tuple[str, ...] = ()
+    split: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            name: {
+                "value": float(self.values[i]),
+                "stderr": float(self.stderr[i]),
+                "rho": float(self.rho[i]),
+                "rescaling_changes_it": bool(self.rescaling[i]),
+            }
+            for i, name in enumerate(self.names)
+        }

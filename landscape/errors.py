@@ -1,0 +1,27 @@
+"""The errors that reach a user as one line: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+
+class LandscapeError(ValueError):
+    """Base of every error that the command line prints as one line (exit 1)."""
+
+
+class TaskError(LandscapeError):
+    """A task that cannot be loaded, drawn from or evaluated."""
+
+
+class CheckpointError(LandscapeError):
+    """A checkpoint that cannot be read, is refused, or does not fit the model."""
+
+
+class ObjectiveError(LandscapeError):
+    """A loss that cannot be measured: not deterministic, without a weight, not finite, not differentiable."""
+
+
+class ArchiveError(LandscapeError):
+    """An archive that cannot be read or written."""
+
+
+class MeasurementError(LandscapeError):
+    """A measurement asked for something that it cannot give."""

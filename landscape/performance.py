@@ -1,0 +1,45 @@
+"""The result of evaluating a checkpoint: loss and accuracy on each split. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .results import Result, array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Performance(Result, kind="performance"):
+    """Loss and accuracy of a checkpoint on each split that the task has.
+
+    `splits` names the entries of every array, e.g. ("train", "test"). Standard errors are over the samples of
+    the draw; NaN where the loss cannot be taken apart. Accuracy is NaN where there are no labels.
+    """
+
+    loss: np.ndarray = array("split", units="loss", stderr="loss_stderr", doc="mean loss")
+    loss_stderr: np.ndarray = array("split", units="loss", doc="standard error of the loss over the samples")
+    accuracy: np.ndarray = array("split", units="share", stderr="accuracy_stderr", doc="share of right labels")
+    accuracy_stderr: np.ndarray = array("split", units="share", doc="standard error over the samples")
+    samples: np.ndarray = array("split", doc="samples in each draw")
+    parameters: int = array(doc="trainable parameters, tied ones counted once", default=0)
+    gradient_norm: float = array(units="loss / parameter", doc="||gradient||_2 of the train loss")
+    weight_norm: float = array(doc="||theta||_2")
+    splits: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = field(default=(), metadata={"doc": "of each split's draw"})
+
+    def summary(self) -> dict[str, Any]:
+        at = dict(zip(self.splits, range(len(self.splits)), strict=True))
+
+        def both(values: np.ndarray) -> dict[str, float | None]:
+            return {s: float(values[at[s]]) if s in at else None for s in ("train", "test")}
+
+        return {
+            "loss": both(self.loss),
+            "loss_stderr": both(self.loss_stderr),
+            "accuracy": both(self.accuracy),
+            "accuracy_stderr": both(self.accuracy_stderr),
+            "gradient_norm": self.gradient_norm,
+            "weight_norm": self.weight_norm,
+        }

@@ -1,0 +1,1 @@
+"""Slices through the loss surface: directions, and the grid that is evaluated along them."""

@@ -1,0 +1,74 @@
+"""Results of slicing the loss along one or two directions. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..results import Result, array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line(Result, kind="line", section="line"):
+    """The loss (and accuracy, where there are labels) at theta + alpha * d for each alpha.
+
+    Not-finite losses are kept as they are. `center_loss` is evaluated at alpha = 0 even when 0 is not on the
+    grid, and `checkpoint_loss` comes from a separate pass before any weight was touched.
+    """
+
+    alpha: np.ndarray = array("alpha", units="||d|| = direction_norm", coordinate=True, doc="step along d")
+    loss: np.ndarray = array("alpha", units="loss", doc="mean loss over the samples")
+    accuracy: np.ndarray | None = array("alpha", units="share", doc="share of right labels", default=None)
+    center_loss: float = array(units="loss", doc="loss at alpha = 0")
+    checkpoint_loss: float = array(units="loss", stderr="loss_stderr", doc="loss of the checkpoint")
+    loss_stderr: float = array(units="loss", doc="standard error over the samples", default=math.nan)
+    direction_norm: float = array(units="||theta||_2 units", doc="Euclidean norm of d")
+    samples: int = array(doc="number of samples", default=0)
+    split: str = "train"
+    direction: str = ""
+    seed: int = 0
+    batchnorm: str = "eval"
+
+    def summary(self) -> dict[str, Any]:
+        return {"center_loss": self.center_loss, "points": len(self.loss)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane(Result, kind="plane", section="surface"):
+    """The loss (and accuracy) at theta + alpha * d1 + beta * d2; index order is [alpha, beta] everywhere.
+
+    `evaluated` marks the points where the loss was computed; the others are interpolated.
+    """
+
+    alpha: np.ndarray = array("alpha", units="step along d1", coordinate=True, doc="step along d1")
+    beta: np.ndarray = array("beta", units="step along d2", coordinate=True, doc="step along d2")
+    loss: np.ndarray = array("alpha", "beta", units="loss", doc="mean loss over the samples")
+    accuracy: np.ndarray | None = array(
+        "alpha", "beta", units="share", doc="share of right labels", default=None
+    )
+    evaluated: np.ndarray = array("alpha", "beta", doc="True where the loss was computed")
+    center_loss: float = array(units="loss", doc="loss at alpha = beta = 0")
+    checkpoint_loss: float = array(units="loss", stderr="loss_stderr", doc="loss of the checkpoint")
+    loss_stderr: float = array(units="loss", doc="standard error over the samples", default=math.nan)
+    error: float = array(units="loss", doc="stated maximum interpolation error; 0 on a full grid", default=0.0)
+    cosine: float = array(doc="cosine of the angle between d1 and d2")
+    direction_norms: np.ndarray = array("direction", doc="Euclidean norms of d1 and d2")
+    samples: int = array(doc="number of samples", default=0)
+    split: str = "train"
+    directions: tuple[str, str] = ("", "")
+    seeds: tuple[int, int] = (0, 1)
+    batchnorm: str = "eval"
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "center_loss": self.center_loss,
+            "checkpoint_loss": self.checkpoint_loss,
+            "evaluated": int(np.sum(self.evaluated)),
+            "points": int(self.loss.size),
+            "error": self.error,
+            "cosine": self.cosine,
+            "finite": int(np.isfinite(self.loss).sum()),
+        }
