@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Task": "landscape.tasks",
     "task": "landscape.tasks",
-    "load_task": "landscape.tasks",
+    "load_task": "landscape.task_files",
     "Checkpoint": "landscape.checkpoint",
     "load_checkpoint": "landscape.checkpoint",
     "save_checkpoint": "landscape.checkpoint",
@@ -51,7 +51,7 @@ _NAMES = {
 }
 
 __getattr__, __dir__ = attach(__name__, _NAMES)
-__all__ = sorted([*_NAMES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_NAMES, "__version__"])
 
 if TYPE_CHECKING:
     from .archive.reader import Archive, open_archive
@@ -73,4 +73,5 @@ if TYPE_CHECKING:
     from .surface.directions import Direction, random_direction
     from .surface.grid import line, plane
     from .surface.slices import Line, Plane
-    from .tasks import Task, load_task, task
+    from .task_files import load_task
+    from .tasks import Task, task

@@ -1,0 +1,361 @@
+"""One fixed draw of the data, from every form in which people have them; and what can be done to a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
+
+from .errors import TaskError
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The batches of one draw, on the host: taken once, never changed.
+
+    `available` is the size of the whole split, None where that is not known. `fingerprint` is a SHA-256 over
+    every tensor's type, shape and bytes in order.
+    """
+
+    batches: tuple[Any, ...]
+    sizes: tuple[int | None, ...]
+    available: int | None
+    seed: int
+    notes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def samples(self) -> int:
+        """Number of samples; batches of unknown size count as one."""
+        return sum(1 if s is None else s for s in self.sizes)
+
+
+class Replay:
+    """A one-shot iterator that remembers what it gave, so that it can be walked again."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._seen
+        for item in self._source:
+            self._seen.append(item)
+            yield item
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch, NumPy and random inside; put all their states back on every way out."""
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator that a model or a data set may use."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def draw_batches(
+    data: Any,
+    *,
+    split: str,
+    max_samples: int | None,
+    seed: int,
+    batch_size: int,
+    rebatch: bool,
+) -> Draw:
+    """Draw `max_samples` samples of `data` (all when None) with the seed, in batches, once.
+
+    Sets of known size are sampled without replacement; loaders with a sampler of their own, and plain
+    iterables, are walked from their beginning (said in the notes). With `rebatch=False` only whole batches are
+    taken. The caller's generators are as before afterwards.
+    """
+    notes: list[str] = []
+    with seeded(seed), _loader_generator(data, seed):
+        try:
+            batches, available = _take(data, split, max_samples, seed, batch_size, rebatch, notes)
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"the {split} data failed while being read: {type(error).__name__}: {first_line(error)}"
+            ) from error
+    if not batches:
+        raise TaskError(f"the {split} data are empty: no batch came out of {type(data).__name__}")
+    sizes = tuple(batch_size_of(b) for b in batches)
+    if any(s == 0 for s in sizes):
+        keep = [i for i, s in enumerate(sizes) if s != 0]
+        if not keep:
+            raise TaskError(f"the {split} data are empty: every batch has 0 samples")
+        batches = [batches[i] for i in keep]
+        sizes = tuple(sizes[i] for i in keep)
+    draw = Draw(tuple(batches), sizes, available, seed, tuple(notes), fingerprint(batches))
+    if available is not None and draw.samples < available:
+        said = f"{draw.samples} of {available} {split} samples, drawn with seed {seed}"
+        draw = Draw(draw.batches, sizes, available, seed, (said, *notes), draw.fingerprint)
+    return draw
+
+
+def _take(
+    data: Any,
+    split: str,
+    max_samples: int | None,
+    seed: int,
+    batch_size: int,
+    rebatch: bool,
+    notes: list[str],
+) -> tuple[list[Any], int | None]:
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(data, DataLoader):
+        return _take_loader(data, split, max_samples, generator, rebatch, notes)
+    if isinstance(data, IterableDataset):
+        loader = DataLoader(data, batch_size=batch_size)
+        return _walk(loader, split, max_samples, rebatch, notes), None
+    if _is_columns(data):
+        return _take_columns(data, split, max_samples, batch_size, generator)
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)):
+        n = len(data)
+        chosen = _subset(n, max_samples, generator)
+        dataset = data if chosen is None else Subset(data, chosen)  # type: ignore[arg-type]
+        return list(DataLoader(dataset, batch_size=batch_size)), n  # type: ignore[arg-type]
+    if isinstance(data, Mapping):
+        raise TaskError(
+            f"the {split} data are a mapping whose values are not tensors of one length; "
+            "give a list of batches, a Dataset or a DataLoader"
+        )
+    if isinstance(data, list | tuple):
+        return _take_list(list(data), max_samples, generator, rebatch)
+    if isinstance(data, Iterable):
+        return _walk(data, split, max_samples, rebatch, notes), None
+    raise TaskError(
+        f"the {split} data are a {type(data).__name__}; give a DataLoader, a Dataset, an iterable or list of "
+        "batches, or tensors (X, y)"
+    )
+
+
+def _take_loader(
+    loader: DataLoader[Any],
+    split: str,
+    max_samples: int | None,
+    generator: torch.Generator,
+    rebatch: bool,
+    notes: list[str],
+) -> tuple[list[Any], int | None]:
+    map_style = not isinstance(loader.dataset, IterableDataset)
+    n = len(loader.dataset) if map_style else None  # type: ignore[arg-type]
+    if n == 0:
+        raise TaskError(f"the {split} data are empty: the DataLoader's dataset has no samples")
+    if max_samples is None or (n is not None and max_samples >= n):
+        batches = list(loader)
+        if loader.drop_last and batches and n is not None:
+            dropped = n - sum(batch_size_of(b) or 0 for b in batches)
+            if dropped > 0:
+                notes.append(f"the {split} loader drops its last {dropped} samples (drop_last=True)")
+        return batches, n
+    plain = isinstance(loader.sampler, SequentialSampler | RandomSampler) and loader.batch_size is not None
+    if n is not None and plain and rebatch:
+        # Not the first samples of the loader: many data sets are stored sorted by class.
+        chosen = _subset(n, max_samples, generator)
+        subset = Subset(loader.dataset, chosen or [])
+        return list(DataLoader(subset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)), n
+    return _walk(loader, split, max_samples, rebatch, notes), n
+
+
+def _take_columns(
+    data: Any, split: str, max_samples: int | None, batch_size: int, generator: torch.Generator
+) -> tuple[list[Any], int]:
+    columns = {k: torch.as_tensor(v) for k, v in (data.items() if isinstance(data, Mapping) else enumerate(data))}
+    lengths = {len(v) for v in columns.values()}
+    if len(lengths) != 1:
+        shapes = ", ".join(str(tuple(v.shape)) for v in columns.values())
+        raise TaskError(f"the {split} tensors have different lengths: {shapes}; their first dimension must agree")
+    n = lengths.pop()
+    chosen = _subset(n, max_samples, generator)
+    if chosen is not None:
+        index = torch.tensor(chosen)
+        columns = {k: v[index.to(v.device)] for k, v in columns.items()}
+        n_taken = len(chosen)
+    else:
+        n_taken = n
+    batches = []
+    for start in range(0, n_taken, batch_size):
+        part = {k: v[start : start + batch_size] for k, v in columns.items()}
+        batches.append(part if isinstance(data, Mapping) else tuple(part.values()))
+    return batches, n
+
+
+def _take_list(
+    batches: list[Any], max_samples: int | None, generator: torch.Generator, rebatch: bool
+) -> tuple[list[Any], int | None]:
+    sizes = [batch_size_of(b) for b in batches]
+    total = sum(s for s in sizes if s is not None) if None not in sizes else None
+    if max_samples is None or (total is not None and max_samples >= total):
+        return batches, total
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    taken: dict[int, Any] = {}
+    room = max_samples
+    for i in order:
+        size = sizes[i] or 1
+        if size > room and rebatch and sizes[i] is not None:
+            taken[i] = slice_batch(batches[i], 0, room, size)
+            room = 0
+        elif size <= room or not taken:
+            taken[i] = batches[i]
+            room -= size
+        if room <= 0:
+            break
+    return [taken[i] for i in sorted(taken)], total
+
+
+def _walk(source: Iterable[Any], split: str, max_samples: int | None, rebatch: bool, notes: list[str]) -> list[Any]:
+    batches: list[Any] = []
+    room = max_samples
+    for batch in source:
+        size = batch_size_of(batch)
+        if room is not None and size is not None and size > room:
+            if not rebatch and batches:
+                break
+            if rebatch:
+                batch, size = slice_batch(batch, 0, room, size), room
+        batches.append(batch)
+        if room is not None:
+            room -= size or 1
+            if room <= 0:
+                notes.append(f"the first {max_samples} {split} samples that the data gave, in their own order")
+                break
+    return batches
+
+
+def _subset(n: int, max_samples: int | None, generator: torch.Generator) -> list[int] | None:
+    if max_samples is None or max_samples >= n:
+        return None
+    return sorted(torch.randperm(n, generator=generator)[:max_samples].tolist())
+
+
+def _is_columns(data: Any) -> bool:
+    """Say whether `data` is (X, y) or {name: tensor}: arrays whose rows belong together, not batches."""
+    if isinstance(data, Mapping):
+        values: Sequence[Any] = list(data.values())
+    elif isinstance(data, tuple):
+        values = data
+    else:
+        return False
+    return bool(values) and all(isinstance(v, torch.Tensor | np.ndarray) and v.ndim > 0 for v in values)
+
+
+@contextlib.contextmanager
+def _loader_generator(data: Any, seed: int) -> Iterator[None]:
+    """Seed the generators that a DataLoader carries with it, and put them back."""
+    found = {}
+    for owner in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            found[id(generator)] = (generator, generator.get_state())
+    for generator, _ in found.values():
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in found.values():
+            generator.set_state(state)
+
+
+# ----------------------------------------------------------------------------------------------- a batch
+
+
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return `batch` with every tensor changed; dicts, lists, tuples, named tuples and `.to`-objects are kept."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        return change(torch.as_tensor(batch))
+    if isinstance(batch, Mapping):
+        return {k: map_tensors(v, change) for k, v in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(v, change) for v in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(v, change) for v in batch)
+    return batch
+
+
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return `batch` on the device, its floating-point tensors in `dtype`."""
+    if not isinstance(batch, torch.Tensor | Mapping | list | tuple) and callable(getattr(batch, "to", None)):
+        return batch.to(device)  # a batch class of the user's own: it knows how to move itself
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+
+    return map_tensors(batch, change)
+
+
+def tensors_of(batch: Any) -> list[torch.Tensor]:
+    """Return every tensor of a batch (or of a model's outputs), in order."""
+    found: list[torch.Tensor] = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        found.append(t)
+        return t
+
+    map_tensors(batch, keep)
+    return found
+
+
+def batch_size_of(batch: Any) -> int | None:
+    """Return the number of samples: the first dimension that all tensors share, None where they don't."""
+    sizes = {len(t) for t in tensors_of(batch) if t.ndim > 0}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
+    """Return the samples start..stop of a batch (or of a model's outputs) that holds `size` samples."""
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch[start:stop] if batch.ndim > 0 and len(batch) == size else batch
+    if isinstance(batch, Mapping):
+        parts = {k: slice_batch(v, start, stop, size) for k, v in batch.items()}
+        # A Transformers ModelOutput gives its fields as attributes too: the loss may look for them there.
+        return type(batch)(**parts) if hasattr(batch, "to_tuple") else parts
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(slice_batch(v, start, stop, size) for v in batch))
+    if isinstance(batch, list | tuple):
+        if len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch):
+            return batch[start:stop]
+        return type(batch)(slice_batch(v, start, stop, size) for v in batch)
+    return batch
+
+
+def fingerprint(batches: Iterable[Any]) -> str:
+    """Return a SHA-256 over every tensor's dtype, shape and bytes, in order."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for t in tensors_of(batch):
+            digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+            flat = t.detach().to("cpu").contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first non-empty line of an error's text."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "(no message)")

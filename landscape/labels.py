@@ -1,0 +1,98 @@
+"""Logits and class labels out of what models and batches hold, and the accuracy they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import MeasurementError
+from .reduction import torch_loss_settings
+
+# What Transformers, segmentation and language models write for "don't count this"; torch's default as well.
+IGNORE_INDEX = -100
+
+
+def known_ignore_index(loss: Any) -> int:
+    """Return the label that a loss leaves out; torch's default where it doesn't say."""
+    settings = torch_loss_settings(loss)
+    return int(settings[1].get("ignore_index", IGNORE_INDEX)) if settings else IGNORE_INDEX
+
+
+def default_target(target: Any) -> Any:
+    """Return the labels inside a target: itself, or the entry called labels, label, targets, target or y."""
+    if isinstance(target, Mapping):
+        for name in ("labels", "label", "targets", "target", "y"):
+            if isinstance(target.get(name), torch.Tensor):
+                return target[name]
+        return None
+    return target
+
+
+def default_prediction(
+    outputs: Any, labels: Any, loss: Any, ignore_index: int = IGNORE_INDEX
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return (logits, labels) with one row a prediction, None where these are no classes.
+
+    (n, classes) with (n,) integer labels; (n, classes, ...) with (n, ...) for segmentation; (n, length, classes)
+    with (n, length) for tokens; (n,) or (n, 1) with labels 0 and 1 for a binary task. Rows to ignore are left out.
+    """
+    logits = getattr(outputs, "logits", outputs)
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        return None
+    if not logits.is_floating_point() or logits.ndim == 0 or not len(logits):
+        return None
+    settings = torch_loss_settings(loss)
+    kind = settings[0] if settings else None
+    if kind is not None and issubclass(kind, nn.BCELoss):
+        logits = torch.logit(logits.double())  # BCELoss takes probabilities: the same predictions as logits
+    if labels.is_floating_point() or labels.shape == logits.shape:
+        return _binary(logits, labels, kind)
+    if logits.ndim == 2 and labels.ndim == 1 and len(labels) == len(logits):
+        if logits.shape[1] == 1:
+            return _binary(logits, labels, kind)
+        return _kept(logits, labels, ignore_index)
+    if logits.ndim >= 3 and labels.shape == logits.shape[:1] + logits.shape[2:]:
+        classes = logits.shape[1]
+        return _kept(logits.movedim(1, -1).reshape(-1, classes), labels.reshape(-1), ignore_index)
+    if logits.ndim >= 3 and labels.shape == logits.shape[:-1]:
+        return _kept(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index)
+    return None
+
+
+def _binary(
+    logits: torch.Tensor, labels: torch.Tensor, kind: type[nn.Module] | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return a binary task's flat logits and labels; None for a regression or soft labels."""
+    if logits.numel() != labels.numel() or (logits.ndim > 1 and logits.shape[-1] != 1 and logits.ndim == 2):
+        return None
+    if labels.is_floating_point():
+        classifies = kind is not None and issubclass(kind, nn.BCELoss | nn.BCEWithLogitsLoss | nn.SoftMarginLoss)
+        if not classifies:
+            return None
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        return None
+    return logits.reshape(-1), labels.reshape(-1).long()
+
+
+def _kept(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    keep = labels != ignore_index
+    logits, labels = logits[keep], labels[keep].long()
+    classes = logits.shape[1]
+    wrong = (labels < 0) | (labels >= classes)
+    if bool(wrong.any()):
+        raise MeasurementError(
+            f"label {int(labels[wrong][0])} lies outside the {classes} classes of the logits; labels run from 0 to "
+            f"{classes - 1}, and {ignore_index} is ignored"
+        )
+    return logits, labels
+
+
+def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[int, int]:
+    """Return (right, all): the first class wins a tie, a binary logit of 0 counts as class 0."""
+    predicted = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
+    return int((predicted == labels).sum()), len(labels)

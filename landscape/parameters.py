@@ -1,0 +1,77 @@
+"""Parameters of a model: which are measured, their names, and one flat vector of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .errors import ObjectiveError
+
+# Layers whose weight holds its filters (output units) along dimension 1, by class name: the lazy variants and
+# Transformers' Conv1D need no import this way.
+_FILTERS_ON_DIM_1 = {
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LazyConvTranspose1d",
+    "LazyConvTranspose2d",
+    "LazyConvTranspose3d",
+    "Conv1D",
+}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside torch.compile, DataParallel and DistributedDataParallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are measured, by name: frozen ones are left out, tied ones come once.
+
+    Raises ObjectiveError when there is none.
+    """
+    chosen = {
+        name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point() and p.numel()
+    }
+    if not chosen:
+        total = sum(1 for _ in model.parameters())
+        raise ObjectiveError(
+            f"none of the model's {total} parameters requires a gradient: set requires_grad on those to measure"
+        )
+    return chosen
+
+
+def owners(model: nn.Module) -> dict[str, nn.Module]:
+    """Return for each parameter name the module that holds it."""
+    return {
+        f"{prefix}.{name}" if prefix else name: module
+        for prefix, module in model.named_modules()
+        for name in module._parameters
+    }
+
+
+def filter_dim(module: nn.Module | None, name: str) -> int:
+    """Return the dimension along which the filters of a weight lie: 1 for ConvTranspose and Conv1D, else 0."""
+    del name
+    return 1 if type(module).__name__ in _FILTERS_ON_DIM_1 else 0
+
+
+def flatten(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return one vector (n,) of all the tensors' elements in order (a copy)."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unflatten(vector: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Cut a vector (n,) into tensors shaped like `like` (views)."""
+    sizes = [t.numel() for t in like]
+    if vector.ndim != 1 or vector.numel() != sum(sizes):
+        raise ValueError(f"a vector of shape {tuple(vector.shape)} doesn't fill {sum(sizes)} parameters")
+    return [part.view_as(t) for part, t in zip(vector.split(sizes), like, strict=True)]

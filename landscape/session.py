@@ -1,0 +1,185 @@
+"""Prepare somebody's model to be measured, and leave everything as it was on every way out."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .data import seeded
+from .errors import ObjectiveError
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    mode: str,
+    batchnorm: str,
+    seed: int,
+) -> Iterator[None]:
+    """Put `model` (unwrapped) on `device` in `dtype` and `mode`, ready for two derivatives; undo it all at the end.
+
+    The caller's weight and buffer tensors are set aside and never written to: the model works on copies, so
+    that putting the originals back is exact, whatever happened in between.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(seeded(seed))
+        stack.enter_context(_exact_arithmetic())
+        stack.enter_context(twice_differentiable())
+        stack.enter_context(_own_tensors(model, device, dtype))
+        stack.enter_context(_mode(model, mode, batchnorm))
+        yield
+
+
+@contextlib.contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """Turn TF32 and autotuning off, and deterministic convolutions on."""
+    backends: Any = torch.backends  # its newer members are not in torch's type stubs
+    holders = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    ]
+    saved = [(h, h.fp32_precision) for h in holders]
+    cudnn = (backends.cudnn.benchmark, backends.cudnn.deterministic)
+    try:
+        for holder in holders:
+            holder.fp32_precision = "ieee"
+        backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
+        yield
+    finally:
+        for holder, value in saved:
+            holder.fp32_precision = value
+        backends.cudnn.benchmark, backends.cudnn.deterministic = cudnn
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run attention on the math kernel, compiled code by its Python, and checkpointing without reentrance.
+
+    The fused attention kernels have no second derivative, torch.compile has no double backward, and reentrant
+    checkpointing refuses torch.autograd.grad.
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    reentrant = torch.utils.checkpoint.CheckpointFunction
+    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
+        try:
+            yield
+        finally:
+            torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+class _NotReentrant:
+    """Stands in for torch's reentrant CheckpointFunction while a model is measured."""
+
+    @staticmethod
+    def apply(function: Any, preserve_rng_state: bool, *args: Any) -> Any:
+        return torch.utils.checkpoint.checkpoint(
+            function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
+        )
+
+
+@contextlib.contextmanager
+def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Let the model work on copies of its tensors; hooks on its parameters stay out of the measurement."""
+
+    def own(t: torch.Tensor) -> torch.Tensor:
+        return t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+
+    parameters = list(model.parameters())
+    modules = list(model.modules())
+    if any(p.is_meta for p in parameters):
+        raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
+    kept = [(p, p.data, p.grad, p._backward_hooks) for p in parameters]
+    buffers = [(m, dict(m._buffers)) for m in modules]
+    # Plain tensor attributes: constants that .to() forgets, and what weight_norm's hook leaves behind.
+    loose = [(m, {k: v for k, v in vars(m).items() if isinstance(v, torch.Tensor)}) for m in modules]
+    copies: dict[int, torch.Tensor] = {}
+    try:
+        for p in parameters:
+            p.grad = None
+            p._backward_hooks = None
+            p.data = own(p.data)
+        for m, found in buffers:
+            for name, b in found.items():
+                if b is not None:
+                    m._buffers[name] = copies.setdefault(id(b), own(b))
+        for m, found in loose:
+            for name, t in found.items():
+                if not t.requires_grad:
+                    vars(m)[name] = copies.setdefault(id(t), own(t))
+        yield
+    finally:
+        for p, data, grad, hooks in kept:
+            p.data = data
+            p.grad = grad
+            p._backward_hooks = hooks
+        for m, found in buffers:
+            m._buffers.clear()
+            m._buffers.update(found)
+        for m, found in loose:
+            for name in [k for k, v in vars(m).items() if isinstance(v, torch.Tensor) and k not in found]:
+                del vars(m)[name]
+            vars(m).update(found)
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, mode: str, batchnorm: str) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    try:
+        model.train(mode == "train")
+        for m in batchnorm_layers(model):
+            m.train(batchnorm == "batch")
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """Return the layers that keep running statistics of the batches they see."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextlib.contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Estimate BatchNorm's running statistics anew: the plain average over the batches run inside."""
+    layers = batchnorm_layers(model)
+    momenta = [(m, m.momentum) for m in layers]
+    try:
+        for m in layers:
+            m.reset_running_stats()
+            m.momentum = None  # torch: None means a cumulative average
+            m.train()
+        yield
+    finally:
+        for m, momentum in momenta:
+            m.momentum = momentum
+            m.eval()
+
+
+@contextlib.contextmanager
+def quiet_rnn() -> Iterator[None]:
+    """Silence cuDNN's remark that recurrent weights are not one chunk: true of our copies, and harmless."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous")
+        yield
