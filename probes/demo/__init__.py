@@ -1,0 +1,1 @@
+"""The demo's task and its short trainings: real data, no download. Begin with `digits.py`."""
