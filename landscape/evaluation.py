@@ -1,0 +1,67 @@
+"""Loss, accuracy and gradient norm of a checkpoint: the numbers that every other one is read beside."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+
+from .objective import Evaluation, Objective
+from .performance import Performance
+from .results import Check, Cost, measurement
+from .tasks import Task
+
+
+@measurement("performance", section="performance", order=10, estimate=lambda **_: 8.0)
+def evaluate_checkpoint(task: Task, *, seed: int = 0, progress: bool = False) -> Performance:
+    """Loss, accuracy and gradient norm on each split's draw, with standard errors.
+
+    Costs two forward passes a split to verify the objective (once a task), one to measure, and one gradient.
+    Losses are in the loss's own unit (nats for cross entropy), means over the draw; the gradient is that of the
+    first split's mean loss with respect to the trainable parameters.
+    Raises ObjectiveError where the loss can't be measured (not deterministic, not finite, without a weight).
+    """
+    del seed, progress  # the draw carries its own seed; four passes need no bar
+    start = time.perf_counter()
+    found: list[tuple[str, Evaluation, Objective]] = []
+    gradient_norm = weight_norm = math.nan
+    notes: list[str] = []
+    passes = 0.0
+    parameters = 0
+    for split in task.splits:
+        with Objective(task, split) as objective:
+            found.append((split, objective.evaluate(accuracy=True, stderr=True), objective))
+            if len(found) == 1:
+                gradient_norm = _norm(objective.gradient())
+                weight_norm = _norm(objective.center)
+                parameters = sum(p.numel() for p in objective.parameters)
+            notes += [n for n in objective.notes if n not in notes]
+            passes += objective.passes
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(e, name) for _, e, _ in found])
+
+    return Performance(
+        loss=column("loss"),
+        loss_stderr=column("stderr"),
+        accuracy=column("accuracy"),
+        accuracy_stderr=column("accuracy_stderr"),
+        samples=column("samples"),
+        parameters=parameters,
+        gradient_norm=gradient_norm,
+        weight_norm=weight_norm,
+        splits=tuple(s for s, _, _ in found),
+        fingerprints=tuple(o.fingerprint for _, _, o in found),
+        checks=(
+            Check("objective", "pass", "two passes over every batch agreed, and the weights of the batches are known"),
+        ),
+        warnings=tuple(notes),
+        cost=Cost(passes=passes, seconds=time.perf_counter() - start),
+    )
+
+
+def _norm(tensors: tuple[torch.Tensor, ...]) -> float:
+    """Return the Euclidean norm over all tensors, summed in float64."""
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
