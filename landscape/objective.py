@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import batch_size_of, first_line, seed_all, seeded, slice_batch, tensors_of, to_device
+from .data import first_line, seed_all, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import default_prediction, default_target, hits, known_ignore_index
 from .parameters import owners, trainable, unwrap
-from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
-from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
+from .reduction import known_weight, sample_weight, split_value
+from .session import prepared, quiet_rnn, recomputing
 from .tasks import Task
-
-# Blocks of samples behind a standard error: its own relative error is 1/sqrt(2*64) = 9% (chosen by us).
-BLOCKS = 64
+from .verification import Verified, block_error, blocks, can_cut, verify
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,6 @@ class Evaluation:
     accuracy_stderr: float = math.nan
     terms: dict[str, float] = field(default_factory=dict)
     samples: int = 0
-
-
-@dataclass(frozen=True)
-class _Verified:
-    """What the first passes found out: once for each task, draw and precision."""
-
-    weighing: str  # "own" (returned), "torch" (known), "samples" (verified)
-    has_labels: bool
-    notes: tuple[str, ...]
 
 
 class Objective:
@@ -106,7 +95,7 @@ class Objective:
             self._batches = self._load()
             self._weights: list[float | None] = [None] * len(self._batches)
             self._stale_statistics = task.batchnorm == "recompute"
-            self._facts = self._verify()
+            self._facts = self._verified()
             self._stack = stack.pop_all()
         return self
 
@@ -116,6 +105,13 @@ class Objective:
         self.center = ()
         if stack is not None:
             stack.close()
+
+    def _verified(self) -> Verified:
+        key = (self.split, self.fingerprint, self.device, self.dtype, id(self.model))
+        known = self.task._verified
+        if key not in known:
+            known[key] = verify(self)
+        return known[key]
 
     def _load(self) -> list[Any]:
         batches = list(self.draw.batches)
@@ -179,7 +175,7 @@ class Objective:
         with torch.no_grad(), recomputing(self.model):
             for i in range(len(self)):
                 self._seed(i)
-                self._forward(self._batch(i))
+                self.forward(self._batch(i))
         self.passes += 1
 
     # ------------------------------------------------------------------------------------------- one batch
@@ -188,8 +184,14 @@ class Objective:
         if self.task.rng == "fixed":
             seed_all(self.task.seed + 1 + i)
 
+    def forward(self, batch: Any) -> tuple[Any, Any]:
+        """Return (outputs, target) of the task's forward; for a batch_loss task (its loss, None).
+
+        What the task raises becomes a TaskError that names the exception and the batch's shapes.
+        """
+        return self._call(self._forward, batch)
+
     def _forward(self, batch: Any) -> tuple[Any, Any]:
-        """Return (outputs, target) of the task's forward; for a batch_loss task (its loss, None)."""
         task = self.task
         if task.batch_loss is not None:
             return task.batch_loss(self.model, batch), None
@@ -205,62 +207,79 @@ class Objective:
             "forward=lambda model, batch: (outputs, target)"
         )
 
-    def _mean(self, i: int | None, outputs: Any, target: Any, batch: Any) -> tuple[torch.Tensor, float, dict[str, Any]]:
-        """Return (mean, weight, terms) of one batch; the weight of batch `i` is remembered when the data fix it."""
-        task = self.task
-        if task.batch_loss is not None:
-            value = outputs
-        elif task.loss is not None:
-            value = task.loss(outputs, target)
-        else:
+    def loss_value(self, outputs: Any, target: Any) -> Any:
+        """Return what the task's loss returns for these outputs (for a batch_loss task: the outputs are its loss)."""
+        if self.task.batch_loss is not None:
+            return outputs
+        if self.task.loss is None:
             raise ObjectiveError(
-                f"the task {task.name or type(self.model).__name__} has no loss: give Task(loss=...) or batch_loss="
+                f"the task {self.task.name or type(self.model).__name__} has no loss: "
+                "give Task(loss=...) or Task(batch_loss=...)"
             )
-        known = self._weights[i] if i is not None else None
-        mean, weight, terms = split_value(value)
-        if weight is not None:
-            number = float(weight)
-            if not (number >= 0 and math.isfinite(number)):
-                raise ObjectiveError(f"the loss returned the weight {number}; expected a finite number >= 0")
-            return mean, number, terms
-        if known is None:
-            known = known_weight(task.loss, outputs, target)
-            if known is None:
-                known = sample_weight(outputs, batch, self._what())
-            if i is not None:
-                self._weights[i] = known
-        return mean, known, terms
+        return self._call(self.task.loss, outputs, target)
 
-    def _what(self) -> str:
-        function = self.task.batch_loss or self.task.loss
-        return f"the loss {getattr(function, '__name__', type(function).__name__)}"
-
-    def batch_loss(self, i: int) -> tuple[torch.Tensor, float]:
-        """Return (mean loss with its graph, weight) of batch i at the current weights; weight 0 counts nothing."""
+    def value(self, i: int) -> tuple[Any, Any, Any, Any]:
+        """Return (batch, outputs, target, what the loss returned) of batch i at the current weights."""
         self._refresh_statistics()
         self._seed(i)
         batch = self._batch(i)
-        outputs, target = self._call(self._forward, batch)
-        mean, weight, _ = self._call(self._mean, i, outputs, target, batch)
+        outputs, target = self.forward(batch)
+        return batch, outputs, target, self.loss_value(outputs, target)
+
+    def weighed(
+        self, i: int | None, outputs: Any, target: Any, batch: Any
+    ) -> tuple[torch.Tensor, float, dict[str, Any]]:
+        """Return (mean, weight, terms) of a batch from its outputs; `i` is its number in the draw, if it has one."""
+        return self.weigh(i, self.loss_value(outputs, target), outputs, target, batch)
+
+    def weigh(
+        self, i: int | None, value: Any, outputs: Any, target: Any, batch: Any
+    ) -> tuple[torch.Tensor, float, dict[str, Any]]:
+        """Return (mean, weight, terms) from what the loss returned; a weight that the data fix is remembered."""
+        mean, own, terms = split_value(value)
+        if own is not None:
+            weight = float(own)
+            if not (weight >= 0 and math.isfinite(weight)):
+                raise ObjectiveError(f"the loss returned the weight {weight}; expected a finite number >= 0")
+            return mean, weight, terms
+        weight = self._weights[i] if i is not None else None
+        if weight is None:
+            weight = known_weight(self.task.loss, outputs, target)
+            if weight is None:
+                weight = sample_weight(outputs, batch, self.what)
+            if i is not None:
+                self._weights[i] = weight
+        return mean, weight, terms
+
+    @property
+    def what(self) -> str:
+        """The loss, as errors call it."""
+        function = self.task.batch_loss or self.task.loss
+        return f"the loss {getattr(function, '__name__', type(function).__name__)}"
+
+    def can_cut(self, outputs: Any = None) -> bool:
+        """Say whether a batch may be cut by samples without changing what the loss means."""
+        return can_cut(self, outputs)
+
+    def batch_loss(self, i: int) -> tuple[torch.Tensor, float]:
+        """Return (mean loss with its graph, weight) of batch i at the current weights; weight 0 counts nothing."""
+        batch, outputs, target, value = self.value(i)
+        mean, weight, _ = self.weigh(i, value, outputs, target, batch)
         return mean, weight
 
-    def batch_outputs(self, i: int) -> tuple[Any, Any, Any]:
-        """Return (outputs with graph, target, batch) of batch i; refuses a batch_loss task, which has no outputs."""
+    def batch_outputs(self, i: int) -> tuple[Any, torch.Tensor, float]:
+        """Return (outputs, mean loss, weight) of batch i with their graph.
+
+        Raises MeasurementError for a batch_loss task, whose outputs nobody knows.
+        """
         if self.task.batch_loss is not None:
             raise MeasurementError(
                 "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
                 "use Hessian, or give Task(loss=..., forward=...)"
             )
-        self._refresh_statistics()
-        self._seed(i)
-        batch = self._batch(i)
-        outputs, target = self._call(self._forward, batch)
-        return outputs, target, batch
-
-    def loss_of(self, i: int, outputs: Any, target: Any, batch: Any) -> tuple[torch.Tensor, float]:
-        """Return (mean loss, weight) of batch i from outputs at hand."""
-        mean, weight, _ = self._call(self._mean, i, outputs, target, batch)
-        return mean, weight
+        batch, outputs, target, value = self.value(i)
+        mean, weight, _ = self.weigh(i, value, outputs, target, batch)
+        return outputs, mean, weight
 
     def _call(self, function: Any, *args: Any) -> Any:
         """Run something of the user's; what it raises becomes one line that names the batch's shapes."""
@@ -288,16 +307,14 @@ class Objective:
         total = total_weight = 0.0
         terms: dict[str, float] = {}
         right = counted = 0
-        blocks: list[tuple[float, float]] = []
+        found_blocks: list[tuple[float, float]] = []
         with torch.no_grad():
             means: list[torch.Tensor] = []
             weights: list[float] = []
             batch_terms: list[dict[str, torch.Tensor]] = []
             for i in range(len(self)):
-                self._seed(i)
-                batch = self._batch(i)
-                outputs, target = self._call(self._forward, batch)
-                mean, weight, parts = self._call(self._mean, i, outputs, target, batch)
+                batch, outputs, target, value = self.value(i)
+                mean, weight, parts = self.weigh(i, value, outputs, target, batch)
                 means.append(mean.double())
                 weights.append(weight)
                 batch_terms.append(parts)
@@ -305,7 +322,7 @@ class Objective:
                     found = self._call(self._hits, batch, outputs, target)
                     right, counted = right + found[0], counted + found[1]
                 if stderr:
-                    blocks += self._blocks(batch, outputs, target)
+                    found_blocks += blocks(self, batch, outputs, target)
             # One synchronization for the whole pass.
             values = torch.stack(means).tolist()
         self.passes += 1
@@ -321,7 +338,7 @@ class Objective:
         share = right / counted if counted else math.nan
         return Evaluation(
             loss=loss,
-            stderr=_block_error(blocks, loss) if stderr else math.nan,
+            stderr=block_error(found_blocks, loss) if stderr else math.nan,
             accuracy=share,
             accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
             terms={k: v / total_weight for k, v in terms.items()},
@@ -373,7 +390,7 @@ class Objective:
                 if self.task.predict is not None or self.task.batch_loss is not None:
                     pair = self._call(self._predict, batch, None, None)
                 else:
-                    outputs, target = self._call(self._forward, batch)
+                    outputs, target = self.forward(batch)
                     pair = self._call(self._predict, batch, outputs, target)
                 assert pair is not None
                 found.append((pair[0].cpu(), pair[1].cpu()))
@@ -403,163 +420,16 @@ class Objective:
         pair = self._predict(batch, outputs, target)
         return (0, 0) if pair is None else hits(*pair)
 
-    # -------------------------------------------------------------------------------------------- standard error
-
-    def _blocks(self, batch: Any, outputs: Any, target: Any) -> list[tuple[float, float]]:
-        """Return (mean, weight) of blocks of this batch's samples; the batch itself where it can't be cut."""
-        size = batch_size_of(batch)
-        count = math.ceil(BLOCKS / len(self))
-        whole = [(0, size or 1)] if size is None or not self._can_split(outputs) else pieces(size, count)
-        found = []
-        for start, stop in whole:
-            if len(whole) == 1:
-                part_batch, part_outputs, part_target = batch, outputs, target
-            else:
-                assert size is not None
-                part_batch = slice_batch(batch, start, stop, size)
-                if self.task.batch_loss is not None:
-                    part_outputs, part_target = self._call(self._forward, part_batch)
-                else:
-                    part_outputs = slice_batch(outputs, start, stop, size)
-                    part_target = slice_batch(target, start, stop, size)
-            mean, weight, _ = self._call(self._mean, None, part_outputs, part_target, part_batch)
-            if weight > 0:
-                found.append((float(mean), weight))
-        return found
-
-    def _can_split(self, outputs: Any) -> bool:
-        """Whether a batch may be cut: by samples, without changing what the loss means."""
-        coupled = not self.task.rebatch or (self.task.batchnorm == "batch" and bool(batchnorm_layers(self.model)))
-        if self.task.batch_loss is not None:
-            return not coupled and self.task.rng == "refuse"
-        return not coupled and batch_size_of(outputs) is not None
-
-    # ------------------------------------------------------------------------------------------- verification
-
-    def _verify(self) -> _Verified:
-        task = self.task
-        if task.loss is None and task.batch_loss is None:
-            return _Verified("none", self._labels_there(), ())
-        key = (self.split, self.fingerprint, self.device, self.dtype, id(self.model))
-        if key not in task._verified:
-            with seeded(None):
-                task._verified[key] = self._first_passes()
-        return task._verified[key]
-
-    def _first_passes(self) -> _Verified:
-        """Compare two passes, and the whole of each batch with its parts where the weight is not known."""
-        # float32 sums of a batch cut differently agree to a few units in the last place times the batch size.
-        relative = 1e-4 if self.dtype == torch.float32 else 1e-9
-        notes: list[str] = []
-        weighing = "own"
-        self._refresh_statistics()
-        with torch.no_grad():
-            for i in range(len(self)):
-                batch = self._batch(i)
-                self._seed(i)
-                outputs, target = self._call(self._forward, batch)
-                value = outputs if task_computes(self.task) else self._call(self._loss_value, outputs, target)
-                mean, own, _ = split_value(value)
-                first = float(mean)
-                self._seed(i)
-                again = float(self._call(self._mean, i, *self._call(self._forward, batch), batch)[0])
-                if not _same(first, again, self.dtype):
-                    raise ObjectiveError(self._random_layer(batch, first, again))
-                known = None if own is not None else known_weight(self.task.loss, outputs, target)
-                weight = float(own) if own is not None else known
-                if not math.isfinite(first) and weight != 0:
-                    raise ObjectiveError(
-                        f"the loss at the checkpoint is {first} on {self.split} batch {i}: nothing can be measured "
-                        "around it (look for diverged weights, or for inputs that are not finite)"
-                    )
-                if weight is None:
-                    weighing = "samples"
-                    self._verify_batch(batch, outputs, target, first, relative)
-                elif own is None:
-                    weighing = "torch"
-        self.passes += 2
-        if weighing == "samples":
-            if self.task.rebatch:
-                notes.append("batches are weighed by their samples: verified, each batch's mean is that of its parts")
-            else:
-                notes.append("batches are weighed by their samples (rebatch=False: their parts were not compared)")
-        return _Verified(weighing, self._labels_there(), tuple(notes))
-
-    def _loss_value(self, outputs: Any, target: Any) -> Any:
-        assert self.task.loss is not None
-        return self.task.loss(outputs, target)
-
-    def _verify_batch(self, batch: Any, outputs: Any, target: Any, whole: float, relative: float) -> None:
-        size = batch_size_of(batch)
-        if size == 1 or not self.task.rebatch:
-            return
-        if size is None or not self._can_split(outputs):
-            if self.task.batchnorm == "batch" or self.task.rng == "fixed":
-                return
-            sample_weight(outputs, batch, self._what())
-            raise ObjectiveError(
-                f"{self._what()} returns a mean without its weight, and its outputs can't be cut into samples to "
-                "verify one: return (mean, weight), where weight is the mean's own denominator"
-            )
-        cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
-        parts = []
-        for start, stop in ((0, cut), (cut, size)):
-            part = slice_batch(batch, start, stop, size)
-            if task_computes(self.task):
-                piece = self._call(self._forward, part)[0]
-            else:
-                piece = self._call(
-                    self._loss_value, slice_batch(outputs, start, stop, size), slice_batch(target, start, stop, size)
-                )
-            parts.append((float(split_value(piece)[0]), float(stop - start)))
-        verify_mean(whole, parts, self._what(), relative=relative)
-
-    def _labels_there(self) -> bool:
-        """Whether the first batch gives logits and class labels."""
+    def labels_there(self) -> bool:
+        """Find out from the first batch whether the task gives logits and class labels."""
         task = self.task
         if task.predict is None and task.batch_loss is not None:
             return False
         with torch.no_grad():
             batch = self._batch(0)
             self._seed(0)
-            if task.predict is not None:
-                return self._call(self._predict, batch, None, None) is not None
-            outputs, target = self._call(self._forward, batch)
+            outputs, target = (None, None) if task.predict is not None else self.forward(batch)
             return self._call(self._predict, batch, outputs, target) is not None
-
-    def _random_layer(self, batch: Any, first: float, again: float) -> str:
-        """Say which module makes two passes differ: the first whose outputs do."""
-        seen: list[list[tuple[str, list[torch.Tensor]]]] = [[], []]
-        hooks = []
-        for turn in (0, 1):
-            record = seen[turn]
-            for name, module in self.model.named_modules():
-
-                def keep(module: nn.Module, _: Any, output: Any, name: str = name, record: Any = record) -> None:
-                    label = f"{name or 'the model'} ({type(module).__name__})"
-                    record.append((label, [t.detach().clone() for t in tensors_of(output)]))
-
-                hooks.append(module.register_forward_hook(keep))
-            try:
-                self._forward(batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-                hooks.clear()
-        culprit = "the loss function itself"
-        for (name, a), (_, b) in zip(*seen, strict=False):
-            if any(not torch.equal(x, y) for x, y in zip(a, b, strict=False)):
-                culprit = name
-                break
-        return (
-            f"the loss is not deterministic: two passes over the same batch gave {first:.8g} and {again:.8g}; "
-            f'they first differ in {culprit}. Measure in eval mode, remove the randomness, or set Task(rng="fixed")'
-        )
-
-
-def task_computes(task: Task) -> bool:
-    """Whether the task's own batch_loss computes the loss."""
-    return task.batch_loss is not None
 
 
 @contextlib.contextmanager
@@ -600,23 +470,6 @@ def _place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, lis
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes
-
-
-def _same(first: float, again: float, dtype: torch.dtype) -> bool:
-    """Whether two passes agree to rounding: kernels that sum in another order each time are not random layers."""
-    if math.isnan(first) and math.isnan(again):
-        return True
-    relative = 1e-6 if dtype == torch.float32 else 1e-13
-    return first == again or abs(first - again) <= relative * max(abs(first), abs(again))
-
-
-def _block_error(blocks: list[tuple[float, float]], mean: float) -> float:
-    """Return the standard error of a ratio of sums from (mean, weight) of its blocks (linearized)."""
-    n = len(blocks)
-    if n < 2:
-        return math.nan
-    total = sum(w for _, w in blocks)
-    return math.sqrt(n / (n - 1) * sum((w * (v - mean)) ** 2 for v, w in blocks)) / total
 
 
 def _shown(args: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -189,11 +189,10 @@ class GaussNewton(Operator):
 
     def _batch(self, i: int, parameters: Tensors, vectors: Sequence[Tensors]) -> Iterator[tuple[float, Tensors]]:
         objective = self.objective
-        outputs, target, batch = objective.batch_outputs(i)
+        outputs, mean, weight = objective.batch_outputs(i)
         z = [t for t in tensors_of(outputs) if t.requires_grad]
         if not z:
             raise ObjectiveError("the model's outputs don't depend on its parameters: Gauss-Newton is undefined")
-        mean, weight = objective.loss_of(i, outputs, target, batch)
         if weight == 0:
             for _ in vectors:
                 yield 0.0, ()

@@ -1,0 +1,200 @@
+"""What is checked before a task is measured: that its loss is the same twice, and by what its batches are weighed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .data import batch_size_of, seeded, slice_batch, tensors_of
+from .errors import ObjectiveError
+from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
+from .session import batchnorm_layers
+
+if TYPE_CHECKING:
+    from .objective import Objective
+
+# Blocks of samples behind a standard error: its own relative error is 1/sqrt(2*64) = 9% (chosen by us).
+BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What the first passes found out, once for each task, draw and precision.
+
+    `weighing` says where the batches' weights come from: "own" (returned by the loss), "torch" (known), "samples"
+    (verified) or "none" (a task without a loss).
+    """
+
+    weighing: str
+    has_labels: bool
+    notes: tuple[str, ...]
+
+
+def verify(objective: Objective) -> Verified:
+    """Compare two passes over the draw, and each batch with its parts where its weight is not known.
+
+    Costs two forward passes, and for a batch_loss task that returns no weight a third. Raises ObjectiveError naming
+    the random layer, the batch whose loss is not finite, or the loss that can't say its weight.
+    """
+    if objective.task.loss is None and objective.task.batch_loss is None:
+        return Verified("none", objective.labels_there(), ())
+    with seeded(None), torch.no_grad():
+        weighing = "own"
+        for i in range(len(objective)):
+            found = _verify_batch(objective, i)
+            weighing = found if found != "own" else weighing
+    objective.passes += 2
+    notes: tuple[str, ...] = ()
+    if weighing == "samples":
+        how = "verified: each batch's mean is that of its parts" if objective.can_cut() else "not verified: no cutting"
+        notes = (f"batches are weighed by their samples ({how})",)
+    return Verified(weighing, objective.labels_there(), notes)
+
+
+def _verify_batch(objective: Objective, i: int) -> str:
+    """Check one batch and return where its weight comes from."""
+    batch, outputs, target, value = objective.value(i)
+    mean, own, _ = split_value(value)
+    first = float(mean)
+    again = float(split_value(objective.value(i)[3])[0])
+    if not _same(first, again, objective.dtype):
+        raise ObjectiveError(_random_layer(objective, batch, first, again))
+    known = known_weight(objective.task.loss, outputs, target) if own is None else None
+    weight = float(own) if own is not None else known
+    if not math.isfinite(first) and weight != 0:
+        raise ObjectiveError(
+            f"the loss at the checkpoint is {first} on {objective.split} batch {i}: nothing can be measured around it "
+            "(look for diverged weights, or for inputs that are not finite)"
+        )
+    if own is not None:
+        return "own"
+    if known is not None:
+        return "torch"
+    _compare_with_parts(objective, batch, outputs, target, first)
+    return "samples"
+
+
+def _compare_with_parts(objective: Objective, batch: Any, outputs: Any, target: Any, whole: float) -> None:
+    size = batch_size_of(batch)
+    if size == 1 or not objective.can_cut():
+        sample_weight(outputs, batch, objective.what)
+        return
+    if size is None or not objective.can_cut(outputs):
+        sample_weight(outputs, batch, objective.what)
+        raise ObjectiveError(
+            f"{objective.what} returns a mean without its weight, and its outputs can't be cut into samples to verify "
+            "one: return (mean, weight), where weight is the mean's own denominator"
+        )
+    cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
+    parts = [
+        (float(split_value(value)[0]), float(stop - start))
+        for start, stop, value in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])
+    ]
+    # float32 sums of a batch cut in two agree to a few units in the last place times the batch size.
+    verify_mean(whole, parts, objective.what, relative=1e-4 if objective.dtype == torch.float32 else 1e-9)
+
+
+def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[tuple[float, float]]:
+    """Return (mean, weight) of blocks of this batch's samples; of the whole batch where it can't be cut."""
+    size = batch_size_of(batch)
+    if size is None or not objective.can_cut(outputs):
+        mean, weight, _ = objective.weighed(None, outputs, target, batch)
+        return [(float(mean), weight)]
+    found = []
+    runs = pieces(size, math.ceil(BLOCKS / len(objective)))
+    for start, stop, value in _values_of_parts(objective, batch, outputs, target, runs):
+        mean, weight, _ = objective.weigh(
+            None,
+            value,
+            slice_batch(outputs, start, stop, size),
+            slice_batch(target, start, stop, size),
+            slice_batch(batch, start, stop, size),
+        )
+        if weight > 0:
+            found.append((float(mean), weight))
+    return found
+
+
+def block_error(found: list[tuple[float, float]], mean: float) -> float:
+    """Return the standard error of a ratio of sums from (mean, weight) of its blocks (linearized)."""
+    n = len(found)
+    if n < 2:
+        return math.nan
+    total = sum(w for _, w in found)
+    return math.sqrt(n / (n - 1) * sum((w * (v - mean)) ** 2 for v, w in found)) / total
+
+
+def _values_of_parts(
+    objective: Objective, batch: Any, outputs: Any, target: Any, runs: list[tuple[int, int]]
+) -> list[tuple[int, int, Any]]:
+    """Return (start, stop, what the loss returns) for runs of a batch's samples.
+
+    Outputs are cut where the loss is computed from them; a batch_loss task runs its model on each part.
+    """
+    size = batch_size_of(batch)
+    assert size is not None
+    found = []
+    for start, stop in runs:
+        if objective.task.batch_loss is not None:
+            value = objective.forward(slice_batch(batch, start, stop, size))[0]
+        else:
+            value = objective.loss_value(
+                slice_batch(outputs, start, stop, size), slice_batch(target, start, stop, size)
+            )
+        found.append((start, stop, value))
+    return found
+
+
+def can_cut(objective: Objective, outputs: Any = None) -> bool:
+    """Say whether a batch may be cut by samples without changing what the loss means."""
+    task = objective.task
+    if not task.rebatch or (task.batchnorm == "batch" and batchnorm_layers(objective.model)):
+        return False
+    if task.batch_loss is not None:
+        return task.rng == "refuse"  # each part would draw its own random numbers
+    return outputs is None or batch_size_of(outputs) is not None
+
+
+def _same(first: float, again: float, dtype: torch.dtype) -> bool:
+    """Whether two passes agree to rounding: a kernel that sums in another order each time is no random layer."""
+    if math.isnan(first) and math.isnan(again):
+        return True
+    relative = 1e-6 if dtype == torch.float32 else 1e-13
+    return first == again or abs(first - again) <= relative * max(abs(first), abs(again))
+
+
+def _random_layer(objective: Objective, batch: Any, first: float, again: float) -> str:
+    """Say which module makes two passes differ: the first whose outputs do."""
+    turns = [_outputs_of_modules(objective, batch) for _ in range(2)]
+    culprit = "the loss function itself"
+    for (name, a), (_, b) in zip(*turns, strict=False):
+        if any(not torch.equal(x, y) for x, y in zip(a, b, strict=False)):
+            culprit = name
+            break
+    return (
+        f"the loss is not deterministic: two passes over the same batch gave {first:.8g} and {again:.8g}; they first "
+        f'differ in {culprit}. Measure in eval mode, remove the randomness, or set Task(rng="fixed")'
+    )
+
+
+def _outputs_of_modules(objective: Objective, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:
+    record: list[tuple[str, list[torch.Tensor]]] = []
+
+    def watch(name: str) -> Any:
+        def keep(module: nn.Module, _: Any, output: Any) -> None:
+            label = f"{name or 'the model'} ({type(module).__name__})"
+            record.append((label, [t.detach().clone() for t in tensors_of(output)]))
+
+        return keep
+
+    hooks = [m.register_forward_hook(watch(name)) for name, m in objective.model.named_modules()]
+    try:
+        objective.forward(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return record
