@@ -92,7 +92,7 @@ def draw_batches(
     taken. The caller's generators are as before afterwards.
     """
     notes: list[str] = []
-    with seeded(seed), _loader_generator(data, seed):
+    with torch.inference_mode(False), seeded(seed), _loader_generator(data, seed):
         try:
             batches, available = _take(data, split, max_samples, seed, batch_size, rebatch, notes)
         except TaskError:
@@ -135,7 +135,7 @@ def _take(
     if _is_columns(data):
         return _take_columns(data, split, max_samples, batch_size, generator)
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)):
-        n = len(data)
+        n = len(data)  # type: ignore[arg-type]
         chosen = _subset(n, max_samples, generator)
         dataset = data if chosen is None else Subset(data, chosen)  # type: ignore[arg-type]
         return list(DataLoader(dataset, batch_size=batch_size)), n  # type: ignore[arg-type]
@@ -212,20 +212,28 @@ def _take_list(
     total = sum(s for s in sizes if s is not None) if None not in sizes else None
     if max_samples is None or (total is not None and max_samples >= total):
         return batches, total
-    order = torch.randperm(len(batches), generator=generator).tolist()
-    taken: dict[int, Any] = {}
+    if total is not None and rebatch:
+        return _take_from_each(batches, [s for s in sizes if s is not None], max_samples, generator), total
+    taken: list[int] = []
     room = max_samples
-    for i in order:
+    for i in torch.randperm(len(batches), generator=generator).tolist():
         size = sizes[i] or 1
-        if size > room and rebatch and sizes[i] is not None:
-            taken[i] = slice_batch(batches[i], 0, room, size)
-            room = 0
-        elif size <= room or not taken:
-            taken[i] = batches[i]
+        if size <= room or not taken:
+            taken.append(i)
             room -= size
-        if room <= 0:
-            break
-    return [taken[i] for i in sorted(taken)], total
+    return [batches[i] for i in sorted(taken)], total
+
+
+def _take_from_each(batches: list[Any], sizes: list[int], max_samples: int, generator: torch.Generator) -> list[Any]:
+    """Draw single samples out of all batches: whole batches may each hold one class."""
+    chosen = torch.tensor(_subset(sum(sizes), max_samples, generator))
+    found, start = [], 0
+    for batch, size in zip(batches, sizes, strict=True):
+        inside = chosen[(chosen >= start) & (chosen < start + size)] - start
+        if len(inside):
+            found.append(pick(batch, inside, size))
+        start += size
+    return found
 
 
 def _walk(source: Iterable[Any], split: str, max_samples: int | None, rebatch: bool, notes: list[str]) -> list[Any]:
@@ -305,6 +313,8 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return batch.to(device)  # a batch class of the user's own: it knows how to move itself
 
     def change(t: torch.Tensor) -> torch.Tensor:
+        if t.is_inference():  # made under the caller's inference_mode: autograd would refuse it
+            t = t.clone()
         return t.to(device, dtype) if t.is_floating_point() else t.to(device)
 
     return map_tensors(batch, change)
@@ -330,18 +340,27 @@ def batch_size_of(batch: Any) -> int | None:
 
 def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
     """Return the samples start..stop of a batch (or of a model's outputs) that holds `size` samples."""
-    if isinstance(batch, torch.Tensor | np.ndarray):
-        return batch[start:stop] if batch.ndim > 0 and len(batch) == size else batch
+    return pick(batch, slice(start, stop), size)
+
+
+def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
+    """Return the samples of a batch (or of a model's outputs) at `index`; what has not `size` rows is kept."""
+    if isinstance(batch, torch.Tensor):
+        rows = index.to(batch.device) if isinstance(index, torch.Tensor) else index
+        return batch[rows] if batch.ndim > 0 and len(batch) == size else batch
+    if isinstance(batch, np.ndarray):
+        rows = index.numpy() if isinstance(index, torch.Tensor) else index
+        return batch[rows] if batch.ndim > 0 and len(batch) == size else batch
     if isinstance(batch, Mapping):
-        parts = {k: slice_batch(v, start, stop, size) for k, v in batch.items()}
+        parts = {k: pick(v, index, size) for k, v in batch.items()}
         # A Transformers ModelOutput gives its fields as attributes too: the loss may look for them there.
         return type(batch)(**parts) if hasattr(batch, "to_tuple") else parts
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(slice_batch(v, start, stop, size) for v in batch))
+        return type(batch)(*(pick(v, index, size) for v in batch))
     if isinstance(batch, list | tuple):
         if len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch):
-            return batch[start:stop]
-        return type(batch)(slice_batch(v, start, stop, size) for v in batch)
+            return batch[index] if isinstance(index, slice) else type(batch)(batch[i] for i in index.tolist())
+        return type(batch)(pick(v, index, size) for v in batch)
     return batch
 
 

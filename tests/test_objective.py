@@ -1,0 +1,615 @@
+"""The objective: exact means over one fixed draw, nothing guessed, everything restored."""
+
+from __future__ import annotations
+
+import random
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+
+from landscape import Hessian, Objective, Task
+from landscape.errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
+
+
+def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """BatchNorm with statistics of its own, and dropout: everything that a careless tool disturbs."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).to(dtype)
+    model(torch.randn(20, 5, dtype=dtype))
+    return model
+
+
+def data(n: int = 23, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(2)
+    return torch.randn(n, 5, generator=g, dtype=dtype), torch.randint(3, (n,), generator=g)
+
+
+class State:
+    """A bit-for-bit picture of everything that a measurement must leave alone."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.tensors = {k: (v, v.data_ptr(), v.clone()) for k, v in model.state_dict(keep_vars=True).items()}
+        self.grads = {n: (p.grad, None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()}
+        self.requires = {n: p.requires_grad for n, p in model.named_parameters()}
+        self.modes = [m.training for m in model.modules()]
+        self.momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
+        self.rng = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+        self.flags = self.backend_flags()
+
+    @staticmethod
+    def backend_flags() -> tuple:
+        b = torch.backends
+        return (
+            b.cuda.matmul.allow_tf32,
+            b.cudnn.allow_tf32,
+            torch.get_float32_matmul_precision(),
+            b.cuda.matmul.fp32_precision,
+            b.cudnn.conv.fp32_precision,
+            b.mkldnn.matmul.fp32_precision,
+            b.cudnn.benchmark,
+            b.cudnn.deterministic,
+            b.mha.get_fastpath_enabled(),
+            b.cuda.flash_sdp_enabled(),
+            b.cuda.math_sdp_enabled(),
+            b.cuda.mem_efficient_sdp_enabled(),
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.utils.checkpoint.CheckpointFunction,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def unchanged(self) -> None:
+        now = self.model.state_dict(keep_vars=True)
+        assert list(now) == list(self.tensors)
+        for k, (original, pointer, value) in self.tensors.items():
+            assert now[k] is original, k
+            assert now[k].data_ptr() == pointer, k
+            assert now[k].dtype == value.dtype, k
+            assert torch.equal(now[k], value), k
+        for n, p in self.model.named_parameters():
+            assert p.grad is self.grads[n][0]
+            assert p.grad is None or torch.equal(p.grad, self.grads[n][1])
+            assert p.requires_grad == self.requires[n]
+        assert [m.training for m in self.model.modules()] == self.modes
+        assert [m.momentum for m in self.model.modules() if isinstance(m, nn.BatchNorm1d)] == self.momenta
+        assert torch.equal(torch.get_rng_state(), self.rng[0])
+        assert random.getstate() == self.rng[1]
+        assert (np.random.get_state()[1] == self.rng[2]).all()
+        assert self.backend_flags() == self.flags
+
+
+def messy() -> nn.Sequential:
+    """A model in the middle of training: gradients, a frozen layer, one layer in another mode."""
+    model = net(torch.float32)
+    F.cross_entropy(model(data(dtype=torch.float32)[0]), data()[1]).backward()
+    model[4].bias.requires_grad_(False)
+    model[1].eval()
+    return model
+
+
+class TestRestoration:
+    @pytest.mark.parametrize("batchnorm", ["eval", "batch", "recompute"])
+    @pytest.mark.parametrize("dtype", [None, torch.float64])
+    def test_after_a_measurement(self, batchnorm, dtype):
+        model = messy()
+        task = Task(
+            model,
+            nn.CrossEntropyLoss(),
+            data(),
+            batchnorm=batchnorm,
+            mode="train",
+            rng="fixed",
+            dtype=dtype,
+            batch_size=9,
+        )
+        before = State(model)
+        with Objective(task) as objective:
+            objective.evaluate(accuracy=True, stderr=True)
+            objective.move([[torch.ones_like(p) for p in objective.parameters]], [0.3])
+            objective.evaluate()
+            objective.gradient()
+        before.unchanged()
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_after_an_exception_in_the_middle(self, error):
+        model = messy()
+        calls = []
+
+        def loss(outputs, target):
+            calls.append(1)
+            if len(calls) > 40:
+                raise error("stop")
+            return F.cross_entropy(outputs, target)
+
+        task = Task(model, loss, data(), batch_size=6)
+        before = State(model)
+        with pytest.raises((TaskError, KeyboardInterrupt)), Objective(task) as objective:  # noqa: PT012
+            for step in range(100):
+                objective.move([[torch.ones_like(p) for p in objective.parameters]], [step / 100])
+                objective.evaluate()
+        assert len(calls) > 40
+        before.unchanged()
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_after_an_exception_while_entering(self, error):
+        def loss(outputs, target):
+            raise error("stop")
+
+        model = messy()
+        before = State(model)
+        with pytest.raises((TaskError, KeyboardInterrupt)):
+            Objective(Task(model, loss, data())).__enter__()
+        before.unchanged()
+
+    def test_under_the_callers_no_grad_inference_and_autocast(self):
+        model = messy()
+        expected = None
+        for context in (torch.enable_grad, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu")):
+            with context():
+                before = State(model)
+                with Objective(Task(model, nn.CrossEntropyLoss(), data(dtype=torch.float32))) as objective:
+                    gradient = objective.gradient()
+                before.unchanged()
+            expected = expected or gradient
+            assert all(torch.equal(a, b) for a, b in zip(gradient, expected, strict=True))
+
+    def test_flags_set_by_the_older_functions_survive(self):
+        model = messy()
+        torch.set_float32_matmul_precision("high")
+        try:
+            before = State(model)
+            with Objective(Task(model, nn.CrossEntropyLoss(), data())) as objective:
+                assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+                objective.evaluate()
+            before.unchanged()
+            assert torch.get_float32_matmul_precision() == "high"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    def test_hessian_products(self):
+        model = messy()
+        before = State(model)
+        with Hessian(Task(model, nn.CrossEntropyLoss(), data(), dtype=torch.float64)) as h:
+            h @ torch.ones(h.shape[0]).double()
+        before.unchanged()
+
+    def test_older_weight_norm_leaves_nothing_behind(self):
+        with pytest.warns(FutureWarning):
+            layer = nn.utils.weight_norm(nn.Linear(5, 3))
+        model = nn.Sequential(layer)
+        held = layer.weight
+        with Objective(Task(model, nn.CrossEntropyLoss(), data(), dtype=torch.float64)) as objective:
+            objective.gradient()
+        assert layer.weight is held
+
+    def test_state_of_the_loaders_generator(self):
+        generator = torch.Generator().manual_seed(7)
+        state = generator.get_state()
+        loader = DataLoader(TensorDataset(*data()), batch_size=5, shuffle=True, generator=generator)
+        with Objective(Task(net(), nn.CrossEntropyLoss(), loader)) as objective:
+            objective.evaluate()
+        assert torch.equal(generator.get_state(), state)
+
+
+class TestTheMean:
+    def test_loss_accuracy_and_gradient_equal_the_whole_sets(self):
+        model, (x, y) = net(), data()
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=7)) as objective:
+            found = objective.evaluate(accuracy=True, stderr=True)
+            gradient = objective.gradient()
+        model.eval()
+        loss = F.cross_entropy(model(x), y)
+        expected = torch.autograd.grad(loss, list(model.parameters()))
+        assert found.loss == pytest.approx(loss.item(), rel=1e-13)
+        assert found.accuracy == (model(x).argmax(1) == y).double().mean().item()
+        for a, b in zip(gradient, expected, strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+    def test_standard_error_is_that_of_the_sample_losses(self):
+        """With at least as many blocks as samples each block is one sample: the textbook formula."""
+        model, (x, y) = net(), data(60)
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=7)) as objective:
+            found = objective.evaluate(stderr=True)
+        losses = F.cross_entropy(model.eval()(x), y, reduction="none").detach()
+        assert found.stderr == pytest.approx((losses.std() / 60**0.5).item(), rel=1e-10)
+
+    def test_standard_error_covers(self):
+        """Over 200 draws of 100 samples the error bar of one sigma holds the true mean about 68 times in 100."""
+        model, (x, y) = net(), data(4000)
+        truth = F.cross_entropy(model.eval()(x), y).item()
+        held = 0
+        for seed in range(200):
+            task = Task(model, nn.CrossEntropyLoss(), (x, y), max_samples=100, seed=seed)
+            with Objective(task) as objective:
+                found = objective.evaluate(stderr=True)
+            held += abs(found.loss - truth) <= found.stderr
+        # Binomial with p = .68 and n = 200: standard deviation 6.6; four of them either way.
+        assert abs(held - 137) <= 27
+
+    def test_terms_are_recorded(self):
+        task = Task(net(), lambda o, t: {"ce": F.cross_entropy(o, t), "l1": o.abs().mean()}, data(), batch_size=9)
+        with Objective(task) as objective:
+            found = objective.evaluate()
+        assert found.loss == pytest.approx(found.terms["ce"] + found.terms["l1"], rel=1e-13)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_moving_nowhere_is_exactly_the_centre(self, dtype):
+        with Objective(Task(net(), nn.CrossEntropyLoss(), data(), dtype=dtype)) as objective:
+            direction = [torch.full_like(p, torch.inf) for p in objective.parameters]
+            at_center = objective.evaluate().loss
+            objective.move([direction], [0.0])
+            assert objective.evaluate().loss == at_center
+            objective.move([[torch.ones_like(p) for p in objective.parameters]], [0.1])
+            assert objective.evaluate().loss != at_center
+            objective.reset()
+            assert objective.evaluate().loss == at_center
+
+
+Pair = namedtuple("Pair", "x y")
+
+
+class Rows(Dataset):
+    def __init__(self, n: int = 23):
+        self.x, self.y = data(n)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int):
+        return self.x[i], self.y[i]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(*data(), strict=True)
+
+
+class TestFormsOfData:
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda x, y: (x, y),
+            lambda x, y: (x.numpy(), y.numpy()),
+            lambda x, y: TensorDataset(x, y),
+            lambda x, y: Rows(),
+            lambda x, y: Stream(),
+            lambda x, y: DataLoader(TensorDataset(x, y), batch_size=4),
+            lambda x, y: DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True),
+            lambda x, y: DataLoader(Stream(), batch_size=4),
+            lambda x, y: [(x[:5], y[:5]), (x[5:], y[5:])],
+            lambda x, y: [[x[:5], y[:5]], [x[5:], y[5:]]],
+            lambda x, y: [Pair(x[:5], y[:5]), Pair(x[5:], y[5:])],
+            lambda x, y: iter([(x[:5], y[:5]), (x[5:], y[5:])]),
+            lambda x, y: ((a, b) for a, b in [(x[:5], y[:5]), (x[5:], y[5:])]),
+        ],
+    )
+    def test_each_gives_the_same_mean(self, form):
+        model, (x, y) = net(), data()
+        with Objective(Task(model, nn.CrossEntropyLoss(), form(x, y))) as objective:
+            assert objective.samples == 23
+            loss = objective.evaluate().loss
+        assert loss == pytest.approx(F.cross_entropy(model.eval()(x), y).item(), rel=1e-12)
+
+    def test_a_mapping_of_columns_and_dict_batches(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lin = nn.Linear(5, 3).double()
+
+            def forward(self, x, y):
+                return self.lin(x)
+
+        x, y = data()
+        losses = []
+        for form in ({"x": x, "y": y}, [{"x": x[:5], "y": y[:5]}, {"x": x[5:], "y": y[5:]}]):
+            torch.manual_seed(0)
+            task = Task(Net(), lambda o, b: F.cross_entropy(o, b["y"]), form)
+            with Objective(task) as objective:
+                found = objective.evaluate(accuracy=True)
+            assert 0 <= found.accuracy <= 1
+            losses.append(found.loss)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-13)
+
+    def test_a_generator_is_drawn_once_and_kept(self):
+        task = Task(net(), nn.CrossEntropyLoss(), ((a, b) for a, b in [data(8), data(9)]))
+        first = task.draw("train")
+        assert task.draw("train") is first
+        assert task.draw("train", seed=5).samples == 17
+
+    @pytest.mark.parametrize("form", ["columns", "loader", "dataset", "list"])
+    def test_a_subset_is_drawn_with_the_seed_without_replacement(self, form):
+        x = torch.arange(100).double()[:, None].expand(100, 5).contiguous()
+        y = (torch.arange(100) * 3 // 100).long()
+        source = {
+            "columns": (x, y),
+            "loader": DataLoader(TensorDataset(x, y), batch_size=8),
+            "dataset": TensorDataset(x, y),
+            "list": list(zip(x.split(8), y.split(8), strict=True)),
+        }[form]
+        task = Task(net(), nn.CrossEntropyLoss(), source, max_samples=30)
+
+        def rows(draw):
+            return torch.cat([b[0][:, 0] for b in draw.batches]).tolist()
+
+        a, b, c = (rows(task.draw("train", seed=s)) for s in (0, 0, 1))
+        assert a == b != c
+        assert len(set(a)) == 30
+        # Not the first 30: those of a data set stored by class would all be of class 0.
+        assert max(a) > 60
+        assert "30 of 100 train samples, drawn with seed 0" in task.draw("train").notes
+
+    def test_a_sampler_of_the_users_own_is_followed(self):
+        sampler = WeightedRandomSampler([1.0] * 3 + [0.0] * 20, 10)
+        task = Task(net(), nn.CrossEntropyLoss(), DataLoader(TensorDataset(*data()), sampler=sampler, batch_size=5),
+                    max_samples=7)  # fmt: skip
+        draw = task.draw("train")
+        assert draw.samples == 7
+        allowed = {row.item() for row in data()[0][:3, 0]}
+        assert {row.item() for b in draw.batches for row in b[0][:, 0]} <= allowed
+        assert "in their own order" in draw.notes[-1]
+
+    def test_batches_stay_whole_without_rebatching(self):
+        batches = [(torch.randn(6, 5).double(), torch.randint(3, (6,))) for _ in range(5)]
+        task = Task(net(), nn.CrossEntropyLoss(), batches, max_samples=15, rebatch=False)
+        assert task.draw("train").sizes == (6, 6)
+
+    def test_the_fingerprint_follows_the_data(self):
+        x, y = data()
+        prints = [
+            Task(net(), None, d).draw("train").fingerprint for d in ((x, y), (x, y), (x + 1e-9, y), (x, y.flip(0)))
+        ]
+        assert prints[0] == prints[1]
+        assert len(set(prints)) == 3
+
+    def test_shuffling_and_augmentation_are_drawn_once(self):
+        class Noisy(Rows):
+            def __getitem__(self, i):
+                return self.x[i] + torch.randn(5).double() * random.random() * np.random.rand(), self.y[i]
+
+        loader = DataLoader(Noisy(), batch_size=5, shuffle=True)
+        losses = []
+        for _ in range(2):
+            torch.manual_seed(random.randrange(1000))
+            with Objective(Task(net(), nn.CrossEntropyLoss(), loader)) as objective:
+                losses += [objective.evaluate().loss, objective.evaluate().loss]
+        assert len(set(losses)) == 1
+
+    @pytest.mark.parametrize(
+        ("bad", "said"),
+        [
+            ([], "empty"),
+            ((torch.zeros(0, 5), torch.zeros(0).long()), "empty"),
+            (iter([]), "empty"),
+            (DataLoader(TensorDataset(torch.zeros(0, 5), torch.zeros(0)), batch_size=2), "empty"),
+            ((torch.zeros(4, 5), torch.zeros(3).long()), "different lengths"),
+            (7, "give a DataLoader"),
+            ({"x": 1}, "mapping"),
+        ],
+    )
+    def test_bad_data_are_one_line(self, bad, said):
+        with pytest.raises(TaskError, match=said) as error:
+            Task(net(), nn.CrossEntropyLoss(), bad).draw("train")
+        assert "\n" not in str(error.value)
+
+    def test_a_dataset_that_fails_is_named(self):
+        class Broken(Rows):
+            def __getitem__(self, i):
+                raise OSError("no such image")
+
+        with pytest.raises(TaskError, match=r"train data failed while being read: OSError: no such image"):
+            Task(net(), nn.CrossEntropyLoss(), Broken()).draw("train")
+
+    def test_a_split_that_is_not_there(self):
+        with pytest.raises(TaskError, match=r"has no 'test' data \(it has: train\)"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), data()), "test")
+
+
+class TestWeightsAreNeverGuessed:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([1.0, 7.0, 0.1]).double()),
+            lambda o, t: F.cross_entropy(o, t.masked_fill(torch.arange(len(t)) % 3 == 0, -100)),
+            lambda o, t: F.cross_entropy(o, t, reduction="sum"),
+            lambda o, t: F.cross_entropy(o, t) + o.std(),
+        ],
+    )
+    def test_a_loss_that_is_no_plain_mean_is_refused(self, loss):
+        with pytest.raises(ObjectiveError, match="can't say its weight"):
+            Objective(Task(net(), loss, data(), batch_size=9)).__enter__()
+
+    def test_a_batch_loss_is_verified_as_well(self):
+        def masked(model, batch):
+            x, y = batch
+            return F.cross_entropy(model(x), y.masked_fill(x[:, 0] > 0.3, -100))
+
+        with pytest.raises(ObjectiveError, match="the loss masked can't say its weight"):
+            Objective(Task(net(), batch_loss=masked, train=data(), batch_size=9)).__enter__()
+
+    def test_a_plain_mean_is_verified_and_said(self):
+        with Objective(Task(net(), lambda o, t: F.cross_entropy(o, t), data(), batch_size=9)) as objective:
+            assert any("verified: each batch's mean is that of its parts" in n for n in objective.notes)
+
+    def test_a_loss_that_couples_samples_is_measured_as_it_is(self):
+        def coupled(o, t):
+            return F.cross_entropy(o, t) + o.std()
+
+        model, (x, y) = net(), data()
+        batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+        with Objective(Task(model, coupled, batches, rebatch=False)) as objective:
+            loss = objective.evaluate().loss
+        model.eval()
+        expected = (9 * coupled(model(x[:9]), y[:9]) + 14 * coupled(model(x[9:]), y[9:])) / 23
+        assert loss == pytest.approx(expected.item(), rel=1e-12)
+
+    @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss(reduction="none")])
+    def test_a_torch_loss_with_another_reduction(self, loss):
+        with pytest.raises(ObjectiveError, match=r'expected (reduction="mean"|its mean)'):
+            Objective(Task(net(), loss, (data()[0], torch.zeros(23, 3).double()))).__enter__()
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (lambda o, t: 1.0, "is a float"),
+            (lambda o, t: o, "has shape"),
+            (lambda o, t: (o.mean(), 1, 2), "tuple of 3"),
+            (lambda o, t: (o.mean(), torch.ones(3)), "weight of shape"),
+            (lambda o, t: (o.mean(), -1.0), "weight -1"),
+            (lambda o, t: {}, "no terms"),
+        ],
+    )
+    def test_what_a_loss_may_return(self, value, said):
+        with pytest.raises(ObjectiveError, match=said), Objective(Task(net(), value, data())) as objective:
+            objective.evaluate()
+
+
+class TestRefusals:
+    def test_a_random_layer_is_named(self):
+        with pytest.raises(ObjectiveError, match=r"first differ in 3 \(Dropout\).*rng=.fixed"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), data(), mode="train")).__enter__()
+
+    def test_a_random_loss_is_named(self):
+        with pytest.raises(ObjectiveError, match="first differ in the loss function itself"):
+            Objective(Task(net(), lambda o, t: o.mean() * torch.rand(()), data())).__enter__()
+
+    def test_with_a_fixed_generator_it_is_measured(self):
+        task = Task(net(), nn.CrossEntropyLoss(), data(), mode="train", rng="fixed", batch_size=9)
+        with Objective(task) as objective:
+            assert objective.evaluate().loss == objective.evaluate().loss
+
+    def test_nan_at_the_centre_names_the_batch(self):
+        x, y = data()
+        x[15] = torch.nan
+        with pytest.raises(ObjectiveError, match="loss at the checkpoint is nan on train batch 1"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), (x, y), batch_size=10)).__enter__()
+
+    def test_a_failing_forward_names_shapes(self):
+        with pytest.raises(TaskError, match=r"failed on a train batch: RuntimeError: .*\(23, 4\) float64"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), (torch.randn(23, 4).double(), data()[1]))).__enter__()
+
+    def test_a_batch_of_three_parts_asks_for_forward(self):
+        x, y = data()
+        with pytest.raises(TaskError, match="forward=lambda"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), (x, y, y))).__enter__()
+
+    def test_no_trainable_parameter(self):
+        with pytest.raises(ObjectiveError, match="requires a gradient"):
+            Objective(Task(net().requires_grad_(False), nn.CrossEntropyLoss(), data())).__enter__()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that isn't there")
+    def test_cuda_without_cuda(self):
+        with pytest.raises(TaskError, match="no CUDA device"):
+            Objective(Task(net(), nn.CrossEntropyLoss(), data(), device="cuda"))
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"mode": "test"}, "mode='test'"),
+            ({"batchnorm": "no"}, "batchnorm='no'"),
+            ({"rng": 3}, "rng=3"),
+            ({"max_samples": 0}, "max_samples=0"),
+            ({"dtype": torch.float16}, "float16"),
+            ({"batch_loss": print}, "not both"),
+        ],
+    )
+    def test_arguments(self, arguments, said):
+        with pytest.raises(LandscapeError, match=said):
+            Task(net(), nn.CrossEntropyLoss(), data(), **arguments)
+
+    def test_types(self):
+        with pytest.raises(TypeError, match="make an instance"):
+            Task(net(), nn.CrossEntropyLoss, data())
+        with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+            Task(print, nn.CrossEntropyLoss(), data())  # pyright: ignore
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_low_precision_weights_are_measured_in_float32_and_said(self, dtype):
+        model = net(torch.float32).to(dtype)
+        with Objective(Task(model, nn.CrossEntropyLoss(), data())) as objective:
+            assert objective.dtype == torch.float32
+            assert any("are measured in float32" in n for n in objective.notes)
+            objective.gradient()
+        assert model[0].weight.dtype == dtype
+
+
+class TestBatchNorm:
+    def test_recompute_uses_the_statistics_of_the_moved_weights(self):
+        model, (x, y) = net(), data()
+        task = Task(model, nn.CrossEntropyLoss(), (x, y), batchnorm="recompute")
+        with Objective(task) as objective:
+            ones = [torch.ones_like(p) for p in objective.parameters]
+            objective.move([ones], [0.2])
+            loss = objective.evaluate().loss
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.2)
+            hidden = model[0](x)
+            model[1].running_mean.copy_(hidden.mean(0))
+            model[1].running_var.copy_(hidden.var(0))
+        assert loss == pytest.approx(F.cross_entropy(model.eval()(x), y).item(), rel=1e-12)
+
+    def test_batch_uses_those_of_each_batch(self):
+        model, (x, y) = net(), data()
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batchnorm="batch")) as objective:
+            loss = objective.evaluate().loss
+        model.eval()
+        model[1].train()
+        assert loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
+
+
+class TestPredictions:
+    def test_of_a_classifier(self):
+        model, (x, y) = net(), data()
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=7)) as objective:
+            logits, labels = objective.predictions()
+        assert torch.equal(labels, y)
+        assert torch.allclose(logits, model.eval()(x), rtol=1e-13)
+
+    def test_of_a_binary_task(self):
+        torch.manual_seed(0)
+        model, (x, y) = nn.Linear(5, 1).double(), data()
+        target = (y > 0).double()[:, None]
+        with Objective(Task(model, nn.BCEWithLogitsLoss(), (x, target))) as objective:
+            logits, labels = objective.predictions()
+            found = objective.evaluate(accuracy=True)
+        assert logits.shape == labels.shape == (23,)
+        assert found.accuracy == ((model(x)[:, 0] > 0).long() == labels).double().mean().item()
+
+    def test_of_segmentation_with_ignored_pixels(self):
+        torch.manual_seed(0)
+        model = nn.Conv2d(2, 4, 1).double()
+        x, y = torch.randn(3, 2, 5, 5).double(), torch.randint(4, (3, 5, 5))
+        y[0, 0] = 255
+        with Objective(Task(model, nn.CrossEntropyLoss(ignore_index=255), (x, y))) as objective:
+            logits, labels = objective.predictions()
+        assert logits.shape == (70, 4)
+        assert torch.equal(labels, y[y != 255])
+
+    def test_of_a_regression_there_are_none(self):
+        model = nn.Linear(5, 1).double()
+        with Objective(Task(model, nn.MSELoss(), (data()[0], torch.rand(23, 1).double()))) as objective:
+            assert np.isnan(objective.evaluate(accuracy=True).accuracy)
+            with pytest.raises(MeasurementError, match="no class labels on its train data"):
+                objective.predictions()
+
+    def test_of_a_batch_loss_task_come_from_predict(self):
+        model, (x, y) = net(), data()
+        task = Task(
+            model,
+            batch_loss=lambda m, b: F.cross_entropy(m(b[0]), b[1]),
+            predict=lambda m, b: (m(b[0]), b[1]),
+            train=(x, y),
+        )
+        with Objective(task) as objective:
+            found = objective.evaluate(accuracy=True, stderr=True)
+        assert found.accuracy == (model.eval()(x).argmax(1) == y).double().mean().item()
+        assert found.stderr > 0
