@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import first_line, seed_all, tensors_of, to_device
+from .data import first_line, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import default_prediction, default_target, hits, known_ignore_index
 from .parameters import owners, trainable, unwrap
-from .reduction import known_weight, sample_weight, split_value
+from .reduction import known_weight, pieces, sample_weight, split_value
 from .session import prepared, quiet_rnn, recomputing
 from .tasks import Task
 from .verification import Verified, block_error, blocks, can_cut, verify
@@ -43,6 +43,7 @@ class Objective:
     Inside `with`, the model stands on the device in the precision and mode of the task, working on copies of its
     tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before.
     The first entry compares two passes and verifies the weights of the batches (2 forward passes; once a task).
+    `at_most` cuts batches into parts of at most so many samples, where the task allows it.
 
     Attributes, inside `with`: `names`, `parameters` (live, trainable, tied ones once), `center` (their values at
     entry), `samples`, `fingerprint` of the draw, `notes`, `has_labels`, `passes` (forward passes spent; a gradient
@@ -52,18 +53,26 @@ class Objective:
     """
 
     def __init__(
-        self, task: Task, split: str = "train", *, max_samples: int | None = None, seed: int | None = None
+        self,
+        task: Task,
+        split: str = "train",
+        *,
+        max_samples: int | None = None,
+        seed: int | None = None,
+        at_most: int | None = None,
     ) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"Objective needs a landscape.Task, got {type(task).__name__}")
         self.task = task
         self.split = split
         self.draw = task.draw(split, max_samples=max_samples, seed=seed)
+        self._at_most = at_most
         self.model: nn.Module = unwrap(task.model)
         self.device, self.dtype, self._notes = _place(task, self.model)
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0
+        self._batches: list[Any] = []
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
 
@@ -92,7 +101,7 @@ class Objective:
             self.center = tuple(p.data for p in self.parameters)
             for p in self.parameters:
                 p.data = p.data.clone()
-            self._batches = self._load()
+            self._batches = self._cut(self._load())
             self._weights: list[float | None] = [None] * len(self._batches)
             self._stale_statistics = task.batchnorm == "recompute"
             self._facts = self._verified()
@@ -124,6 +133,17 @@ class Objective:
         self._on_host = False
         return [to_device(b, self.device, self.dtype) for b in batches]
 
+    def _cut(self, batches: list[Any]) -> list[Any]:
+        """Cut batches into parts of at most `at_most` samples, where the task allows it."""
+        if self._at_most is None or not self.can_cut():
+            return batches
+        found = []
+        for batch, size in zip(batches, self.draw.sizes, strict=True):
+            count = math.ceil(size / self._at_most) if size else 1
+            parts = pieces(size, count) if size and count > 1 else []
+            found += [slice_batch(batch, a, b, size or 0) for a, b in parts] or [batch]
+        return found
+
     def _batch(self, i: int) -> Any:
         batch = self._batches[i]
         return to_device(batch, self.device, self.dtype) if self._on_host else batch
@@ -145,7 +165,7 @@ class Objective:
         return self._facts.has_labels
 
     def __len__(self) -> int:
-        return len(self.draw.batches)
+        return len(self._batches if self.entered or self._batches else self.draw.batches)
 
     def modules_of(self) -> dict[str, nn.Module]:
         """Return for each trainable parameter's name the module that holds it."""
