@@ -12,7 +12,7 @@ import importlib
 import json
 import math
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -22,6 +22,8 @@ from .errors import MeasurementError
 
 Status = Literal["complete", "partial", "failed"]
 Level = Literal["pass", "warn", "fail"]
+#: What a measurement may need of a task beyond a loss that can be measured.
+Need = Literal["labels", "second derivative", "outputs"]
 
 #: Torch-free modules that define Result classes, so that reading an archive never imports torch.
 RESULT_MODULES = (
@@ -237,7 +239,8 @@ class Measurement:
     options: Mapping[str, Option]
     default: bool
     order: int
-    estimate: Callable[..., float] | None
+    estimate: Callable[..., float | Cost] | None
+    needs: tuple[Need, ...] = ()
 
     def settings(self, preset: str = "standard", **given: Any) -> dict[str, Any]:
         """Return the options to run with: defaults, then the preset's, then the ones given."""
@@ -264,13 +267,16 @@ def measurement(
     options: Mapping[str, Option] | None = None,
     default: bool = True,
     order: int = 50,
-    estimate: Callable[..., float] | None = None,
+    estimate: Callable[..., float | Cost] | None = None,
+    needs: Sequence[Need] = (),
 ) -> Callable[[F], F]:
     """Register a measurement, so that the command line, `list`, the archive and the report know it.
 
     The function is called as `run(task, *, seed, progress, **options)` and returns a Result. `preset` maps
     quick, standard and thorough to options; `default` says whether `landscape probe` runs it unasked; `order`
-    sorts the run; `estimate(task_facts, **options)` predicts the cost in passes over the data for `--dry-run`.
+    sorts the run. `estimate(**options)` predicts the cost for `--dry-run`: passes over the draw, or a Cost with
+    products and passes; it is also given `draw_samples` and `parameters`. `needs` lets `landscape check` say whether
+    it will work for a task.
     """
 
     def register(run: F) -> F:
@@ -282,7 +288,7 @@ def measurement(
             raise MeasurementError(f"measurement {name!r} is registered twice: rename one of the two")
         doc = (run.__doc__ or "").strip().split("\n")[0]
         _MEASUREMENTS[name] = Measurement(
-            name, section or name, run, doc, preset or {}, options or {}, default, order, estimate
+            name, section or name, run, doc, preset or {}, options or {}, default, order, estimate, tuple(needs)
         )
         return run
 
