@@ -62,6 +62,11 @@ class Operator:
             self._ours = False
             self.objective.__exit__(*error)
 
+    @property
+    def passes(self) -> float:
+        """Forward passes over the draw that the objective has spent so far, its checks included."""
+        return self.objective.passes
+
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return A v, on the device and in the dtype of the operator; `v` is (n,) or (n, k)."""
         if not isinstance(v, torch.Tensor):
