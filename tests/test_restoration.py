@@ -1,0 +1,63 @@
+"""Every registered measurement leaves the caller's model, gradients, RNG state and flags as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from untouched import State, data, messy
+
+from landscape import Task, measurements
+from landscape.errors import LandscapeError
+
+NAMES = list(measurements())
+
+
+def quick(name: str) -> dict:
+    """Return the quick preset, cut down to the smallest that still does everything."""
+    registered = measurements()[name]
+    small = {"k": 2, "k_smallest": 1, "grid": 3, "points": 3, "draws": 2, "steps": 2, "bins": 3}
+    settings = registered.settings("quick")
+    return {**settings, **{k: v for k, v in small.items() if k in settings}}
+
+
+class Bomb:
+    """A loss that works until its n-th call; -1 never fails."""
+
+    def __init__(self, at: int, error: type[BaseException]):
+        self.calls, self.at, self.error = 0, at, error
+
+    def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error("stop")
+        return F.cross_entropy(outputs, target)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_measurement(name):
+    model = messy()
+    task = Task(model, nn.CrossEntropyLoss(), data(60), data(61), batch_size=16)
+    before = State(model)
+    result = measurements()[name].run(task, seed=0, progress=False, **quick(name))
+    before.unchanged()
+    assert result.status == "complete"
+    assert result.variables()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", NAMES)
+def test_after_an_exception_in_its_middle(name, error):
+    counting = Bomb(-1, error)
+    run = measurements()[name].run
+    run(Task(messy(), counting, data(60), data(61), batch_size=16), seed=0, progress=False, **quick(name))
+    assert counting.calls > 2, "this measurement never calls the loss: the test below would show nothing"
+    model = messy()
+    loss = Bomb(counting.calls - 1, error)
+    task = Task(model, loss, data(60), data(61), batch_size=16)
+    before = State(model)
+    with pytest.raises((LandscapeError, KeyboardInterrupt)):
+        run(task, seed=0, progress=False, **quick(name))
+    assert loss.calls == loss.at
+    before.unchanged()
