@@ -65,7 +65,8 @@ def test_checkpoints_name_their_task_and_say_how_they_were_trained(trained):
     for path in trained:
         loss, schedule = path.stem.split("-")
         checkpoint = load_checkpoint(path, digits(loss=loss))
-        assert checkpoint.task == REFERENCE
+        assert checkpoint.task is not None
+        assert checkpoint.task.reference == REFERENCE
         assert (checkpoint.step, checkpoint.epoch) == (3 * 23, 3)
         assert checkpoint.optimizer is not None
         facts = {"loss": loss, "schedule": schedule, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "seed": 0}
