@@ -5,6 +5,7 @@ import torch
 from digits_task import digits, train
 
 import landscape as ls
+from landscape.archive.schema import Subject
 
 model = train()
 task = digits().replace(model=model)
@@ -23,5 +24,6 @@ with torch.no_grad():
     calibration = ls.calibration_error(logits=model(x), labels=y)
 print("calibration error", calibration.ece, "in", calibration.ece_interval)
 
-ls.save_archive("probe.h5", [pairs, surface, calibration], run={"loss": "cross_entropy"}, force=True)
+results = [pairs, surface, calibration]
+ls.save_archive("probe.h5", results, subject=Subject(name="32 hidden units"), run={"loss": "cross_entropy"}, force=True)
 ls.write_report(["probe.h5"], "probe.html")
