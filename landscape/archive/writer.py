@@ -1,0 +1,338 @@
+"""Write an archive: each Result as it is measured, the finished file renamed into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import h5py
+
+from ..errors import ArchiveError
+from ..provenance import provenance
+from ..results import Result
+from .atomic import Partial, reserve
+from .groups import Encoded, encode, write_group
+from .reader import open_archive
+from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, STATUSES, Subject, pack, unpack
+
+#: `<path>.partial` is rewritten as a whole after each result, but never takes more than 1/20 of the time:
+#: after a write of 0.1 s, results of the next 2 s wait for the one that follows. Chosen by us.
+FLUSH_SHARE = 20.0
+
+
+class ArchiveWriter:
+    """A context manager that gathers Results in `<path>.partial` and renames it to `path` at the end.
+
+    `run` are the settings of the run (loss, schedule, optimizer, batch_size, task, ...), `attributes` those of
+    the root; what `landscape.provenance.provenance()` gathers is added unless a "run_id" among them says that
+    it was. `mode="append"` adds to an archive that exists (and starts one where none does).
+
+    The path is checked here, before anything is measured. After each `add` the partial file is a whole archive
+    (status "running"), so that kill -9 at any moment leaves what was measured, and `path` as it was. When the
+    block ends, status is "complete"; after an exception "failed", after Ctrl-C or sys.exit "interrupted": the
+    archive is finished all the same if there is a result, and nothing is left behind if there is none.
+    Cost: each `add` writes all of this run's results again (appending: not the old file's).
+
+    ArchiveError: the file exists (`force` replaces it, at the end), is in use by another writer, cannot be
+    written, is no archive to append to; the disk is full (the results stay in memory, and the end of the block
+    tries again); the partial file of a killed run holds results (`force` drops it).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        run: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        mode: Literal["new", "append"] = "new",
+        force: bool = False,
+    ) -> None:
+        if mode not in ("new", "append"):
+            raise ArchiveError(f'mode is {mode!r}, expected "new" or "append"')
+        given = dict(attributes or {})
+        self.path = Path(os.path.realpath(path))
+        self._mode, self._force = mode, force
+        self._run = dict(run or {})
+        self._results: list[tuple[str, int, Encoded]] = []  # group, order, content
+        self._in_image = self._on_disk = 0
+        self._written_at, self._write_seconds = -float("inf"), 0.0
+        self._closed = False
+        self._check_target()
+        self._appending = mode == "append" and self.path.exists()
+        self._ids: Counter[str] = Counter()
+        self._order = 0
+        self._old: tuple[int, int, int] | None = None
+        if self._appending:
+            self._read_old()
+        try:
+            self._partial = Partial(self.path)
+        except OSError as error:
+            raise ArchiveError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        self._check_leftover()
+        self._attributes = given if "run_id" in given else {**provenance(), **given}
+        self._image = self._new_image("running")
+
+    @property
+    def results(self) -> int:
+        """Number of results added so far."""
+        return len(self._results)
+
+    def add(self, result: Result, *, subject: Subject | None = None) -> str:
+        """Store one Result and return its id: it lies at /results/<kind>/<id>.
+
+        TypeError for anything else; ArchiveError where a variable cannot be stored, or the disk is full.
+        """
+        if self._closed:
+            raise ArchiveError(f"{self.path} is finished; append to it with mode='append'")
+        if not isinstance(result, Result):
+            raise TypeError(f"expected a Result, got {type(result).__name__}")
+        if subject is not None and not isinstance(subject, Subject):
+            raise TypeError(f"expected a Subject, got {type(subject).__name__}")
+        encoded = encode(result, subject or Subject())
+        self._ids[encoded.kind] += 1
+        self._order += 1
+        name = f"{self._ids[encoded.kind]:04d}"
+        # One step, so that Ctrl-C finds the result either here, whole, or nowhere.
+        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", self._order, encoded))
+        self._fill_image()
+        if time.monotonic() - self._written_at >= FLUSH_SHARE * self._write_seconds:
+            try:
+                self._flush()
+            except OSError as error:
+                raise self._unwritten(error) from error
+        return name
+
+    def close(self, status: str = "complete") -> None:
+        """Finish the archive with this status and rename it into place; a second call does nothing.
+
+        Without a result, any status but "complete" leaves nothing behind. ArchiveError where it cannot be
+        written: it names the partial file that holds the results.
+        """
+        if status not in STATUSES:
+            raise ArchiveError(f"status is {status!r}, expected one of {', '.join(STATUSES)}")
+        if self._closed:
+            return
+        try:
+            if not self._results and (status != "complete" or self._appending):
+                self._partial.discard()
+            else:
+                self._finish(status)
+        except OSError as error:
+            self._closed = True
+            self._partial.release()
+            raise self._unwritten(error) from error
+        except KeyboardInterrupt:
+            raise  # not closed: `__exit__` tries once more
+        except BaseException:
+            self._closed = True
+            self._partial.release()
+            raise
+        self._closed = True
+        self._image.close()
+
+    def __enter__(self) -> ArchiveWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._leave(kind)
+        except KeyboardInterrupt:
+            self._leave(kind or KeyboardInterrupt)
+            raise
+
+    def _leave(self, kind: type[BaseException] | None) -> None:
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        try:
+            self.close("interrupted" if stopped else "failed" if kind is not None else "complete")
+        except ArchiveError as unwritten:
+            if not stopped:
+                raise
+            # Ctrl-C stays Ctrl-C (exit status 130); what could not be written is said beside it.
+            warnings.warn(str(unwritten), RuntimeWarning, stacklevel=3)
+
+    # ------------------------------------------------------------------------------------------ checks
+
+    def _check_target(self) -> None:
+        folder, path = self.path.parent, self.path
+        if not folder.is_dir():
+            raise ArchiveError(f"the folder {folder} does not exist; create it, or write somewhere else")
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ArchiveError(f"{path} cannot be written: {error.strerror}") from error
+        if stat.S_ISDIR(mode):
+            raise ArchiveError(f"{path} is a folder; name a file in it, such as {path / 'run.h5'}")
+        if not stat.S_ISREG(mode):
+            raise ArchiveError(f"{path} is no ordinary file; name another one")
+        if self._mode == "new" and not self._force:
+            raise ArchiveError(f"{path} exists; pass --append to add to it, --force to replace it")
+        if not os.access(path, os.W_OK):
+            raise ArchiveError(f"{path} is read-only; write to another file, or change its permissions")
+
+    def _check_leftover(self) -> None:
+        left = self._partial.path
+        held = 0
+        if left.stat().st_size and not self._force:
+            # A partial file that does not open holds nothing that anybody could read: it is overwritten.
+            with contextlib.suppress(ArchiveError):
+                held = len(open_archive(left).entries)
+        if held:
+            self._partial.release()
+            raise ArchiveError(
+                f"{left} holds {held} result{'s' * (held > 1)} of a run that was killed; rename it to keep them "
+                f"(landscape show reads it), or pass --force to drop them"
+            )
+
+    def _read_old(self) -> None:
+        old = open_archive(self.path)
+        for entry in old.entries:
+            number = int(entry.id) if entry.id.isdigit() else 0
+            self._ids[entry.kind] = max(self._ids[entry.kind], number)
+        self._order = old.last_order
+        self._old = _identity(self.path)
+
+    # ----------------------------------------------------------------------------------------- writing
+
+    def _new_image(self, status: str) -> h5py.File:
+        """Return an archive without results, in memory."""
+        # HDF5 tells files in memory apart by their names; this one is stored nowhere.
+        name = f"{self.path}.{uuid.uuid4().hex}"
+        image = h5py.File(name, "w", driver="core", backing_store=False, track_order=True, locking=False)
+        described = {"model_fingerprint": self._fingerprints(), **self._attributes}
+        root = {"format": FORMAT, "format_version": FORMAT_VERSION, **described, "status": status}
+        image.attrs.update(pack(root))
+        image.create_group(RUN, track_order=True).attrs.update(pack(self._run))
+        return image
+
+    def _fingerprints(self, before: str = "") -> str:
+        found = (str(e.attributes.get("checkpoint_fingerprint", "")) for _, _, e in self._results)
+        return " ".join(dict.fromkeys([*before.split(), *(f for f in found if f)]))
+
+    def _fill_image(self) -> None:
+        # The counter moves after the group is whole, so that a group cut by Ctrl-C is written again.
+        while self._in_image < len(self._results):
+            group, order, encoded = self._results[self._in_image]
+            write_group(self._image, group, encoded, {"order": order})
+            self._in_image += 1
+
+    def _flush(self) -> None:
+        self._fill_image()
+        self._image.flush()
+        started = time.monotonic()
+        self._partial.write(self._image.id.get_file_image())
+        self._on_disk = self._in_image
+        self._written_at = time.monotonic()
+        self._write_seconds = self._written_at - started
+
+    def _finish(self, status: str) -> None:
+        if not self._partial.published:  # it is, when Ctrl-C came between the renaming and here
+            self._publish(status)
+        if self._appending:
+            self._partial.discard()
+        else:
+            self._partial.release()  # its file is the archive now
+
+    def _publish(self, status: str) -> None:
+        # Made anew: the bytes then depend on what was measured, not on when it happened to be flushed.
+        self._image, self._in_image = self._new_image(status), 0
+        self._flush()
+        if not self._appending:
+            if self._mode == "new" and not self._force and self.path.exists():
+                raise ArchiveError(
+                    f"{self.path} was made by another program meanwhile; it is left as it is, and the results "
+                    f"are in {self._partial.path}: rename that"
+                )
+            self._partial.publish(self._partial.path)
+            return
+        if not self.path.exists() or _identity(self.path) != self._old:
+            raise ArchiveError(
+                f"{self.path} was changed by another program meanwhile; it is left as it is, and the new "
+                f"results are in {self._partial.path}"
+            )
+        merged = self._partial.aside
+        try:
+            self._merge(merged, status)
+            self._partial.publish(merged)
+        except RuntimeError as error:  # h5py's, where the HDF5 library has no errno to give
+            raise OSError(str(error)) from error
+        finally:
+            merged.unlink(missing_ok=True)
+
+    def _merge(self, merged: Path, status: str) -> None:
+        """Copy the old archive aside and add this run's results to the copy."""
+        shutil.copyfile(self.path, merged)
+        # What the image takes, twice, and a block for HDF5's own bookkeeping: then nothing can fail inside it.
+        reserve(merged, 2 * self._partial.path.stat().st_size + (1 << 20))
+        with h5py.File(merged, "r+", locking=False) as file:
+            root = unpack(file.attrs)
+            later = file.require_group(APPENDED)
+            number = f"{len(later) + 1:04d}"
+            described = {**self._attributes, "run": self._run, "status": status, "found": root.get("status")}
+            later.create_group(number, track_order=True).attrs.update(pack(described))
+            for group, order, encoded in self._results:
+                write_group(file, group, encoded, {"order": order, "appended": number})
+            root["model_fingerprint"] = self._fingerprints(str(root.get("model_fingerprint", "")))
+            root["modified"] = self._attributes.get("created") or datetime.now(UTC).isoformat(timespec="seconds")
+            root["status"] = status
+            file.attrs.update(pack(root))
+        with open(merged, "rb") as file:
+            os.fsync(file.fileno())
+
+    def _unwritten(self, error: OSError) -> ArchiveError:
+        """Return the error that says why, and where the results are."""
+        reason = error.strerror or str(error)
+        if not self._on_disk:
+            with contextlib.suppress(OSError):
+                self._partial.path.unlink(missing_ok=True)
+            kept = f"none of the {self.results} results measured is on disk"
+        elif self._on_disk == self.results:
+            kept = f"all {self.results} results measured are in {self._partial.path}: rename it to keep them"
+        else:
+            kept = f"{self._on_disk} of the {self.results} results measured are in {self._partial.path}"
+        return ArchiveError(f"{self.path} could not be written: {reason}; {kept}")
+
+
+def save_archive(
+    path: str | os.PathLike[str],
+    results: Result | Iterable[Result],
+    *,
+    subject: Subject | None = None,
+    run: Mapping[str, Any] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    force: bool = False,
+    append: bool = False,
+) -> Path:
+    """Write one Result or several into an archive at `path`, and return the path.
+
+    `subject` says what was measured, `run` the settings of the run; see `ArchiveWriter` for the rest. The file
+    appears whole or not at all. ArchiveError where it exists (`force` replaces it, `append` adds to it), cannot
+    be written, or there is no result.
+    """
+    several = [results] if isinstance(results, Result) else list(results)
+    if not several:
+        raise ArchiveError("no results to save; pass one Result or a list of them")
+    mode: Literal["new", "append"] = "append" if append else "new"
+    with ArchiveWriter(path, run=run, attributes=attributes, mode=mode, force=force) as writer:
+        for result in several:
+            writer.add(result, subject=subject)
+    return writer.path
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
