@@ -26,8 +26,8 @@ def _label_smoothing() -> nn.Module:
 
 
 #: This pair, because it pulls apart what people expect to go together. Smoothed labels hold the probabilities away
-#: from 1, where the softmax flattens out. So the same net ends about ten times sharper (largest eigenvalue), no less
-#: accurate, and far too unsure of itself: an expected calibration error near 0.13 instead of 0.01.
+#: from 1, where the softmax flattens out. So the same net ends seven to thirteen times sharper (largest eigenvalue),
+#: no less accurate, and far too unsure of itself: an expected calibration error of 0.12 instead of 0.01.
 LOSSES = {"cross_entropy": _cross_entropy, "label_smoothing": _label_smoothing}
 
 
