@@ -239,7 +239,7 @@ class Measurement:
     options: Mapping[str, Option]
     default: bool
     order: int
-    estimate: Callable[..., float | Cost] | None
+    estimate: Callable[..., float] | None
     needs: tuple[Need, ...] = ()
 
     def settings(self, preset: str = "standard", **given: Any) -> dict[str, Any]:
@@ -267,15 +267,15 @@ def measurement(
     options: Mapping[str, Option] | None = None,
     default: bool = True,
     order: int = 50,
-    estimate: Callable[..., float | Cost] | None = None,
+    estimate: Callable[..., float] | None = None,
     needs: Sequence[Need] = (),
 ) -> Callable[[F], F]:
     """Register a measurement, so that the command line, `list`, the archive and the report know it.
 
     The function is called as `run(task, *, seed, progress, **options)` and returns a Result. `preset` maps
     quick, standard and thorough to options; `default` says whether `landscape probe` runs it unasked; `order`
-    sorts the run. `estimate(**options)` predicts the cost for `--dry-run`: passes over the draw, or a Cost with
-    products and passes; it is also given `draw_samples` and `parameters`. `needs` lets `landscape check` say whether
+    sorts the run. `estimate(**options)` predicts the cost for `--dry-run` in forward passes over the draw (a Hessian
+    product counts 6); it is also given `draw_samples` and `parameters`. `needs` lets `landscape check` say whether
     it will work for a task.
     """
 
