@@ -1,0 +1,365 @@
+"""Weights out of every file that people have, safely; and checkpoints of our own that name their task."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .checkpoint_contents import Contents, NeedsPickle, take_apart, without_ema
+from .checkpoint_files import Found, read_file, unpickle_in_full
+from .checkpoint_fit import Fitted, fit, unwrap
+from .checkpoint_folders import read_folder, read_index, shard_of
+from .errors import CheckpointError, TaskError
+from .task_files import TaskReference, file_sha256, resolve_reference
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What one checkpoint holds, on the CPU and in the dtypes of the file.
+
+    Attributes:
+        path: as it was given.
+        weights: {name: tensor}; after `load_checkpoint` under the model's names.
+        optimizer: its state_dict ("state" and "param_groups", in the file's order), or None. Files of
+            `save_checkpoint` carry the parameters' names as "param_names" in each group.
+        step, epoch: whole numbers, or None where the file has none.
+        facts: the plain (JSON-able) values found beside the weights: loss, schedule, lr, hyper_parameters, ...
+        task: the task that the checkpoint names, or None.
+        notes: everything that a user should hear of: a prefix removed, averaged weights that are there too,
+            classes made inert, dtypes converted.
+    """
+
+    path: str
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] | None
+    step: int | None
+    epoch: int | None
+    facts: dict[str, Any]
+    task: TaskReference | None
+    notes: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the sorted names, shapes, dtypes and bytes of the weights, hexadecimal.
+
+        Computed when it is first asked for, because it costs about three times as much as reading the file.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            value = self.weights[name].detach().cpu().contiguous()
+            digest.update(f"{name}\0{tuple(value.shape)}\0{value.dtype}\0".encode())
+            if value.numel():
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        have = [f"{len(self.weights)} tensors", *(["optimizer"] if self.optimizer else [])]
+        have += [f"{n} {v}" for n, v in (("step", self.step), ("epoch", self.epoch)) if v is not None]
+        return f"Checkpoint({self.path!r}, {', '.join(have)})"
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, weights: str | None = None, trust_pickle: bool = False
+) -> Checkpoint:
+    """Return what a checkpoint holds, without a task or model.
+
+    Reads .pt, .pth, .ckpt and .bin files (a state_dict, or one under model, state_dict, model_state_dict, ema,
+    ...; Lightning checkpoints), .safetensors, folders of sharded files with their index, Transformers, Diffusers
+    and Accelerate folders, and torch.distributed.checkpoint folders.
+
+    Args:
+        path: a file or a folder.
+        weights: "ema" or "model" where both are there (default: model), else the name of an entry ("generator")
+            or a prefix of the names ("student.").
+        trust_pickle: run the code in the file where its weights cannot be had otherwise. Only for your own files.
+
+    Safety: weights load with `weights_only=True`; where unknown classes stand beside them, those become inert
+    objects that call nothing, and are named in the notes. Cost: one read of the file (two with strangers).
+
+    Raises CheckpointError for what is missing, damaged, no checkpoint, ambiguous, or would have to run code.
+    """
+    where = Path(path)
+    found = _find(where, trust_pickle)
+    try:
+        parts = take_apart(found.value, weights=weights)
+    except NeedsPickle as error:
+        if not trust_pickle or where.is_dir():
+            raise CheckpointError(f"{path} is refused: {error}") from None
+        found = unpickle_in_full(where)
+        parts = _apart(found, weights, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if (shards := shard_of(where)) is not None:
+        raise CheckpointError(f"{path} is one of {shards} shards; give its folder ({where.parent})")
+    return _checkpoint(str(path), found, parts)
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], task: Task | nn.Module, *, weights: str | None = None, trust_pickle: bool = False
+) -> Checkpoint:
+    """Read a checkpoint and load its weights, strictly, INTO `task.model`, which is changed in place.
+
+    The names are fitted first: one common prefix whose removal makes them equal (`module.`, `_orig_mod.`,
+    `model.`, ...) is removed, tied weights stored once are filled in, and both are said in the notes; see
+    `landscape.checkpoint_fit.fit`. A model inside DistributedDataParallel, DataParallel or torch.compile is
+    unwrapped. The weights are converted to the model's dtypes; those of the Checkpoint returned stay as in the
+    file. Nothing is changed when anything does not fit.
+
+    Args: `task` is a Task or a module; the others as in `read_checkpoint`.
+    Raises CheckpointError as `read_checkpoint`, and naming the missing, extra and misshapen keys.
+    """
+    model = unwrap(task if isinstance(task, nn.Module) else task.model)
+    checkpoint = read_checkpoint(path, weights=weights, trust_pickle=trust_pickle)
+    fitted, notes = _fitted(checkpoint, model)
+    with torch.no_grad():
+        model.load_state_dict(fitted.weights, strict=False)  # fit() made sure that only counters are absent
+    broken = [k for k, v in fitted.weights.items() if v.is_floating_point() and not _finite(v)]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        notes = (*notes, f"NaN or infinite values in {', '.join(broken[:3])}{more}")
+    return replace(checkpoint, weights=fitted.weights, notes=(*checkpoint.notes, *notes))
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: nn.Module | Mapping[str, torch.Tensor],
+    *,
+    task: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: int | None = None,
+    epoch: int | None = None,
+    **facts: Any,
+) -> None:
+    """Write a checkpoint that names its task, so that `landscape probe` needs nothing else.
+
+    The file appears whole or not at all: it is written beside the target, flushed to disk and renamed. Anybody
+    reads it with `torch.load(path, weights_only=True)`: keys "model", "optimizer", "step", "epoch" and
+    "landscape" (format, version, task, settings, task_sha256, parameter names of the optimizer, facts).
+
+    Args:
+        path: the file; its folder exists. A file that is there is replaced.
+        model: the network (unwrapped where it is compiled or data-parallel), or its state_dict.
+        task: "file.py:name", a function marked @task in a file below the current directory, or a task of
+            landscape itself ("landscape.probes.demo.digits:digits").
+        settings: plain values that the task was called with.
+        optimizer: its state is kept, with the names of its parameters.
+        facts: plain values (text, numbers, True, None, lists and dicts of these), such as loss="focal".
+
+    Raises CheckpointError for a task that a checkpoint may not name, sharded tensors, or a path that cannot be
+    written; TypeError for facts or settings that are not plain.
+    """
+    for label, number in (("step", step), ("epoch", epoch)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+            raise TypeError(f"{label} is a whole number or None, got {type(number).__name__}")
+    for label, values in (("settings", dict(settings or {})), ("facts", facts)):
+        for name, value in values.items():
+            _check_plain(value, f"{label} {name!r}")
+    if settings and task is None:
+        raise CheckpointError("settings belong to a task; give task='file.py:name' too")
+    own: dict[str, Any] = {"format": _FORMAT, "version": _version(), "task": None, "facts": _plain_copy(facts)}
+    if task is not None:
+        own |= _task_entry(task, settings or {})
+    module = unwrap(model) if isinstance(model, nn.Module) else None
+    content: dict[str, Any] = {
+        "model": _to_cpu(dict(model) if isinstance(model, Mapping) else unwrap(model).state_dict())
+    }
+    if optimizer is not None:
+        content["optimizer"] = _to_cpu(optimizer.state_dict())
+        own["optimizer_parameters"] = _parameter_names(optimizer, module)
+    content |= {"step": step, "epoch": epoch, "landscape": own}
+    _write_whole(Path(path), content)
+
+
+# Reading ------------------------------------------------------------------------------------------------------
+
+
+def _find(path: Path, trust: bool) -> Found:
+    if path.is_dir():
+        return read_folder(path, trust_pickle=trust)
+    if path.name.endswith(".index.json") and path.is_file():
+        return read_index(path, trust_pickle=trust)
+    return read_file(path, trust_pickle=trust)
+
+
+def _apart(found: Found, weights: str | None, path: Any) -> Contents:
+    try:
+        return take_apart(found.value, weights=weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _checkpoint(path: str, found: Found, parts: Contents) -> Checkpoint:
+    notes = [*found.notes, *parts.notes]
+    facts = {**found.facts, **parts.facts}
+    task = None
+    if parts.own is not None:
+        own_facts = parts.own.get("facts")
+        facts |= own_facts if isinstance(own_facts, dict) else {}
+        task = _reference(parts.own, notes)
+    step = parts.step if parts.step is not None else facts.pop("global_step", None)
+    epoch = parts.epoch
+    if epoch is None and isinstance(facts.get("epoch"), float) and facts["epoch"].is_integer():
+        epoch = int(facts.pop("epoch"))
+    optimizer = _with_names(parts.optimizer, parts.own)
+    return Checkpoint(path, parts.weights, optimizer, step, epoch, facts, task, tuple(notes))
+
+
+def _reference(own: Mapping[str, Any], notes: list[str]) -> TaskReference | None:
+    """Return the task that the file names; what is not text, or not plain, is somebody's trick or mistake."""
+    if isinstance(own.get("format"), int) and own["format"] > _FORMAT:
+        notes.append(f"written by a newer landscape ({own.get('version')}); what it added is not read")
+    reference, settings, sha256 = own.get("task"), own.get("settings"), own.get("task_sha256")
+    if reference is None:
+        return None
+    if not isinstance(reference, str) or not isinstance(settings, dict | None):
+        notes.append("the task that the file names is no text with settings: ignored")
+        return None
+    return TaskReference(reference, dict(settings or {}), sha256 if isinstance(sha256, str) else None)
+
+
+def _with_names(optimizer: dict[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    names = (own or {}).get("optimizer_parameters")
+    if optimizer is None or not isinstance(names, list) or len(names) != len(optimizer["param_groups"]):
+        return optimizer
+    groups = [
+        {**g, "param_names": list(n)} if len(n) == len(g.get("params", ())) else g
+        for g, n in zip(optimizer["param_groups"], names, strict=True)
+    ]
+    return {**optimizer, "param_groups": groups}
+
+
+def _fitted(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fitted, tuple[str, ...]]:
+    """Fit the weights; where averaged weights stand among them, and only without these, those are left out."""
+    try:
+        fitted = fit(checkpoint.weights, model)
+        return fitted, fitted.notes
+    except CheckpointError as error:
+        part = without_ema(checkpoint.weights)
+        if part is not None:
+            with contextlib.suppress(CheckpointError):
+                fitted = fit(part[1], model)
+                return fitted, (f"the averaged weights under {part[0]!r} are left out", *fitted.notes)
+        raise CheckpointError(f"{checkpoint.path} {error}") from None
+
+
+def _finite(value: torch.Tensor) -> bool:
+    # A sum is one cheap pass; where it overflows, the exact look decides.
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+# Writing ------------------------------------------------------------------------------------------------------
+
+
+def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(task, str):
+        raise TypeError(f"task is named as 'file.py:name', got {type(task).__name__}")
+    try:
+        file, _ = resolve_reference(task)
+    except TaskError as error:
+        said = str(error).replace("the checkpoint names", "task=", 1)
+        raise CheckpointError(f"a checkpoint cannot name this task: {said}") from error
+    return {"task": task, "settings": _plain_copy(settings), "task_sha256": file_sha256(file)}
+
+
+def _check_plain(value: Any, name: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{name} has the key {key!r}; a checkpoint keeps text keys only")
+            _check_plain(inner, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, name)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; a checkpoint keeps plain values only: use float(...), int(...) or "
+            "str(...)"
+        )
+
+
+def _plain_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain_copy(v) for k, v in value.items()}
+    return [_plain_copy(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _to_cpu(state: Any) -> Any:
+    """Return a state on the CPU, each tensor once (ties stay ties) and without the rest of a larger storage."""
+    seen: dict[Any, torch.Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if type(value) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+                raise CheckpointError(
+                    f"a {type(value).__name__} cannot be saved plainly; gather the whole state first "
+                    "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True)"
+                )
+            key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
+            if key not in seen or not value.numel():
+                plain = value.detach().cpu()
+                seen[key] = plain.clone() if plain.untyped_storage().nbytes() > plain.nbytes else plain
+            return seen[key]
+        if isinstance(value, Mapping):
+            return {k: copied(v) for k, v in value.items()}
+        return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+    return copied(state)
+
+
+def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module | None) -> list[list[str]] | None:
+    """Return the parameters' names in each group, in the optimizer's order; None where one has no name."""
+    names = {id(p): n for n, p in module.named_parameters()} if module is not None else {}
+    groups = [[names.get(id(p)) for p in g["params"]] for g in optimizer.param_groups]
+    return None if any(n is None for g in groups for n in g) else groups  # type: ignore[return-value]
+
+
+def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    target = Path(os.path.realpath(path))  # a link (last.pt) stays a link
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{path} cannot be written: the folder {target.parent} does not exist; make it first")
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(beside, "xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise CheckpointError(f"{path} cannot be written: {reason}; what was there before is untouched") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename durable, where the file system offers that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__

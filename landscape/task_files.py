@@ -1,0 +1,397 @@
+"""Find and call the function that returns a Task: named by the user, or, more narrowly, by a checkpoint."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import LandscapeError, TaskError
+
+if TYPE_CHECKING:
+    from .tasks import Task
+
+_MARK = "__landscape_task__"
+_OWN_MODULE = re.compile(r"landscape(\.[A-Za-z_]\w*)+")
+_TEMPLATE = "mark it: `from landscape import Task, task`, and @task above the function"
+
+
+@dataclass(frozen=True)
+class TaskReference:
+    """How a checkpoint names its task: "file.py:name" or "landscape.module:name", with the settings it was given.
+
+    `sha256` is of the file when the checkpoint was written; None if it was not kept.
+    """
+
+    reference: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task that a checkpoint named, and where it came from. `warnings` are for the user, one line each."""
+
+    task: Task
+    reference: str
+    path: Path
+    settings: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def load_task(spec: str, **settings: Any) -> Task:
+    """Return the Task of the function that the user names, called with the settings.
+
+    Args:
+        spec: "path/to/file.py:name", "package.module:name", or "path/to/file.py" when it has exactly one @task.
+            The file's folder (for modules: the current one) is on sys.path while it is imported and called.
+        settings: keyword arguments of the function.
+
+    Raises TaskError where there is no such function, it is not marked @task (a file is then not imported), it
+    does not take the settings, it fails (file, line and error are named), or returns no Task.
+    """
+    if not isinstance(spec, str):
+        raise TypeError(f"expected 'file.py:name', got {type(spec).__name__}")
+    where, name = _split(spec)
+    if where.endswith(".py"):
+        path = Path(where).expanduser()
+        source = _read(path)
+        marked, functions = _marked(source, path)
+        if name and name in functions and name not in marked:
+            raise TaskError(f"{name} in {where} is not marked @task; {_TEMPLATE}. Nothing was run")
+        if not name and not marked:
+            raise TaskError(f"{where} has no function marked @task; {_TEMPLATE}. Nothing was run")
+        with _importable(path.parent):
+            module = _import_file(path, source)
+            return _call(_function(module, name, where), settings, path)
+    if os.sep in where or Path(where).exists():
+        raise TaskError(f"{where} is no Python file; name a task as path/to/file.py:name or package.module:name")
+    with _importable(Path.cwd(), clear=False):
+        module = _import_module(where)
+        path = Path(module.__file__ or where)
+        return _call(_function(module, name, where), settings, path)
+
+
+def load_named_task(
+    reference: TaskReference, *, root: str | os.PathLike[str] = ".", settings: Mapping[str, Any] | None = None
+) -> LoadedTask:
+    """Return the Task that a checkpoint names, if it may be called.
+
+    A checkpoint is somebody else's file, so only a function marked @task is called, in a Python file under `root`
+    (no absolute path, no "..", symbolic links followed first) or in the installed `landscape` package. The file
+    is parsed first, and imported only when it has such a function. `settings` replace single settings of the
+    reference (`--set key=value`).
+
+    Returns the task with a warning when the file is not the one that the checkpoint was written with.
+    Raises TaskError where the reference is refused, and as `load_task`.
+    """
+    path, name = resolve_reference(reference.reference, root=root)
+    source = _read(path)
+    given = {**reference.settings, **(settings or {})}
+    where = reference.reference.rpartition(":")[0]
+    if where.endswith(".py"):
+        with _importable(path.parent):
+            task = _call(_function(_import_file(path, source), name, where), given, path)
+    else:
+        task = _call(_function(_import_module(where), name, where), given, path)
+    warnings = ()
+    if reference.sha256 and reference.sha256 != _sha256(source):
+        warnings = (f"{where} changed since the checkpoint was written; the model, loss or data may be others",)
+    return LoadedTask(task, reference.reference, path, given, warnings)
+
+
+def resolve_reference(reference: str, *, root: str | os.PathLike[str] = ".") -> tuple[Path, str]:
+    """Return the file and the function's name of a reference that a checkpoint may hold; imports nothing of it.
+
+    Raises TaskError where it is refused: see `load_named_task`.
+    """
+    where, name = _split(reference)
+    if not re.fullmatch(r"[A-Za-z_]\w*", name or ""):
+        raise TaskError(f"{reference!r} names no function; a checkpoint names its task as file.py:name")
+    if where.endswith(".py"):
+        path = _under(Path(root), where)
+    elif _OWN_MODULE.fullmatch(where):
+        path = _own_module(where)
+    else:
+        raise TaskError(
+            f"the checkpoint names {reference!r}, which is neither a .py file under the root nor a task of landscape: "
+            "refused. Name the task yourself with --task"
+        )
+    marked, functions = _marked(_read(path), path, own=not where.endswith(".py"))
+    if name not in marked:
+        there = "is not marked @task" if name in functions else "is not there"
+        have = f" (marked: {', '.join(marked)})" if marked else ""
+        raise TaskError(f"the checkpoint names {reference!r}, but {name} {there}{have}; it was not run. {_TEMPLATE}")
+    return path, name
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    return _sha256(Path(path).read_bytes())
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return the name and value of a "key=value" as typed: int, float, bool, None, JSON, else text.
+
+    Raises TaskError where there is no "=" or the key is no Python name.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key.isidentifier():
+        raise TaskError(f"{text!r} is no setting; type --set key=value")
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if value.lower() in words:
+        return key, words[value.lower()]
+    if re.fullmatch(r"[+-]?\d+", value):
+        return key, int(value)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", value):
+        return key, float(value)
+    if value[:1] in ("[", "{", '"'):
+        try:
+            return key, json.loads(value)
+        except ValueError as error:
+            raise TaskError(f"the value of {key!r} is no JSON ({error}); quote it for the shell") from None
+    return key, value
+
+
+def _split(spec: str) -> tuple[str, str]:
+    where, colon, name = spec.rpartition(":")
+    return (where, name) if colon else (spec, "")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# Where a checkpoint may point ---------------------------------------------------------------------------------
+
+
+def _under(root: Path, where: str) -> Path:
+    """Return the file, which lies under root even after its symbolic links are followed."""
+    parts = PurePosixPath(where.replace("\\", "/")).parts
+    if os.path.isabs(where) or where.startswith(("/", "\\", "~")) or ".." in parts or ":" in where or "\0" in where:
+        raise TaskError(
+            f"the checkpoint names the task file {where!r}; only a path below the root (no absolute path, no ..) is "
+            "followed: refused. Name the task yourself with --task"
+        )
+    root = root.resolve()
+    path = (root / where).resolve()
+    if not path.is_relative_to(root):
+        raise TaskError(f"the task file {where!r} leads out of {root} by a link: refused. Name it with --task")
+    if not path.is_file():
+        raise TaskError(
+            f"the checkpoint names {where!r}, which is not under {root}; change --root, or name it with --task"
+        )
+    return path
+
+
+def _own_module(where: str) -> Path:
+    """Return the file of a module of this package; only its parent packages are imported, which are ours."""
+    try:
+        spec = importlib.util.find_spec(where)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise TaskError(f"this version of landscape has no {where}; name the task with --task")
+    return Path(spec.origin)
+
+
+def _marked(source: bytes, path: Path, *, own: bool = False) -> tuple[list[str], set[str]]:
+    """Return the functions marked @task, in order, and the names of all functions at the top of a file.
+
+    The decorator counts only if the file imports it from landscape, under whatever name. `own`: a module of
+    this package, where it may be imported relatively.
+    """
+    try:
+        tree = ast.parse(source, filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise TaskError(f"{path}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
+    names: set[str] = set()
+    for node in _at_the_top(tree.body):
+        if isinstance(node, ast.Import):
+            for a in node.names:
+                if a.name in ("landscape", "landscape.tasks"):
+                    # `import landscape.tasks` binds landscape; with `as` it binds the submodule itself.
+                    bound = a.asname or "landscape"
+                    names.add(f"{bound}.task")
+                    if not a.asname:
+                        names.add("landscape.tasks.task")
+        elif isinstance(node, ast.ImportFrom):
+            at = node.module or ""
+            home = (node.level == 0 and at in ("landscape", "landscape.tasks")) or (
+                own and node.level > 0 and at in ("", "tasks")
+            )
+            for a in node.names if home else ():
+                if a.name in ("task", "*"):
+                    names.add(a.asname or "task")
+                elif a.name == "tasks":
+                    names.add(f"{a.asname or 'tasks'}.task")
+    marked: dict[str, bool] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            sync = isinstance(node, ast.FunctionDef)
+            marked[node.name] = sync and any(ast.unparse(d) in names for d in node.decorator_list)
+    return [n for n, is_marked in marked.items() if is_marked], set(marked)
+
+
+def _at_the_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Walk the statements of a file that run in its own namespace: also those under try, if and with."""
+    for node in body:
+        yield node
+        for inner in ("body", "orelse", "finalbody", "handlers"):
+            if isinstance(node, ast.Try | ast.If | ast.With | ast.ExceptHandler):
+                yield from _at_the_top(getattr(node, inner, []))
+
+
+# Import and call ----------------------------------------------------------------------------------------------
+
+_SIBLINGS: dict[str, Path] = {}  # modules that a task file imported from its own folder
+
+
+@contextlib.contextmanager
+def _importable(folder: Path, *, clear: bool = True) -> Iterator[None]:
+    """Put a folder first on sys.path, and keep apart the modules that two folders both call `model`."""
+    folder = folder.resolve()
+    if clear:
+        for name, home in list(_SIBLINGS.items()):
+            if home != folder:
+                sys.modules.pop(name, None)
+                del _SIBLINGS[name]
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the file may have changed sys.path itself
+            sys.path.remove(str(folder))
+        for name in set(sys.modules) - before if clear else ():
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).resolve().is_relative_to(folder) and "site-packages" not in file:
+                _SIBLINGS.setdefault(name, folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TaskError(f"no task file at {path}; `landscape init CKPT` writes one") from None
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read ({error.strerror}); give a Python file") from None
+
+
+def _import_file(path: Path, source: bytes) -> ModuleType:
+    """Import a file under a name of its own: exactly the bytes that were read and hashed, no cached bytecode."""
+    path = path.resolve()
+    name = f"landscape_task_{path.stem}_{_sha256(str(path).encode())[:8]}"
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__landscape_sha256__", None) == _sha256(source):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # for a .py file there always is one
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look the module up while it is imported
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+    except BaseException as error:
+        del sys.modules[name]
+        _reraise(error, path, "while it was imported")
+    vars(module)["__landscape_sha256__"] = _sha256(source)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise TaskError(f"no module {name}; name a task as path/to/file.py:name or package.module:name") from error
+        _reraise(error, Path(name), "while it was imported")
+    except BaseException as error:
+        _reraise(error, Path(name), "while it was imported")
+
+
+def _function(module: ModuleType, name: str, where: str) -> Callable[..., Any]:
+    tasks = {n: f for n, f in vars(module).items() if callable(f) and getattr(f, _MARK, False)}
+    if not name:
+        here = {n: f for n, f in tasks.items() if f.__module__ == module.__name__} or tasks
+        if len(here) == 1:
+            return next(iter(here.values()))
+        if not here:
+            raise TaskError(f"{where} has no function marked @task; {_TEMPLATE}")
+        raise TaskError(f"{where} has {len(here)} tasks ({', '.join(here)}); name one: {where}:{next(iter(here))}")
+    if name in tasks:
+        return tasks[name]
+    if hasattr(module, name):
+        raise TaskError(f"{name} in {where} is not marked @task; {_TEMPLATE}")
+    have = f"; its tasks are {', '.join(tasks)}" if tasks else f"; {_TEMPLATE}"
+    raise TaskError(f"{where} has no {name}{have}")
+
+
+def _call(function: Callable[..., Any], settings: Mapping[str, Any], path: Path) -> Task:
+    from .tasks import Task
+
+    _check_settings(function, settings)
+    try:
+        made = function(**settings)
+    except BaseException as error:
+        _reraise(error, path, f"in {function.__name__}()")
+    if not isinstance(made, Task):
+        raise TaskError(
+            f"{function.__name__}() in {path} returned a {type(made).__name__}, not a Task; return Task(model, ...)"
+        )
+    return made
+
+
+def _check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(function).parameters
+    takes = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    said = f"it takes {', '.join(takes)}" if takes else "it takes none"
+    for name in settings:
+        if name not in takes and not takes_any:
+            near = difflib.get_close_matches(name, takes, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise TaskError(f"{function.__name__}() has no setting {name!r}; {said}{meant}")
+    for name in takes:
+        if parameters[name].default is inspect.Parameter.empty and name not in settings:
+            raise TaskError(f"{function.__name__}() needs the setting {name!r}; type --set {name}=...")
+
+
+def _reraise(error: BaseException, path: Path, when: str) -> NoReturn:
+    """Raise a TaskError that names file, line and error of the user's code; the chain is kept for --debug."""
+    if not isinstance(error, Exception | SystemExit):
+        raise error  # Ctrl-C is not the task's failure
+    if isinstance(error, SyntaxError) and error.filename:
+        raise TaskError(f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg} ({when})") from error
+    frames = traceback.extract_tb(error.__traceback__)
+    folder = path.parent.resolve()
+    inside = [f for f in frames if _lies_in(f.filename, folder)]
+    at = f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else str(path)
+    lines = str(error).strip().splitlines() or [""]
+    kind = "" if isinstance(error, LandscapeError) else f"{type(error).__name__}: "
+    text = "it ended the program (sys.exit)" if isinstance(error, SystemExit) else f"{kind}{lines[0]}"
+    raise TaskError(f"{at}: {text.rstrip(': ')} ({when})") from error
+
+
+def _lies_in(filename: str, folder: Path) -> bool:
+    path = Path(filename)
+    own = Path(__file__).resolve().parent
+    if not path.is_absolute() or path.resolve() == Path(__file__).resolve() or "site-packages" in path.parts:
+        return False
+    resolved = path.resolve()
+    return resolved.is_relative_to(folder) and (not resolved.is_relative_to(own) or folder.is_relative_to(own))

@@ -1,0 +1,267 @@
+"""What save_checkpoint writes: whole or not at all, readable by everybody, and it names its task safely."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape import __version__
+from landscape.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from landscape.errors import CheckpointError
+from landscape.task_files import TaskReference, file_sha256, load_named_task
+
+TASK = """
+from landscape import Task, task
+import torch
+
+@task
+def tiny(width=4):
+    return Task(torch.nn.Linear(width, 2), torch.nn.CrossEntropyLoss())
+
+def unmarked():
+    pass
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "tiny.py").write_text(TASK)
+    return tmp_path
+
+
+def _trained():
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW([{"params": [model.bias]}, {"params": [model.weight], "lr": 0.5}])
+    model(torch.ones(3, 4)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_everybody_reads_it_and_it_comes_back(here):
+    model, optimizer = _trained()
+    facts = {"loss": "focal", "schedule": "cosine", "lr": 0.1, "extra": {"a": [1, None, True, 2.5]}}
+    save_checkpoint(
+        "x.pt", model, task="tasks/tiny.py:tiny", settings={"width": 4}, optimizer=optimizer, step=7, epoch=2, **facts
+    )
+    raw = torch.load("x.pt", weights_only=True)
+    assert set(raw) == {"model", "optimizer", "step", "epoch", "landscape"}
+    assert raw["landscape"] == {
+        "format": 1,
+        "version": __version__,
+        "task": "tasks/tiny.py:tiny",
+        "settings": {"width": 4},
+        "task_sha256": file_sha256("tasks/tiny.py"),
+        "facts": facts,
+        "optimizer_parameters": [["bias"], ["weight"]],
+    }
+    other = nn.Linear(4, 2)
+    other.load_state_dict(raw["model"])
+    torch.optim.AdamW([{"params": [other.bias]}, {"params": [other.weight]}]).load_state_dict(raw["optimizer"])
+    ck = read_checkpoint("x.pt")
+    assert torch.equal(ck.weights["weight"], model.weight.detach())
+    assert (ck.step, ck.epoch, ck.facts, ck.notes) == (7, 2, facts, ())
+    assert ck.task == TaskReference("tasks/tiny.py:tiny", {"width": 4}, file_sha256("tasks/tiny.py"))
+    assert ck.optimizer is not None
+    assert [g["param_names"] for g in ck.optimizer["param_groups"]] == [["bias"], ["weight"]]
+    first = ck.optimizer["param_groups"][0]["params"][0]
+    assert torch.equal(ck.optimizer["state"][first]["exp_avg"], optimizer.state[model.bias]["exp_avg"])
+    assert load_named_task(ck.task).task.model.in_features == 4
+
+
+def test_a_bare_model_is_enough(here):
+    save_checkpoint("x.pt", nn.Linear(4, 2))
+    ck = read_checkpoint("x.pt")
+    assert (ck.optimizer, ck.step, ck.epoch, ck.facts, ck.task) == (None, None, None, {}, None)
+    save_checkpoint("y.pt", nn.Linear(4, 2).state_dict())
+    assert set(read_checkpoint("y.pt").weights) == {"weight", "bias"}
+
+
+def test_wrapped_models_are_saved_under_their_own_names(here):
+    model = nn.Linear(4, 2)
+    save_checkpoint("x.pt", torch.compile(nn.DataParallel(model), backend="eager"))
+    assert set(torch.load("x.pt", weights_only=True)["model"]) == {"weight", "bias"}
+
+
+def test_ties_stay_ties_and_slices_do_not_drag_their_storage_along(here):
+    big = torch.randn(1000, 1000)
+    model = nn.Module()
+    model.a = nn.Parameter(big[:2])
+    model.b = model.a
+    save_checkpoint("x.pt", model)
+    assert Path("x.pt").stat().st_size < 50_000
+    weights = torch.load("x.pt", weights_only=True)["model"]
+    assert weights["a"].data_ptr() == weights["b"].data_ptr()
+    assert torch.equal(weights["a"], big[:2])
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("/etc/tasks.py:run", "no absolute path"),
+        ("../tasks/tiny.py:tiny", "no absolute path, no .."),
+        ("tasks/../../x.py:f", "no absolute path, no .."),
+        ("~/x.py:f", "no absolute path"),
+        ("os:system", "neither a .py file"),
+        ("tasks.tiny:tiny", "neither a .py file"),
+        ("landscape.nothing:f", "no landscape.nothing"),
+        ("tasks/none.py:f", "not under"),
+        ("tasks/tiny.py:unmarked", "not marked @task"),
+        ("tasks/tiny.py:other", "is not there"),
+        ("tasks/tiny.py", "names no function"),
+        ("tasks/tiny.py:a.b", "names no function"),
+    ],
+)
+def test_tasks_that_a_checkpoint_may_not_name(here, task, line):
+    with pytest.raises(CheckpointError, match=line) as error:
+        save_checkpoint("x.pt", nn.Linear(4, 2), task=task)
+    assert "\n" not in str(error.value)
+    assert os.listdir(here) == ["tasks"]
+
+
+def test_what_is_not_plain_is_refused_before_anything_is_written(here):
+    model = nn.Linear(4, 2)
+    for value in (np.float64(1), torch.tensor(1.0), {1: 2}, {"a": {2}}, object(), b"x", [Path()]):
+        with pytest.raises(TypeError, match=r"facts 'loss'.*plain values only|text keys only"):
+            save_checkpoint("x.pt", model, loss=value)
+        with pytest.raises(TypeError, match="settings 'loss'"):
+            save_checkpoint("x.pt", model, task="tasks/tiny.py:tiny", settings={"loss": value})
+    for wrong in (1.5, True, "3", torch.tensor(3)):
+        with pytest.raises(TypeError, match="step is a whole number"):
+            save_checkpoint("x.pt", model, step=wrong)
+    with pytest.raises(CheckpointError, match="settings belong to a task"):
+        save_checkpoint("x.pt", model, settings={"a": 1})
+    assert os.listdir(here) == ["tasks"]
+
+
+def test_sharded_tensors_are_refused(here):
+    class Sharded(torch.Tensor):
+        pass
+
+    with pytest.raises(CheckpointError, match="a Sharded cannot be saved plainly; gather"):
+        save_checkpoint("x.pt", {"w": torch.ones(2).as_subclass(Sharded)})
+
+
+# Whole or not at all ------------------------------------------------------------------------------------------
+
+
+def test_a_failing_write_leaves_what_was_there(here, monkeypatch):
+    save_checkpoint("x.pt", nn.Linear(4, 2), step=1)
+    before = Path("x.pt").read_bytes()
+
+    def fails(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(CheckpointError, match="No space left on device; what was there before is untouched"):
+        save_checkpoint("x.pt", nn.Linear(4, 2), step=2)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint("x.pt", nn.Linear(4, 2), step=2)
+    assert Path("x.pt").read_bytes() == before
+    assert sorted(os.listdir(here)) == ["tasks", "x.pt"]
+
+
+def test_a_full_disk_in_the_middle_of_torch_save(here):
+    """The real thing: a limit on file sizes that the second write runs into."""
+    script = textwrap.dedent(
+        """
+        import resource, signal, sys, torch
+        from landscape.checkpoint import save_checkpoint
+        from landscape.errors import CheckpointError
+        save_checkpoint("x.pt", torch.nn.Linear(2, 2), step=1)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try:
+            save_checkpoint("x.pt", torch.nn.Linear(1000, 1000), step=2)
+        except CheckpointError as error:
+            print(error)
+        """
+    )
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", script], cwd=here, env=env, capture_output=True, text=True)
+    assert "x.pt cannot be written" in run.stdout, run.stderr
+    assert run.stdout.count("\n") == 1
+    assert read_checkpoint("x.pt").step == 1
+    assert sorted(os.listdir(here)) == ["tasks", "x.pt"]
+
+
+def test_killed_at_any_moment_the_file_is_whole(here):
+    script = textwrap.dedent(
+        """
+        import torch
+        from landscape.checkpoint import save_checkpoint
+        model = torch.nn.Linear(500, 500)
+        for step in range(10_000):
+            save_checkpoint("x.pt", model, step=step)
+            print(step, flush=True)
+        """
+    )
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=here, env=env, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        for _ in range(20):
+            last = int(run.stdout.readline())
+        run.kill()
+    step = read_checkpoint("x.pt").step
+    assert step is not None
+    assert step >= last
+
+
+def test_folders_links_and_permissions(here):
+    model = nn.Linear(4, 2)
+    with pytest.raises(CheckpointError, match="does not exist; make it first"):
+        save_checkpoint("none/x.pt", model)
+    Path("folder").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_checkpoint("folder", model)
+    save_checkpoint("step-1.pt", model)
+    os.symlink("step-1.pt", "last.pt")
+    save_checkpoint("last.pt", model, step=9)
+    assert Path("last.pt").is_symlink()
+    assert read_checkpoint("step-1.pt").step == 9
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(Path("step-1.pt").stat().st_mode) == 0o666 & ~mask
+    assert sorted(os.listdir(here)) == ["folder", "last.pt", "step-1.pt", "tasks"]
+
+
+# Reading what somebody else wrote in our place ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "own", [{"task": 7}, {"task": "os:system", "settings": [1]}, {"task": ["a"]}, {"facts": 3}, {}, {"task": None}]
+)
+def test_a_forged_entry_is_no_failure(here, own):
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "landscape": own}, "x.pt")
+    ck = read_checkpoint("x.pt")
+    assert ck.task is None
+    assert ck.facts == {}
+    assert any("ignored" in n for n in ck.notes) == (own.get("task") is not None)
+
+
+def test_a_newer_format_is_said(here):
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "landscape": {"format": 99, "version": "9.0"}}, "x.pt")
+    assert any("newer landscape (9.0)" in n for n in read_checkpoint("x.pt").notes)
+
+
+def test_facts_of_json_stay_json(here):
+    save_checkpoint("x.pt", nn.Linear(2, 2), text="x" * 20_000, pair=(1, 2))
+    ck = read_checkpoint("x.pt")
+    assert ck.facts == {"text": "x" * 20_000, "pair": [1, 2]}
+    json.dumps(ck.facts)
+    assert load_checkpoint("x.pt", nn.Linear(2, 2)).facts == ck.facts
