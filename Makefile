@@ -47,13 +47,16 @@ wheel: $(VENV)/.installed-test
 	$(BIN)/python -m build --no-isolation --outdir dist
 
 # The newest versions that fit pyproject.toml, from an environment of their own; run the tests before committing.
+# torch moves only when asked (make constraints TORCH=2.14.0), and what a CUDA build of it pins itself stays out.
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet -e '.[test]'
+	build/constraints/bin/python -m pip install --quiet torch==$(TORCH) -e '.[test]'
 	sed -n '/^#/p' constraints.txt > build/constraints/pins
 	build/constraints/bin/python -m pip freeze --all --exclude-editable --exclude pip --exclude wheel \
-		| sed -e '/ @ /d' -e 's/+[a-z0-9.]*$$//' >> build/constraints/pins
+		| sed -e '/ @ /d' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' -e 's/+[a-z0-9.]*$$//' \
+		>> build/constraints/pins
 	mv build/constraints/pins constraints.txt
 	rm -rf build/constraints
 
