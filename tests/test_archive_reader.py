@@ -100,6 +100,15 @@ def test_selecting(tmp_path):
     assert "3 results (estimate)" in repr(archive)
 
 
+def test_subjects_are_told_apart_by_their_facts_in_any_order_nan_included(tmp_path):
+    facts = [{"seed": 0, "val": np.nan}, {"val": np.nan, "seed": 0}, {"val": np.nan, "seed": 1}]
+    for one in facts:
+        save_archive(tmp_path / "run.h5", estimate(), subject=Subject("a.pt", facts=one), append=True)
+    archive = open_archive(tmp_path / "run.h5")
+    assert [s.facts["seed"] for s in archive.subjects] == [0, 1]
+    assert [e.id for e in archive.select(subject=Subject("a.pt", facts=facts[1]))] == ["0001", "0002"]
+
+
 # ------------------------------------------------------------------------------------ parts missing
 
 

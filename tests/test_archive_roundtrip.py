@@ -177,7 +177,7 @@ def test_the_subject_comes_back_equal(tmp_path):
         step=7,
         epoch=None,
         name="sharp",
-        facts={"device": "cpu", "seeds": (1, 2), "lr": np.float64(0.1), "samples": np.int64(3), "nan": math.inf},
+        facts={"device": "cpu", "seeds": (1, 2), "lr": np.float64(0.1), "samples": np.int64(3), "": math.inf},
     )
     result = SHIPPED["line"]
     path = save_archive(tmp_path / "run.h5", random_result(result, np.random.default_rng(0)), subject=subject)
@@ -220,6 +220,18 @@ def test_every_setting_comes_back_as_it_was(value, tmp_path):
     archive = open_archive(path)
     assert archive.run == {"key": value, "other": 1}
     assert archive.attributes["mine"] == value
+
+
+def test_names_of_settings_that_hdf5_would_refuse_do_no_harm(tmp_path):
+    names = ["", "json_attributes", "a/b", "nul\0", "\udcff", ".", "attributes", "x" * 70_000]
+    odd_names = {name: [1] for name in names}
+    result = random_result(SHIPPED["line"], np.random.default_rng(0))
+    subject = Subject(facts=odd_names)
+    archive = open_archive(save_archive(tmp_path / "run.h5", result, run=odd_names, subject=subject))
+    assert len(archive.run) == len(names)
+    assert archive.run["a/b"] == [1]
+    assert archive.subjects == (subject,)
+    assert_same(result, archive.entries[0].result)
 
 
 def test_json_is_strict_and_keeps_what_is_not_finite():

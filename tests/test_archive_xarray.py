@@ -158,6 +158,7 @@ def test_types_and_names_that_xarray_would_stumble_over(tmp_path):
     )
     data = load(save_archive(tmp_path / "run.h5", result), "results/awkward_xarray/0001")
     assert data.seconds.dtype == float
+    assert data.seconds.attrs["units"] == "s"  # xarray before 2026 made timedeltas of "seconds"
     assert data["rank"].item() == 2.0
     assert data["values"].dims == ("rank_dim",)
     assert data.confusion.dims == ("label", "label__2")

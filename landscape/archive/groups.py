@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ArchiveError
 from ..results import Result, StoredResult, Variable, kind_of
-from .schema import Subject, dump_json, load_json, native, plain, storable, unpack
+from .schema import Subject, attribute_name, dump_json, load_json, native, plain, storable, unpack
 
 #: The netCDF-4 library's own wording for a dimension that has no values.
 PLAIN_DIMENSION = "This is a netCDF dimension but not a netCDF variable."
@@ -138,7 +138,7 @@ def _attributes(result: Result, subject: Subject) -> dict[str, Any]:
         **{f"cost_{k}": v for k, v in own.get("cost", {}).items()},
         **own,
     }
-    natives = {storable(k): native(v) for k, v in simple.items()}
+    natives = {attribute_name(k): native(v) for k, v in simple.items() if v != ""}
     return {
         **{k: v for k, v in natives.items() if v is not None},
         "kind": kind_of(result),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,9 @@ class Archive:
         self.entries: tuple[Entry, ...] = tuple(
             entry for _, entry in sorted(found, key=lambda item: (item[0], item[1].group))
         )
+        self._by_subject: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            self._by_subject.setdefault(entry.subject.key, []).append(entry)
 
     @property
     def status(self) -> str:
@@ -111,21 +114,16 @@ class Archive:
     @property
     def subjects(self) -> tuple[Subject, ...]:
         """Return what was measured, each once, in the order of the entries."""
-        seen: list[Subject] = []
-        for entry in self.entries:
-            if entry.subject not in seen:
-                seen.append(entry.subject)
-        return tuple(seen)
+        return tuple(entries[0].subject for entries in self._by_subject.values())
 
     def select(self, kind: str | None = None, subject: Subject | str | None = None) -> list[Entry]:
         """Return the entries of a kind and of a subject, given as such or by its label, path or fingerprint."""
-
-        def fits(entry: Entry) -> bool:
-            about = entry.subject
-            wanted = (about, about.label, about.checkpoint, about.fingerprint)
-            return kind in (None, entry.kind) and (subject is None or subject in wanted)
-
-        return [entry for entry in self.entries if fits(entry)]
+        entries: Iterable[Entry] = self.entries
+        if isinstance(subject, Subject):
+            entries = self._by_subject.get(subject.key, [])
+        elif subject is not None:
+            entries = [e for e in entries if subject in (e.subject.label, e.subject.checkpoint, e.subject.fingerprint)]
+        return [entry for entry in entries if kind in (None, entry.kind)]
 
     def close(self) -> None:
         """Refuse to read from the file from now on; results read before stay."""

@@ -55,6 +55,11 @@ class Subject:
         """Return a short name to show: the given one, else the checkpoint's file name, else the fingerprint."""
         return self.name or os.path.basename(self.checkpoint.rstrip("/\\")) or self.fingerprint[:12] or "unnamed"
 
+    @property
+    def key(self) -> str:
+        """Return a text that two subjects share if they are the same, NaN among the facts included."""
+        return json.dumps(_marked(self.to_dict()), sort_keys=True)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the subject as plain data."""
         return asdict(self)
@@ -112,6 +117,12 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
+def attribute_name(key: Any) -> str:
+    """Return a name that HDF5 takes and that is not ours; settings come from strangers' checkpoints too."""
+    name = storable(str(key))[:1000]
+    return f"{name}_" if name in ("", JSON_NAMES) else name
+
+
 def native(value: Any) -> Any:
     """Return `value` as one HDF5 attribute that other programs read, or None where it needs JSON."""
     if isinstance(value, str):
@@ -135,7 +146,7 @@ def pack(mapping: Mapping[str, Any]) -> dict[str, Any]:
     packed: dict[str, Any] = {}
     as_json = []
     for key, value in mapping.items():
-        key, value = storable(str(key)), plain(value)
+        key, value = attribute_name(key), plain(value)
         simple = None if isinstance(value, bool | list) else native(value)
         if simple is None or (isinstance(value, str) and simple != value):
             as_json.append(key)
