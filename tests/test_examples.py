@@ -54,7 +54,7 @@ def test_the_command_line_probes_the_example(file, trained, tmp_path):
     function, checkpoint, least = TASKS[file]
     landscape = str(Path(sys.executable).with_name("landscape"))
     command = [landscape, "probe", str(trained / checkpoint), "--task", f"{EXAMPLES / file}:{function}"]
-    options = ["--only", "curvature,calibration", "--preset", "quick", "-o", "run.h5", "--json"]
+    options = ["--only", "performance,curvature,calibration", "--preset", "quick", "-o", "run.h5", "--json"]
     (result,) = json.loads(run([*command, *options], tmp_path).stdout)["results"]
     assert result["accuracy"]["test"] > least
     assert result["curvature"]["eigenvalues"][0] > 0
