@@ -22,8 +22,9 @@ help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "also: test-slow lint format wheel constraints clean distclean"
 
+# --force: a second `make demo` replaces what the first one wrote.
 demo: $(VENV)/.installed
-	$(BIN)/landscape demo $(ARGS)
+	$(BIN)/landscape demo --force $(ARGS)
 
 # A file's tests stay in one process, so that what they share is made once.
 test: $(VENV)/.installed-test
@@ -61,7 +62,7 @@ constraints:
 	rm -rf build/constraints
 
 clean:
-	rm -rf build dist demo .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist landscape-demo .pytest_cache .ruff_cache *.egg-info
 	find landscape probes cli tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
