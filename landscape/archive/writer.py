@@ -69,17 +69,25 @@ class ArchiveWriter:
         self._written_at, self._write_seconds = -float("inf"), 0.0
         self._closed = False
         self._check_target()
-        self._appending = mode == "append" and self.path.exists()
         self._ids: Counter[str] = Counter()
         self._order = 0
         self._old: tuple[int, int, int] | None = None
-        if self._appending:
-            self._read_old()
         try:
             self._partial = Partial(self.path)
         except OSError as error:
             raise ArchiveError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        self._check_leftover()
+        # From here on we are the only writer, so that the old file is read as it will be at the end.
+        self._appending = mode == "append" and self.path.exists()
+        try:
+            self._check_leftover()
+            if self._appending:
+                self._read_old()
+        except ArchiveError:
+            if self._partial.path.stat().st_size:
+                self._partial.release()
+            else:
+                self._partial.discard()
+            raise
         self._attributes = given if "run_id" in given else {**provenance(), **given}
         self._image = self._new_image("running")
 
@@ -192,7 +200,6 @@ class ArchiveWriter:
             with contextlib.suppress(ArchiveError):
                 held = len(open_archive(left).entries)
         if held:
-            self._partial.release()
             raise ArchiveError(
                 f"{left} holds {held} result{'s' * (held > 1)} of a run that was killed; rename it to keep them "
                 f"(landscape show reads it), or pass --force to drop them"
