@@ -5,7 +5,6 @@ import torch
 from digits_task import digits, train
 
 import landscape as ls
-from landscape.archive.schema import Subject
 
 model = train()
 task = digits().replace(model=model)
@@ -25,5 +24,5 @@ with torch.no_grad():
 print("calibration error", calibration.ece, "in", calibration.ece_interval)
 
 results = [pairs, surface, calibration]
-ls.save_archive("probe.h5", results, subject=Subject(name="32 hidden units"), run={"loss": "cross_entropy"}, force=True)
+ls.save_archive("probe.h5", results, subject=ls.Subject(name="32 hidden units"), run={"loss": "cross_entropy"}, force=True)
 ls.write_report(["probe.h5"], "probe.html")

@@ -42,6 +42,7 @@ _NAMES = {
     "Calibration": "landscape.calibration.table",
     "calibration_error": "landscape.calibration.scores",
     "fit_temperature": "landscape.calibration.recalibration",
+    "Subject": "landscape.archive.schema",
     "Archive": "landscape.archive.reader",
     "open_archive": "landscape.archive.reader",
     "save_archive": "landscape.archive.writer",
@@ -55,6 +56,7 @@ __all__ = sorted([*_NAMES, "__version__"])
 
 if TYPE_CHECKING:
     from .archive.reader import Archive, open_archive
+    from .archive.schema import Subject
     from .archive.writer import save_archive
     from .calibration.recalibration import fit_temperature
     from .calibration.scores import calibration_error
