@@ -1,0 +1,198 @@
+"""What the page's script draws: data columns once, and for each view the traces that point at them.
+
+A `Chart` holds its numbers as `Series` of named columns. Traces and layouts are Plotly's, except for three
+things that the script fills in: `ref(...)` (a column, perhaps on another scale), `css(...)` (a color that
+follows light and dark) and `rows(...)` (the row of a run in a dot plot). So every number is in the page once, bit
+for bit, each view is a few hundred bytes, and the same columns are the figure's CSV.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .scales import Scale
+
+
+@dataclass(frozen=True)
+class Series:
+    """Columns with the same dimensions: one coordinate column for each of `dims`, the others over all of them.
+
+    `csv=False` keeps what only helps drawing (ends of error bars) out of the CSV.
+    """
+
+    columns: Mapping[str, Any]
+    dims: tuple[str, ...]
+    name: str = ""
+    run: int | None = None
+    csv: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a chart: of one run, or of all of them; `views` maps a view's key to its traces.
+
+    `label` is read out in place of the picture, `lines` stand under its title, and `layout` is what it doesn't
+    share with the other panels.
+    """
+
+    title: str
+    label: str
+    views: Mapping[str, Sequence[Mapping[str, Any]]]
+    run: int | None = None
+    lines: tuple[str, ...] = ()
+    layout: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """A choice above a chart; the chosen values, joined by dots, are the key of the view."""
+
+    name: str
+    label: str
+    options: tuple[tuple[str, str], ...]
+    value: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of the page. `layouts` maps each view's key to the layout that all its panels share.
+
+    `height` is in pixels; None: a row for each run shown. `legend` shows the runs' names and markers;
+    `colors` maps a view to the Scale of its color bar; `turns` marks the views that a person can turn.
+    """
+
+    id: str
+    title: str
+    caption: str
+    series: Sequence[Series]
+    panels: Sequence[Panel]
+    layouts: Mapping[str, Mapping[str, Any]]
+    controls: tuple[Control, ...] = ()
+    height: int | None = 320
+    legend: bool = True
+    wide: bool = False
+    colors: Mapping[str, Scale] = field(default_factory=dict)
+    color_label: str = ""
+    notes: tuple[str, ...] = ()
+    kind: str = "chart"
+
+    @property
+    def view(self) -> str:
+        """The key of the view shown first."""
+        return ".".join(c.value for c in self.controls) or "all"
+
+    def color_bars(self) -> dict[str, dict[str, Any]]:
+        """Return, for each view with colors, the ticks of its color bar as (percent, text)."""
+        bars = {}
+        for view, scale in self.colors.items():
+            low, high = scale.range
+            positions, texts = scale.ticks()
+            bars[view] = {
+                "scale": scale.words,
+                "ticks": [(100 * (p - low) / (high - low), t) for p, t in zip(positions, texts, strict=True)],
+            }
+        return bars
+
+    def json(self) -> str:
+        """Return the chart's data as JSON that is safe inside a script element."""
+        return script_json(
+            {
+                "id": self.id,
+                "series": [
+                    {
+                        "name": s.name,
+                        "run": s.run,
+                        "dims": list(s.dims),
+                        "csv": s.csv,
+                        "columns": {k: encode(v) for k, v in s.columns.items()},
+                    }
+                    for s in self.series
+                ],
+                "panels": [{"run": p.run, "views": p.views, "layout": p.layout} for p in self.panels],
+                "layouts": self.layouts,
+                "height": self.height,
+            }
+        )
+
+
+def ref(series: int, column: str, scale: Scale | None = None, *, transpose: bool = False, text: bool = False) -> dict:
+    """Point at a column of a series: as it is, on a scale, transposed (Plotly wants [y, x]), or as text."""
+    found: dict[str, Any] = {"ref": [series, column]}
+    if scale is not None and scale.kind != "linear":
+        found["scale"] = [scale.kind, scale.width]
+    if transpose:
+        found["transpose"] = True
+    if text:
+        found["text"] = True
+    return found
+
+
+def css(name: str, alpha: float | None = None) -> dict:
+    """Name a color of the style sheet (its custom property, without the dashes)."""
+    return {"css": name} if alpha is None else {"css": name, "alpha": alpha}
+
+
+def run_css(run: int, alpha: float | None = None) -> dict:
+    """Name the color of a run."""
+    from .palette import RUN_COLORS
+
+    return css(f"run-{run % len(RUN_COLORS)}", alpha)
+
+
+def rows(run: int, times: int = 1) -> dict:
+    """Stand for the row of a run among the runs shown, this many times."""
+    return {"row": run, "times": times}
+
+
+def scaled_axis(title: str, scale: Scale, pad: float = 0.03) -> dict:
+    """Return an axis over the scale's range that is labelled with true values."""
+    low, high = scale.range
+    margin = pad * (high - low)
+    positions, texts = scale.ticks()
+    return {
+        "title": {"text": title},
+        "range": [low - margin, high + margin],
+        "tickmode": "array",
+        "tickvals": positions,
+        "ticktext": texts,
+        "zeroline": False,
+    }
+
+
+def plotly_text(text: str) -> str:
+    """Return text that Plotly shows as it is (it reads a few HTML tags and entities in labels)."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def encode(column: Any) -> Any:
+    """Return a column for the page: text as a list, numbers as base64 of their own bytes, little-endian.
+
+    So every number arrives bit for bit, NaN and infinities included, which JSON cannot write.
+    """
+    array = np.asarray(column)
+    if array.dtype.kind in "USO":
+        return [str(v) for v in array.ravel()]
+    if array.dtype.kind == "b":
+        array = array.astype("u1")
+    elif array.dtype.kind in "iu":
+        fits = array.size == 0 or (abs(int(array.max())) < 2**31 and abs(int(array.min())) < 2**31)
+        array = array.astype("<i4" if fits else "<f8")
+    elif array.dtype != np.float32:
+        array = array.astype("<f8")
+    code = {"f": "f", "i": "i", "u": "u"}[array.dtype.kind] + str(array.dtype.itemsize)
+    data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+    return {"dtype": code, "shape": list(array.shape), "base64": base64.b64encode(data).decode("ascii")}
+
+
+def script_json(value: Any) -> str:
+    """Return JSON without a character that could end a script element or open a comment in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

@@ -1,0 +1,108 @@
+"""A slice of the loss along one direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ...errors import MeasurementError
+from ...surface.slices import Line
+from ..chart import Chart, Control, Panel, Series, ref, run_css, scaled_axis
+from ..numbers import count
+from ..palette import INK, PLOTLY_DASHES, RUN_COLORS
+from ..runs import Run
+from ..scales import finite, scales
+from .registry import figure, new_axes, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@figure("line")
+def draw_line(
+    result: Line,
+    *,
+    ax: Axes | None = None,
+    scale: Literal["auto", "linear", "log"] = "auto",
+    quantity: Literal["loss", "accuracy"] = "loss",
+    color: str = RUN_COLORS[0],
+    label: str | None = None,
+) -> Axes:
+    """Draw a Line: the loss (or accuracy) against the step, with the checkpoint marked; gaps where not finite.
+
+    Draw several into one `ax` to compare them, each with its `color` and `label`. Raises MeasurementError where the
+    line has no such quantity.
+    """
+    values = result.loss if quantity == "loss" else result.accuracy
+    if values is None:
+        raise MeasurementError(f"this line has no {quantity}; it was measured without labels")
+    values = np.asarray(values, dtype=float)
+    ax = ax or new_axes((5.0, 3.4))
+    choices, default = scales(finite([values]), finite([np.array([result.center_loss])]))
+    chosen = choices.get(default if scale == "auto" else scale, choices["linear"])
+    ax.plot(result.alpha, np.where(np.isfinite(values), values, np.nan), color=color, linewidth=1.6, label=label)
+    if quantity == "loss" and np.isfinite(result.center_loss):
+        ax.plot(0, result.center_loss, "o", color=color, markeredgecolor=INK, markersize=5, label="_checkpoint")
+    if chosen.kind == "asinh":
+        ax.set_yscale("asinh", linear_width=chosen.width)
+    elif chosen.kind == "log":
+        ax.set_yscale("log")
+    ax.set_xlabel("α (step along d)")
+    ax.set_ylabel("loss" if quantity == "loss" else "accuracy (share of right labels)")
+    tidy(ax)
+    return ax
+
+
+def lines(runs: Sequence[Run]) -> Chart | None:
+    """Return the lines of these runs over one axis."""
+    found: list[tuple[Run, Any]] = [(r, x) for r in runs if (x := r.get("line")) is not None]
+    if not found:
+        return None
+    centers = finite([np.array([x.center_loss]) for _, x in found])
+    choices, default = scales(finite([x.loss for _, x in found] + [centers]), centers)
+    series = [Series({"alpha": x.alpha, "loss": x.loss}, ("alpha",), run.name, run.index) for run, x in found]
+    views: dict[str, list[dict]] = {}
+    layouts = {}
+    for name, scale in choices.items():
+        views[name] = [_trace(i, run, scale) for i, (run, _) in enumerate(found)]
+        layouts[name] = {
+            "xaxis": {"title": {"text": "α (step along d)"}},
+            "yaxis": scaled_axis("loss", scale),
+            "hovermode": "x unified" if len(found) <= 6 else "closest",
+        }
+    options = tuple((k, "Linear" if k == "linear" else "Log") for k in choices)
+    holes = sum(int((~np.isfinite(np.asarray(x.loss, dtype=float))).sum()) for _, x in found)
+    return Chart(
+        id="lines",
+        title="Loss along one direction",
+        caption="The loss at θ + α d; the checkpoint lies at α = 0. Each run has its own direction, drawn in the "
+        "same way and scaled to its own weights.",
+        series=series,
+        panels=(Panel("", f"Loss along one direction for {len(found)} runs.", views),),
+        layouts=layouts,
+        controls=(Control("scale", "Height", options, default),),
+        height=380,
+        wide=True,
+        notes=(f"{count(holes)} points are not finite (gaps).",) if holes else (),
+    )
+
+
+def _trace(i: int, run: Run, scale: Any) -> dict:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "run": run.index,
+        "x": ref(i, "alpha"),
+        "y": ref(i, "loss", scale),
+        "text": ref(i, "loss", text=True),
+        "hovertemplate": "%{text}",
+        "named": run.index,
+        "connectgaps": False,
+        "line": {
+            "color": run_css(run.index),
+            "width": 2,
+            "dash": PLOTLY_DASHES[run.index // len(RUN_COLORS) % len(PLOTLY_DASHES)],
+        },
+    }

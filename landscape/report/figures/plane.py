@@ -1,0 +1,327 @@
+"""A slice of the loss along two directions: contour lines, or a surface that one can turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ...errors import MeasurementError
+from ...surface.slices import Plane
+from ..chart import Chart, Control, Panel, Series, css, ref, scaled_axis
+from ..measures import measured
+from ..numbers import count, number
+from ..palette import HOLE, INK, SURFACE_MAP
+from ..runs import Run
+from ..scales import Scale, finite, scales
+from .registry import figure, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Contour levels between the lowest and the highest loss (chosen by us: enough to see the basin's shape).
+LEVELS = 16
+
+
+@figure("plane")
+def draw_plane(
+    result: Plane,
+    *,
+    ax: Axes | None = None,
+    scale: Literal["auto", "linear", "log"] = "auto",
+    projection: Literal["contour", "3d"] = "contour",
+    quantity: Literal["loss", "accuracy"] = "loss",
+    zlim: tuple[float, float] | None = None,
+    view: tuple[float, float] = (32.0, -58.0),
+    levels: int = LEVELS,
+    cmap: str = SURFACE_MAP,
+) -> Axes:
+    """Draw a Plane as filled contours, or as a surface with `projection="3d"` (or on 3D axes).
+
+    The center (the checkpoint) is marked; points that are not finite are holes. `scale="auto"` takes the
+    logarithm where the losses span more than a factor of 20, and asinh in its place where a loss is 0 or below.
+    `zlim` fixes the heights and the colors, for pictures that are compared; `view` is (elevation, azimuth) in
+    degrees. Raises MeasurementError where the plane has no such quantity, or no finite point at all.
+    """
+    values = result.loss if quantity == "loss" else result.accuracy
+    if values is None:
+        raise MeasurementError(f"this plane has no {quantity}; it was measured without labels")
+    values = np.asarray(values, dtype=float)
+    known = finite([values]) if zlim is None else np.array(zlim, dtype=float)
+    if not len(known):
+        raise MeasurementError("no point of this plane is finite: there is no surface to draw")
+    choices, default = scales(known, finite([np.array([result.center_loss])]))
+    wanted = (default if quantity == "loss" else "linear") if scale == "auto" else scale
+    chosen = choices.get(wanted, choices["linear"])
+    units = "loss" if quantity == "loss" else "accuracy (share of right labels)"
+
+    solid = projection == "3d" or (ax is not None and ax.name == "3d")
+    if ax is None:
+        ax = new_axes((5.0, 4.4), projection="3d") if solid else new_axes((5.0, 4.2))
+    heights = chosen.forward(values)
+    ticks, texts = chosen.ticks()
+    low, high = chosen.range
+    if solid:
+        _draw_surface(ax, result, heights, (low, high), cmap, view)
+        ax.set_zticks(ticks, texts)  # type: ignore[attr-defined]
+        ax.set_zlim(low, high)  # type: ignore[attr-defined]
+        ax.set_zlabel(_scale_label(units, chosen))  # type: ignore[attr-defined]
+    else:
+        drawn = ax.contourf(
+            result.alpha,
+            result.beta,
+            np.ma.masked_invalid(heights).T,
+            levels=np.linspace(low, high, levels),
+            cmap=cmap,
+            extend="both" if zlim is not None else "neither",
+        )
+        ax.set_facecolor(HOLE)
+        ax.plot(0, 0, marker="+", markersize=11, markeredgewidth=3.2, color="white", linestyle="none")
+        ax.plot(0, 0, marker="+", markersize=10, markeredgewidth=1.4, color=INK, linestyle="none")
+        ax.set_aspect("equal")
+        if ax.figure is not None:
+            bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.86)
+            bar.set_ticks(ticks, labels=texts)
+            bar.set_label(_scale_label(units, chosen))
+            bar.outline.set_visible(False)  # type: ignore[operator]
+    ax.set_xlabel("α (step along d₁)")
+    ax.set_ylabel("β (step along d₂)")
+    return ax
+
+
+def _draw_surface(ax: Any, result: Plane, heights: np.ndarray, limits: tuple, cmap: str, view: tuple) -> None:
+    a, b = np.meshgrid(result.alpha, result.beta, indexing="ij")
+    ax.plot_surface(
+        a,
+        b,
+        np.clip(heights, *limits),
+        cmap=cmap,
+        vmin=limits[0],
+        vmax=limits[1],
+        rcount=heights.shape[0],
+        ccount=heights.shape[1],
+        linewidth=0.15,
+        edgecolor=(0, 0, 0, 0.25),
+        antialiased=True,
+    )
+    ax.view_init(*view)
+    ax.set_box_aspect((1, 1, 0.85), zoom=0.84)  # room for the label of the heights, which the layout overlooks
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(np.linspace(axis.get_data_interval()[0], axis.get_data_interval()[1], 5))
+
+
+def _scale_label(units: str, scale: Scale) -> str:
+    return units if scale.kind == "linear" else f"{units}, {scale.words}"
+
+
+# ------------------------------------------------------------------------------------------------ on the page
+
+
+def surfaces(runs: Sequence[Run]) -> Chart | None:
+    """Return the planes of these runs side by side on one span, one height scale and one color scale."""
+    planes: list[tuple[Run, Any]] = [(r, p) for r in runs if (p := r.get("plane")) is not None]
+    planes = [(r, p) for r, p in planes if len(finite([p.loss]))]
+    if not planes:
+        return None
+    centers = finite([np.array([p.center_loss]) for _, p in planes])
+    choices, default = scales(finite([p.loss for _, p in planes] + [centers]), centers)
+    span_a = _span([p.alpha for _, p in planes])
+    span_b = _span([p.beta for _, p in planes])
+    layouts, colors = {}, {}
+    for name, scale in choices.items():
+        layouts[f"3d.{name}"] = _solid_layout(span_a, span_b, scale)
+        layouts[f"contour.{name}"] = {
+            "xaxis": {"title": {"text": "α (step along d₁)"}, "range": span_a, "constrain": "domain"},
+            "yaxis": {"title": {"text": "β (step along d₂)"}, "range": span_b, "scaleanchor": "x"},
+            "hovermode": "closest",
+            "plot_bgcolor": css("hole"),
+        }
+        colors[f"3d.{name}"] = colors[f"contour.{name}"] = scale
+    series, panels = [], []
+    for i, (run, plane) in enumerate(planes):
+        series.append(
+            Series(
+                {"alpha": plane.alpha, "beta": plane.beta, "loss": plane.loss, "evaluated": plane.evaluated},
+                ("alpha", "beta"),
+                run.name,
+                run.index,
+            )
+        )
+        center = float(plane.center_loss)
+        views = {}
+        for name, scale in choices.items():
+            views[f"3d.{name}"] = _solid_traces(i, center, scale)
+            views[f"contour.{name}"] = _contour_traces(i, center, scale)
+        panels.append(Panel(run.name, _label(run, plane), views, run.index, _facts(plane)))
+    options = tuple((k, "Linear" if k == "linear" else _log_word(choices)) for k in choices)
+    return Chart(
+        id="surfaces",
+        title="Loss surfaces",
+        caption=_caption(planes),
+        series=series,
+        panels=panels,
+        layouts=layouts,
+        controls=(
+            Control("view", "View", (("3d", "3D"), ("contour", "Contour")), "3d"),
+            Control("scale", "Height", options, default),
+        ),
+        height=300,
+        legend=False,
+        colors=colors,
+        color_label="loss",
+        notes=_notes(planes, choices, default),
+        kind="surface",
+    )
+
+
+def _log_word(choices: dict[str, Scale]) -> str:
+    return "Log" if choices["log"].kind == "log" else "Asinh"
+
+
+def _span(axes: Sequence[np.ndarray]) -> list[float]:
+    return [float(min(np.min(a) for a in axes)), float(max(np.max(a) for a in axes))]
+
+
+def _solid_layout(span_a: list[float], span_b: list[float], scale: Scale) -> dict:
+    return {
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "scene": {
+            "xaxis": {"title": {"text": "α"}, "range": span_a, "nticks": 5},
+            "yaxis": {"title": {"text": "β"}, "range": span_b, "nticks": 5},
+            "zaxis": scaled_axis("loss", scale, pad=0.0),
+            "aspectmode": "manual",
+            "aspectratio": {"x": 0.99, "y": 0.99, "z": 0.93},
+        },
+    }
+
+
+_HOVER = "α %{x:.3g}, β %{y:.3g}<br>loss %{text}<extra></extra>"
+
+
+def _solid_traces(i: int, center: float, scale: Scale) -> list[dict]:
+    low, high = scale.range
+    height = ref(i, "loss", scale, transpose=True)
+    traces: list[dict] = [
+        {
+            "type": "surface",
+            "x": ref(i, "alpha"),
+            "y": ref(i, "beta"),
+            "z": height,
+            "text": ref(i, "loss", transpose=True, text=True),
+            "hovertemplate": _HOVER,
+            "colorscale": "Viridis",
+            "cmin": low,
+            "cmax": high,
+            "showscale": False,
+            "connectgaps": False,
+            "lighting": {"ambient": 0.72, "diffuse": 0.55, "specular": 0.04, "roughness": 0.9, "fresnel": 0.0},
+            "contours": {
+                "z": {
+                    "show": True,
+                    "start": low,
+                    "end": high,
+                    "size": (high - low) / 12,
+                    "color": "rgba(255,255,255,0.35)",
+                    "width": 1,
+                }
+            },
+        }
+    ]
+    if np.isfinite(center):
+        traces.append(
+            {
+                "type": "scatter3d",
+                "mode": "markers",
+                "x": [0],
+                "y": [0],
+                "z": [float(scale.forward(np.array([center]))[0])],
+                "marker": {"size": 3.5, "color": css("mark"), "line": {"color": css("paper"), "width": 1}},
+                "hovertemplate": f"the checkpoint<br>loss {number(center)}<extra></extra>",
+            }
+        )
+    return traces
+
+
+def _contour_traces(i: int, center: float, scale: Scale) -> list[dict]:
+    low, high = scale.range
+    return [
+        {
+            "type": "contour",
+            "x": ref(i, "alpha"),
+            "y": ref(i, "beta"),
+            "z": ref(i, "loss", scale, transpose=True),
+            "text": ref(i, "loss", transpose=True, text=True),
+            "hovertemplate": _HOVER,
+            "colorscale": "Viridis",
+            "zmin": low,
+            "zmax": high,
+            "autocontour": False,
+            "contours": {"start": low, "end": high, "size": (high - low) / LEVELS},
+            "line": {"width": 0.6, "color": "rgba(255,255,255,0.45)"},
+            "showscale": False,
+            "connectgaps": False,
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [0],
+            "y": [0],
+            "marker": {
+                "symbol": "cross-thin",
+                "size": 11,
+                "line": {"color": "#ffffff", "width": 2},
+            },
+            "hovertemplate": f"the checkpoint<br>loss {number(center)}<extra></extra>",
+        },
+    ]
+
+
+def _label(run: Run, plane: Any) -> str:
+    known = finite([plane.loss])
+    return (
+        f"Loss surface of {run.name}: {number(float(plane.center_loss))} at the checkpoint, "
+        f"{number(float(known.min()))} to {number(float(known.max()))} over the plane."
+    )
+
+
+def _facts(plane: Any) -> tuple[str, ...]:
+    value, error = measured(plane.checkpoint_loss, plane.loss_stderr).text()
+    lines = [f"center {value} {error}".strip()]
+    total, evaluated = int(np.size(plane.loss)), int(np.sum(plane.evaluated))
+    holes = total - int(np.isfinite(plane.loss).sum())
+    if evaluated < total:
+        lines.append(f"{count(evaluated)} of {count(total)} points evaluated, error ≤ {number(float(plane.error))}")
+    if holes:
+        lines.append(f"{count(holes)} points not finite (holes)")
+    return tuple(lines)
+
+
+def _caption(planes: Sequence[tuple[Run, Any]]) -> str:
+    first = planes[0][1]
+    splits = sorted({str(p.split) for _, p in planes})
+    names = sorted({d for _, p in planes for d in p.directions if d})
+    return (
+        f"The {' and '.join(splits)} loss at θ + α d₁ + β d₂ around each checkpoint (marked), on one span, one height "
+        f"scale and one color scale. {np.shape(first.loss)[0]} × {np.shape(first.loss)[1]} points"
+        + (f"; directions: {', '.join(names)}" if names else "")
+        + ". A slice shows two directions out of very many: what looks flat here can be steep along others, so read it "
+        "beside the eigenvalues."
+    )
+
+
+def _notes(planes: Sequence[tuple[Run, Any]], choices: dict[str, Scale], default: str) -> tuple[str, ...]:
+    notes = []
+    if default == "log":
+        linear = choices["linear"]
+        notes.append(
+            f"Heights run from {number(linear.low, 3)} to {number(linear.high, 3)}, so the {choices['log'].words} "
+            "height is shown first."
+        )
+    spans = {(float(p.alpha[0]), float(p.alpha[-1]), float(p.beta[0]), float(p.beta[-1])) for _, p in planes}
+    if len(spans) > 1:
+        notes.append("The planes were measured over different spans; the axes show the largest of them.")
+    seeds = {(tuple(p.directions), tuple(p.seeds)) for _, p in planes}
+    if len(planes) > 1 and len(seeds) > 1:
+        notes.append("The planes lie along differently drawn directions (seeds or normalization differ).")
+    return tuple(notes)

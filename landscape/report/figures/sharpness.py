@@ -1,0 +1,40 @@
+"""Sharpness measures: how much the loss rises around the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...curvature.spectrum import SharpnessEstimate
+from ...errors import MeasurementError
+from ..palette import MUTED, RUN_COLORS
+from ..scales import finite
+from .registry import figure, new_axes, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@figure("sharpness")
+def draw_sharpness(result: SharpnessEstimate, *, ax: Axes | None = None, color: str = RUN_COLORS[0]) -> Axes:
+    """Draw each sharpness measure as a dot with its standard error; a dagger marks what a rescaling changes.
+
+    The measures have norms and radii of their own: compare one measure across runs, not the measures with each
+    other. Raises MeasurementError where no measure is finite.
+    """
+    values, errors = np.ravel(result.values), np.ravel(result.stderr)
+    if not len(finite([values])):
+        raise MeasurementError("no sharpness measure is finite: there is nothing to draw")
+    ax = ax or new_axes((5.2, 0.8 + 0.42 * len(values)))
+    row = np.arange(len(values))
+    marks = ["†" if changes else "" for changes in np.ravel(result.rescaling)]
+    labels = [f"{n}{m} (ρ = {r:.3g})" for n, m, r in zip(result.names, marks, np.ravel(result.rho), strict=True)]
+    ax.errorbar(values, row, xerr=errors, fmt="o", color=color, markersize=5.5, elinewidth=1.2, capsize=2.5)
+    ax.axvline(0, color=MUTED, linewidth=0.8)
+    ax.set_yticks(row, labels)
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    label = "rise of the loss, ± standard error"
+    ax.set_xlabel(label + ("\n† changed by a rescaling of ReLU layers" if any(marks) else ""))
+    tidy(ax)
+    return ax

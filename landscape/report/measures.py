@@ -1,0 +1,227 @@
+"""The numbers that runs are compared by: each with its uncertainty, or with the reason why it is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .numbers import given, interval, uncertain
+from .runs import Run
+
+#: Half-width of a 95% interval in standard errors, for a mean over samples or draws.
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number of one run; `low` and `high` bound it at 95%, `how` says by what; `missing` says why there is none."""
+
+    number: float = math.nan
+    error: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    how: str = ""
+    missing: str = ""
+
+    @property
+    def known(self) -> bool:
+        """True where there is a finite number."""
+        return math.isfinite(self.number)
+
+    def text(self) -> tuple[str, str]:
+        """Return the number and its uncertainty as they are written."""
+        if self.missing:
+            return self.missing, ""
+        if self.how == "interval":
+            return interval(self.number, self.low, self.high)
+        value, error = uncertain(self.number, self.error, most=5 if self.how == "residual" else 6)
+        return value, f"± {error}" if error and error != "0" else ""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table of runs: where it stands, what it is called, and how to read it off a run."""
+
+    key: str
+    label: str
+    group: str
+    read: Callable[[Run], Value]
+    note: str = ""
+    sharpness: bool = False
+
+
+def measured(number_: Any, error: Any = math.nan, how: str = "standard error") -> Value:
+    """Return a Value with a standard error (the interval at 95% from the normal law) or a residual."""
+    x, e = float(number_), float(error)
+    half = e if how == "residual" else Z95 * e
+    return Value(x, e, x - half, x + half, how)
+
+
+def _split(run: Run, quantity: str, split: str) -> Value:
+    result: Any = run.get("performance")
+    if result is None:
+        return Value(missing=run.missing("performance"))
+    if split not in result.splits:
+        return Value(missing=f"no {split} data")
+    at = list(result.splits).index(split)
+    x = float(np.asarray(getattr(result, quantity))[at])
+    if math.isnan(x) and quantity == "accuracy":
+        return Value(missing="no labels")
+    return measured(x, np.asarray(getattr(result, f"{quantity}_stderr"))[at])
+
+
+def _gap(run: Run, quantity: str) -> Value:
+    train, test = _split(run, quantity, "train"), _split(run, quantity, "test")
+    for side in (train, test):
+        if side.missing:
+            return Value(missing=side.missing)
+    sign = 1.0 if quantity == "loss" else -1.0  # positive: worse on test
+    # The two splits hold different samples, so their errors are independent.
+    return measured(sign * (test.number - train.number), math.hypot(train.error, test.error))
+
+
+def _eigenvalue(run: Run, end: str) -> Value:
+    result: Any = run.get("eigenvalues")
+    if result is None:
+        return Value(missing=run.missing("eigenvalues"))
+    values, residuals = np.ravel(result.values), np.ravel(result.residuals)
+    if end == "smallest" and result.which != "smallest":
+        values, residuals = np.ravel(result.smallest), np.ravel(result.smallest_residuals)
+    wanted = {"largest": ("largest", "both", "magnitude"), "smallest": ("smallest", "both")}[end]
+    # The eigenvalue of largest magnitude is the largest of all only where it is positive.
+    outermost = result.which != "magnitude" or (len(values) > 0 and values[0] > 0)
+    if result.which not in wanted or not outermost:
+        return Value(missing=f"not measured: only which={result.which!r} was asked for")
+    if not np.isfinite(values).any():
+        return Value(missing="not finite")
+    at = int(np.nanargmax(values) if end == "largest" else np.nanargmin(values))
+    return measured(values[at], residuals[at], "residual")
+
+
+def _scalar(run: Run, kind: str, name: str, error: str = "", nan: str = "not finite") -> Value:
+    result: Any = run.get(kind)
+    if result is None:
+        return Value(missing=run.missing(kind))
+    x = getattr(result, name)
+    if x is None or math.isnan(float(x)):
+        return Value(missing=nan)
+    return measured(x, getattr(result, error) if error else math.nan)
+
+
+def _ece(run: Run) -> Value:
+    result: Any = run.get("calibration")
+    if result is None:
+        return Value(missing=run.missing("calibration"))
+    if result.ece is None or math.isnan(float(result.ece)):
+        return Value(missing="not finite")
+    low, high = (float(b) for b in np.ravel(result.ece_interval)[:2])
+    return Value(float(result.ece), math.nan, low, high, "interval")
+
+
+def _sharpness(name: str) -> Callable[[Run], Value]:
+    def read(run: Run) -> Value:
+        result: Any = run.get("sharpness")
+        if result is None:
+            return Value(missing=run.missing("sharpness"))
+        if name not in result.names:
+            return Value(missing="not measured")
+        at = list(result.names).index(name)
+        return measured(np.asarray(result.values)[at], np.asarray(result.stderr)[at])
+
+    return read
+
+
+def sharpness_names(runs: Sequence[Run]) -> list[str]:
+    """Return the sharpness measures that any of these runs has, in the order first seen."""
+    names: dict[str, None] = {}
+    for run in runs:
+        result: Any = run.get("sharpness")
+        if result is not None:
+            names.update(dict.fromkeys(result.names))
+    return list(names)
+
+
+def measures(runs: Sequence[Run]) -> list[Measure]:
+    """Return the columns of the table of runs; the sharpness columns follow from what was measured."""
+    loss = "mean loss over the samples drawn, ± standard error over the samples"
+    share = "share of right labels, 0 to 1, ± standard error over the samples"
+    columns = [
+        Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss),
+        Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss),
+        Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss"),
+        Measure("train_accuracy", "train", "Accuracy", lambda r: _split(r, "accuracy", "train"), share),
+        Measure("test_accuracy", "test", "Accuracy", lambda r: _split(r, "accuracy", "test"), share),
+        Measure("gap_accuracy", "gap", "Accuracy", lambda r: _gap(r, "accuracy"), "train accuracy minus test accuracy"),
+        Measure(
+            "lambda_max",
+            "λ max",
+            "Curvature",
+            lambda r: _eigenvalue(r, "largest"),
+            "largest eigenvalue of the operator measured, ± its residual ‖Av − λv‖ (it says how exact the "
+            "eigenvalue is on these samples, not how it moves with the samples)",
+            sharpness=True,
+        ),
+        Measure(
+            "lambda_min",
+            "λ min",
+            "Curvature",
+            lambda r: _eigenvalue(r, "smallest"),
+            "smallest eigenvalue, ± its residual; below zero: the loss curves down along that direction",
+        ),
+        Measure(
+            "trace",
+            "trace",
+            "Curvature",
+            lambda r: _scalar(r, "trace", "value", "stderr"),
+            "sum of all eigenvalues, ± standard error over random draws",
+            sharpness=True,
+        ),
+    ]
+    columns += [
+        Measure(f"sharpness.{name}", name, "Sharpness", _sharpness(name), f"rise of the loss: {name}", sharpness=True)
+        for name in sharpness_names(runs)
+    ]
+    columns += [
+        Measure("ece", "ECE", "Calibration", _ece, "expected calibration error, share, with its 95% interval"),
+        Measure(
+            "temperature",
+            "T",
+            "Calibration",
+            lambda r: _scalar(r, "calibration", "temperature", "temperature_stderr", nan="not fitted"),
+            "fitted temperature: above 1 the model is overconfident, below 1 underconfident",
+        ),
+    ]
+    return columns
+
+
+def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the settings that differ between runs, and those that are the same, as text.
+
+    `loss` and `schedule` come first, and are always among the first where any run names them.
+    """
+    names: dict[str, None] = {}
+    for run in runs:
+        names.update(dict.fromkeys(run.settings))
+    texts = {name: [setting(run, name) for run in runs] for name in names}
+    first = [n for n in ("loss", "schedule") if n in names]
+    differ = [n for n in names if n not in first and len(set(texts[n])) > 1]
+    same = {n: texts[n][0] for n in names if n not in first and n not in differ}
+    return first + differ, same
+
+
+def setting(run: Run, name: str) -> str:
+    """Return one setting of a run as short text."""
+    value = run.settings.get(name)
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, float | np.floating):
+        return given(float(value))
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(str(v) for v in value)
+    return str(value)

@@ -1,0 +1,198 @@
+"""The report: one HTML page that holds its own style, script and data, and opens from disk with no network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import LandscapeError
+from .blocks import Folded, Picture
+from .chart import Chart, script_json
+from .numbers import count
+from .palette import PLOTLY_MARKERS, RUN_COLORS
+from .runs import Run, gather
+from .sections import build_sections, by_task
+
+#: As many runs are drawn at first; the others wait in the table (chosen by us: more lines can't be told apart).
+SHOWN_AT_FIRST = 6
+
+
+def write_report(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    force: bool = True,
+) -> Path:
+    """Write one self-contained HTML page about the runs in these archives, and return its path.
+
+    Each archive may hold several checkpoints, and each checkpoint is a row; what an archive lacks is said on
+    the page. The file is written aside and renamed into place. Torch is not imported; about 5 MB of the page are
+    Plotly's own script, so that figures can be turned and hovered without a network.
+
+    Raises ArchiveError where there is no archive or one can't be read, LandscapeError where `out` can't be
+    written, or exists and `force` is False.
+    """
+    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    target = Path(out)
+    if target.is_dir():
+        raise LandscapeError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
+    if target.exists() and not force:
+        raise LandscapeError(f"{target} exists; choose another name, or pass force to replace it")
+    page = render_report(gather(listed), title=title)
+    _write_aside(target, page)
+    return target
+
+
+def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
+    """Return the page about these runs as HTML; everything that comes from them is escaped."""
+    sections = build_sections(runs)
+    charts = [c for s in sections for c in _charts(s.blocks)]
+    files = resources.files(f"{__package__}.templates")
+    script = files.joinpath("report.js").read_text("utf-8")
+    page = {
+        "runs": [{"name": r.name} for r in runs],
+        "shown": SHOWN_AT_FIRST,
+        "colors": len(RUN_COLORS),
+    }
+    scripts = [_plotly(), script]
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        title=title or default_title(runs),
+        runs=runs,
+        facts=_facts(runs),
+        sections=sections,
+        charts=[(c.id, _markup(c.json())) for c in charts],
+        page=_markup(script_json(page)),
+        style=_markup(files.joinpath("report.css").read_text("utf-8")),
+        scripts=[_markup(s) for s in scripts],
+        policy=_policy(scripts),
+        version=__version__,
+        colors=len(RUN_COLORS),
+        markers=len(PLOTLY_MARKERS),
+    )
+
+
+def default_title(runs: Sequence[Run]) -> str:
+    """Return what was compared, in a line."""
+    tasks = [short_task(t) for t in by_task(runs) if t]
+    of = f" of {tasks[0]}" if len(tasks) == 1 else f" of {len(tasks)} tasks" if tasks else ""
+    return f"{runs[0].name}{of}" if len(runs) == 1 else f"{len(runs)} runs{of}"
+
+
+def short_task(reference: str) -> str:
+    """Return what a person calls a task: the function of "path/file.py:name", the file where it is just "task"."""
+    where, colon, name = reference.rpartition(":")
+    stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+    return stem if colon and name in ("task", "make_task", "main") else name
+
+
+def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    facts = [("Runs", count(len(runs)))]
+    tasks = [t for t in by_task(runs) if t]
+    if tasks:
+        facts.append(("Task" if len(tasks) == 1 else "Tasks", ", ".join(tasks)))
+    samples: dict[str, set[int]] = {}
+    parameters: set[int] = set()
+    for run in runs:
+        found: Any = run.get("performance")
+        if found is not None:
+            parameters.add(int(found.parameters))
+            for split, n in zip(found.splits, np.ravel(found.samples), strict=False):
+                samples.setdefault(split, set()).add(int(n))
+    if samples:
+        told = [f"{_range(ns)} {split}" for split, ns in samples.items()]
+        facts.append(("Data", ", ".join(told) + " samples"))
+    if parameters - {0}:
+        facts.append(("Parameters", _range(parameters - {0})))
+    days = sorted({str(r.about["created"])[:10] for r in runs if r.about.get("created")})
+    if days:
+        facts.append(("Measured", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"))
+    archives = dict.fromkeys(Path(r.archive).name for r in runs if r.archive)
+    if archives:
+        names = list(archives)
+        facts.append(("Archives" if len(names) > 1 else "Archive", names[0] if len(names) == 1 else count(len(names))))
+    return facts
+
+
+def _range(values: set[int]) -> str:
+    low, high = min(values), max(values)
+    return count(low) if low == high else f"{count(low)} to {count(high)}"
+
+
+def _charts(blocks: Sequence[Any]) -> list[Chart]:
+    found: list[Chart] = []
+    for block in blocks:
+        if isinstance(block, Picture):
+            found.append(block.chart)
+        elif isinstance(block, Folded):
+            found += _charts(block.blocks)
+    return found
+
+
+@cache
+def _plotly() -> str:
+    """Return Plotly's script from the installed package, safe inside a script element."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    folder = str(resources.files(f"{__package__}.templates"))
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _markup(text: str) -> Any:
+    """Mark text as safe: our own files, Plotly's script, and JSON from `script_json`, nothing else."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Return a content security policy: these scripts and no others run, and nothing is ever fetched."""
+    hashes = (base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts)
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
+    # Plotly's WebGL traces compile small functions at run time, hence unsafe-eval; its SVG has inline styles.
+    return (
+        f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _write_aside(target: Path, text: str) -> None:
+    """Write beside the target, then rename: a reader sees the old page or the new one, never half of one."""
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        try:
+            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+            with open(aside, "x", encoding="utf-8") as file:
+                file.write(text)
+            if mode is not None:
+                aside.chmod(mode)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise LandscapeError(f"{target} can't be written: {error.strerror or error}; choose another place") from error

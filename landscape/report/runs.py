@@ -1,0 +1,201 @@
+"""What a report is made of: one `Run` for each checkpoint that the archives hold, with its results by kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArchiveError
+from ..results import Result, kind_of
+
+#: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
+MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset"})
+#: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
+NOT_SETTINGS = frozenset(
+    {"name", "checkpoint", "fingerprint", "task", "task_file", "task_hash", "step", "epoch", "path", "seconds"}
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint of one archive: what it is, and what was measured on it.
+
+    `settings` are the run's own (loss, schedule, optimizer, ...), flat; `about` is what the archive says of the
+    measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
+    be read. `index` is the place in the report, from which color and marker follow.
+    """
+
+    name: str
+    results: Mapping[str, tuple[Result, ...]]
+    task: str = ""
+    checkpoint: str = ""
+    fingerprint: str = ""
+    step: int | None = None
+    epoch: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    archive: str = ""
+    status: str = "complete"
+    problems: tuple[str, ...] = ()
+    index: int = 0
+
+    def get(self, kind: str) -> Result | None:
+        """Return the latest usable result of this kind, None where there is none."""
+        usable = [r for r in self.results.get(kind, ()) if r.status != "failed"]
+        return usable[-1] if usable else None
+
+    def every(self) -> Iterable[tuple[str, Result]]:
+        """Yield (kind, result) for everything that was measured, failed results included."""
+        for kind, results in self.results.items():
+            for result in results:
+                yield kind, result
+
+    def missing(self, kind: str) -> str:
+        """Return why there is no usable result of this kind, in a few words."""
+        for result in reversed(self.results.get(kind, ())):
+            if result.status == "failed":
+                reasons = [c.message for c in result.checks if c.level == "fail"] or list(result.warnings)
+                return f"failed: {reasons[0]}" if reasons else "failed"
+        state = {"failed": "the run failed", "interrupted": "the run was interrupted", "running": "not finished"}
+        if self.status in state:
+            return f"not measured: {state[self.status]}"
+        return "not measured"
+
+
+def make_run(name: str, results: Iterable[Result], **facts: Any) -> Run:
+    """Return a Run of these results, grouped by kind in the order given."""
+    grouped: dict[str, list[Result]] = {}
+    for result in results:
+        grouped.setdefault(kind_of(result), []).append(result)
+    return Run(name=name, results={k: tuple(v) for k, v in grouped.items()}, **facts)
+
+
+def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Return one Run for each checkpoint in these archives, in the order given; names are made unique.
+
+    Raises ArchiveError where there is no path, or where a file is no archive. A single result that cannot be
+    read is left out and kept among the run's `problems`.
+    """
+    from ..archive.reader import open_archive  # h5py loads here, so that drawing a Result needs none
+
+    if not paths:
+        raise ArchiveError("a report needs at least one archive, got none; give the path of a run.h5")
+    runs: list[Run] = []
+    for path in paths:
+        runs += _runs_of(open_archive(path))
+    return unique(runs)
+
+
+def _runs_of(archive: Any) -> list[Run]:
+    shared = {"archive": str(archive.path), "status": archive.status}
+    runs = []
+    for subject in archive.subjects:
+        results, problems, about, own = [], [], dict(archive.attributes), archive.run
+        for entry in archive.select(subject=subject):
+            about = {k: v for k, v in entry.provenance.items() if k != "run"}
+            own = entry.provenance.get("run") or archive.run
+            try:
+                result = entry.result
+            except ArchiveError as error:
+                problems.append(str(error))
+                continue
+            lacking = lacks(result)
+            if lacking:
+                problems.append(
+                    f"{entry.group} lacks {', '.join(lacking)}: written by another version; measure it again"
+                )
+            else:
+                results.append(result)
+        flat_run = flat(own)
+        facts = {**flat_run, **flat(subject.facts)}
+        settings = {k: v for k, v in facts.items() if k not in NOT_SETTINGS | MEASURING}
+        about |= {k: v for k, v in facts.items() if k in MEASURING and v is not None}
+        runs.append(
+            make_run(
+                subject.label,
+                results,
+                task=str(subject.task or flat_run.get("task") or ""),
+                checkpoint=str(subject.checkpoint or ""),
+                fingerprint=str(subject.fingerprint or ""),
+                step=_whole(subject.step),
+                epoch=_whole(subject.epoch),
+                settings=settings,
+                about=about,
+                problems=tuple(problems),
+                **shared,
+            )
+        )
+    if runs:
+        return runs
+    own = flat(archive.run)
+    return [
+        make_run(
+            str(own.get("name") or Path(archive.path).stem),
+            (),
+            task=str(own.get("task") or ""),
+            settings={k: v for k, v in own.items() if k not in NOT_SETTINGS},
+            about=dict(archive.attributes),
+            **shared,
+        )
+    ]
+
+
+def lacks(result: Result) -> list[str]:
+    """Return the numbers that this kind of result must have and this one has not."""
+    if result.status == "failed":
+        return []
+    return [
+        f.name
+        for f in dataclasses.fields(result)
+        if "variable" in f.metadata and f.default is dataclasses.MISSING and getattr(result, f.name) is None
+    ]
+
+
+def _whole(value: Any) -> int | None:
+    """Return a step or an epoch as a whole number; None (or a negative number, or NaN) means unknown."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)) or value < 0:
+        return None
+    return int(value)
+
+
+def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings as one level; a name that is taken keeps its parent's in front."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            for k, v in flat(value).items():
+                found[k if k not in found and k not in facts else f"{key}.{k}"] = v
+        else:
+            found[str(key)] = value
+    return found
+
+
+def unique(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs numbered, with names that differ: by what tells them apart, first step, preset, archive."""
+    names = [r.name for r in runs]
+    for tell in (_step_of, _preset_of, _archive_of):
+        told = [tell(r) for r in runs]
+        for name in {n for n in names if names.count(n) > 1}:
+            places = [i for i, n in enumerate(names) if n == name]
+            if len({told[i] for i in places}) > 1:
+                for i in places:
+                    names[i] += told[i]
+    names = [f"{n} #{names[: i + 1].count(n)}" if names.count(n) > 1 else n for i, n in enumerate(names)]
+    return [replace(r, name=n, index=i) for i, (n, r) in enumerate(zip(names, runs, strict=True))]
+
+
+def _step_of(run: Run) -> str:
+    return f" @ {run.step}" if run.step is not None else ""
+
+
+def _preset_of(run: Run) -> str:
+    return f" ({run.about['preset']})" if run.about.get("preset") else ""
+
+
+def _archive_of(run: Run) -> str:
+    return f" ({Path(run.archive).name})" if run.archive else ""

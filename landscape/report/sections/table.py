@@ -1,0 +1,70 @@
+"""The table of runs: settings, loss, accuracy, curvature, sharpness and calibration, each with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..blocks import Block, Cell, Column, Notes, Row, Section, Table, Text
+from ..measures import Measure, Value, measures, setting, settings
+from ..runs import Run
+from . import by_task, section
+from .compare import comparable
+
+
+@section(order=10)
+def build(runs: Sequence[Run]) -> Section:
+    """Return the table of runs, with what is the same in all of them above it."""
+    names, same = settings(runs)
+    every = measures(runs)
+    columns = [m for m in every if any(m.read(r).known for r in runs)]
+    absent = [m for m in every if m not in columns]
+    heads = [Column("Run", wide=True), *(Column(n, "Settings") for n in names)]
+    heads += [Column(m.label, m.group, numeric=True, note=m.note) for m in columns]
+    groups = [
+        (f"Task {task}" if task else "Task not named", [_row(r, names, columns) for r in members])
+        for task, members in by_task(runs).items()
+    ]
+    blocks: list[Block] = [
+        Table(_caption(runs), heads, groups, sortable=len(runs) > 1, picker=len(runs) > 1, id="runs-table")
+    ]
+    if same:
+        blocks.append(Text("The same in every run: " + "; ".join(f"{k} {v}" for k, v in same.items()) + "."))
+    if absent:
+        blocks.append(Text("Not measured in any run: " + ", ".join(_full(m) for m in absent) + "."))
+    notes = comparable(runs)
+    if notes:
+        blocks.append(Notes(notes))
+    return Section("runs", "Runs", blocks)
+
+
+def _full(measure: Measure) -> str:
+    return f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
+
+
+def _caption(runs: Sequence[Run]) -> str:
+    what = "One run." if len(runs) == 1 else f"{len(runs)} runs; click a heading to sort."
+    return (
+        f"{what} Small print under a number: ± its standard error, ± the residual of an eigenvalue, or a 95% interval."
+    )
+
+
+def _row(run: Run, names: Sequence[str], columns: Sequence[Measure]) -> Row:
+    sub = "" if run.status in ("complete", "") else run.status
+    first = Cell(run.name, sub, sort=run.name, hint=run.checkpoint)
+    told = [setting(run, n) for n in names]
+    cells = [first, *(Cell(t, sort=_sortable(run, n, t)) for n, t in zip(names, told, strict=True))]
+    return Row([*cells, *(value_cell(m.read(run)) for m in columns)], run.index)
+
+
+def _sortable(run: Run, name: str, text: str) -> float | str:
+    value = run.settings.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else text
+
+
+def value_cell(value: Value) -> Cell:
+    """Return the cell of a number: itself, its uncertainty below, or why it is missing."""
+    if value.missing:
+        short = value.missing.split(":")[0]
+        return Cell(short, hint=value.missing, quiet=True)
+    text, spread = value.text()
+    return Cell(text, spread, sort=value.number if value.known else None)

@@ -1,0 +1,494 @@
+/* Draws the charts of the page from the data in it, when they scroll into view. Nothing is fetched. */
+(function () {
+  "use strict";
+
+  const page = JSON.parse(document.getElementById("page-data").textContent);
+  const shown = new Set(page.runs.map((_, i) => i).slice(0, page.shown));
+  const charts = [];
+  // Without perspective, equal heights look equal in every panel.
+  const CAMERA = { eye: { x: 1.5, y: -1.5, z: 1.0 }, center: { x: 0, y: 0, z: -0.05 }, up: { x: 0, y: 0, z: 1 }, projection: { type: "orthographic" } };
+
+  // ------------------------------------------------------------------------------------------ data
+
+  const TYPES = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
+
+  function decode(column) {
+    if (Array.isArray(column)) return { values: column, shape: [column.length] };
+    const raw = Uint8Array.from(atob(column.base64), (c) => c.charCodeAt(0));
+    return { values: new TYPES[column.dtype](raw.buffer), shape: column.shape };
+  }
+
+  function short(value) {
+    if (!Number.isFinite(value)) return String(value);
+    const size = Math.abs(value);
+    return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3) : String(Number(value.toPrecision(4)));
+  }
+
+  function forward(scale) {
+    if (!scale) return (v) => (Number.isFinite(v) ? v : null);
+    if (scale[0] === "log") return (v) => (Number.isFinite(v) && v > 0 ? Math.log10(v) : null);
+    return (v) => (Number.isFinite(v) ? Math.asinh(v / scale[1]) : null);
+  }
+
+  function column(chart, spec) {
+    const { values, shape } = chart.columns[spec.ref[0]][spec.ref[1]];
+    const map = spec.text ? short : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
+    if (shape.length < 2) return Array.from(values, map);
+    const [rows, cols] = shape;
+    const at = (i, j) => map(values[i * cols + j]);
+    return spec.transpose
+      ? Array.from({ length: cols }, (_, j) => Array.from({ length: rows }, (_, i) => at(i, j)))
+      : Array.from({ length: rows }, (_, i) => Array.from({ length: cols }, (_, j) => at(i, j)));
+  }
+
+  function color(name, alpha) {
+    const hex = getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+    if (alpha === undefined) return hex;
+    const part = (k) => parseInt(hex.slice(k, k + 2), 16);
+    return `rgba(${part(1)},${part(3)},${part(5)},${alpha})`;
+  }
+
+  function resolve(chart, node) {
+    if (Array.isArray(node)) return node.map((n) => resolve(chart, n));
+    if (node === null || typeof node !== "object") return node;
+    if (node.ref) return column(chart, node);
+    if (node.css) return color(node.css, node.alpha);
+    if (node.minus) {
+      const [a, b] = node.minus.map((n) => column(chart, n));
+      return a.map((v, i) => (v === null || b[i] === null ? null : v - b[i]));
+    }
+    if (node.choose) return column(chart, { ref: node.choose }).map((v) => (v ? node.yes : node.no));
+    if (node.row !== undefined) return new Array(node.times).fill([...shown].sort((a, b) => a - b).indexOf(node.row));
+    return Object.fromEntries(Object.entries(node).map(([k, v]) => [k, resolve(chart, v)]));
+  }
+
+  // Plotly reads a few tags in labels; a run's name is text.
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  // Names of runs that are compared differ at their ends as often as at their beginnings: clip the middle.
+  const clip = (text, most) => {
+    const half = Math.floor((most - 1) / 2);
+    return text.length > most ? text.slice(0, most - 1 - half) + "…" + text.slice(-half) : text;
+  };
+
+  // ------------------------------------------------------------------------------------------ layout
+
+  function merge(base, over) {
+    const result = { ...base };
+    for (const [k, v] of Object.entries(over || {})) {
+      const both = v && typeof v === "object" && !Array.isArray(v) && result[k] && typeof result[k] === "object";
+      result[k] = both ? merge(result[k], v) : v;
+    }
+    return result;
+  }
+
+  function layoutOf(chart, panel, view, div) {
+    const ink = color("ink"), muted = color("muted"), grid = color("grid"), line = color("line");
+    const sans = getComputedStyle(document.body).fontFamily;
+    const narrow = div.clientWidth < 420;
+    let layout = {
+      font: { family: sans, size: 12, color: ink },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 54, r: 14, t: 10, b: 46 },
+      showlegend: false,
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+      hoverlabel: { bgcolor: color("paper"), bordercolor: line, font: { family: sans, size: 12, color: ink } },
+      width: div.clientWidth,
+      height: div.clientHeight,
+    };
+    layout = merge(layout, resolve(chart, merge(chart.spec.layouts[view] || {}, panel.spec.layout || {})));
+    const axis = { gridcolor: grid, linecolor: line, tickcolor: line, tickfont: { color: muted, size: 11 }, zeroline: false, showline: true, ticks: "outside", ticklen: 4, automargin: true, title: { standoff: 8, font: { size: 12, color: muted } } };
+    for (const key of Object.keys(layout).concat(["xaxis", "yaxis"])) {
+      if (/^[xy]axis\d*$/.test(key)) layout[key] = merge(axis, layout[key]);
+    }
+    if (layout.scene) {
+      const solid = { gridcolor: grid, showbackground: false, zeroline: false, showspikes: false, linecolor: line, tickfont: { color: muted, size: 10 }, title: { font: { size: 12, color: muted } } };
+      for (const key of ["xaxis", "yaxis", "zaxis"]) layout.scene[key] = merge(solid, layout.scene[key]);
+      layout.scene.camera = chart.camera;
+      layout.scene.aspectratio = chart.aspect || layout.scene.aspectratio;
+      chart.whole = chart.whole || layout.scene.aspectratio;
+      layout.scene.dragmode = "turntable";
+    }
+    if (layout.yaxis && layout.yaxis.rows) {
+      const runs = chart.rowRuns(view, panel);
+      delete layout.yaxis.rows;
+      Object.assign(layout.yaxis, {
+        tickmode: "array",
+        tickvals: runs.map((_, i) => i),
+        ticktext: runs.map((r) => plain(clip(page.runs[r].name, narrow ? 20 : 34))),
+        range: [runs.length - 0.4, -0.6],
+        fixedrange: true,
+        tickfont: { color: ink, size: 12 },
+      });
+    }
+    return layout;
+  }
+
+  // ------------------------------------------------------------------------------------------ charts
+
+  class Panel {
+    constructor(chart, element, spec) {
+      this.chart = chart;
+      this.element = element;
+      this.spec = spec;
+      this.plot = element.querySelector(".plot");
+      this.drawn = "";
+      this.visible = false;
+      if (spec.run === null && chart.spec.panels.some((p) => p.run !== null)) element.dataset.all = "";
+    }
+
+    traces() {
+      const view = this.chart.view();
+      return (this.spec.views[view] || []).filter((t) => t.run === undefined || shown.has(t.run));
+    }
+
+    wanted() {
+      if (this.spec.run !== null && !shown.has(this.spec.run)) return false;
+      return this.traces().length > 0;
+    }
+
+    place() {
+      this.element.hidden = !this.wanted();
+      this.element.style.display = this.element.hidden ? "none" : "";
+      const rows = this.chart.rowRuns(this.chart.view(), this.spec).length;
+      const byRows = this.chart.spec.height === null;
+      const inRows = ((this.chart.spec.layouts[this.chart.view()] || {}).yaxis || (this.spec.layout || {}).yaxis || {}).rows;
+      this.plot.style.height = (byRows ? (inRows ? 70 + 30 * rows : 360) : this.chart.spec.height) + "px";
+    }
+
+    draw(again) {
+      if (this.element.hidden || !this.visible) return;
+      const view = this.chart.view();
+      const key = view + "|" + [...shown].join();
+      if (this.drawn === key && !again) return;
+      const layout = layoutOf(this.chart, this, view, this.plot);
+      const data = this.traces().map((spec) => {
+        const trace = resolve(this.chart, spec);
+        if (spec.named !== undefined) trace.name = plain(clip(page.runs[spec.named].name, 40));
+        delete trace.run;
+        delete trace.named;
+        return trace;
+      });
+      const config = { displaylogo: false, responsive: false, scrollZoom: false, displayModeBar: false };
+      const solid = Boolean(layout.scene);
+      if (solid && !webgl()) {
+        this.plot.innerHTML = '<p class="plot-fault">This browser has no WebGL, which the 3D view needs. Choose “Contour” above.</p>';
+        this.drawn = key;
+        return;
+      }
+      if (this.drawn && this.solid !== solid) this.clear();
+      this.solid = solid;
+      this.drawn = key;
+      Plotly.react(this.plot, data, layout, config);
+      if (solid && !this.linked) {
+        this.linked = true;
+        const follow = (event) => {
+          const camera = event && event["scene.camera"], aspect = event && event["scene.aspectratio"];
+          if (camera || aspect) this.chart.turn(camera || this.chart.camera, aspect || this.chart.aspect, this);
+        };
+        this.plot.on("plotly_relayouting", follow);
+        this.plot.on("plotly_relayout", follow);
+      }
+    }
+
+    clear() {
+      if (!this.drawn) return;
+      // A page may hold few WebGL contexts: one that is out of sight is given back.
+      this.plot.querySelectorAll("canvas").forEach((canvas) => {
+        const gl = canvas.getContext("webgl") || canvas.getContext("webgl2");
+        const lose = gl && gl.getExtension("WEBGL_lose_context");
+        if (lose) lose.loseContext();
+      });
+      Plotly.purge(this.plot);
+      this.plot.textContent = "";
+      this.drawn = "";
+      this.linked = false;
+    }
+  }
+
+  class Chart {
+    constructor(element) {
+      this.element = element;
+      this.camera = JSON.parse(JSON.stringify(CAMERA));
+      this.loaded = false;
+    }
+
+    load() {
+      if (this.loaded) return;
+      this.loaded = true;
+      this.spec = JSON.parse(document.getElementById("data-" + this.element.dataset.chart).textContent);
+      this.columns = this.spec.series.map((s) =>
+        Object.fromEntries(Object.entries(s.columns).map(([k, v]) => [k, decode(v)]))
+      );
+      const elements = this.element.querySelectorAll(".panel");
+      this.panels = this.spec.panels.map((p, i) => new Panel(this, elements[i], p));
+      this.panels.forEach((panel) => watch.observe(panel.element));
+      this.update();
+    }
+
+    view() {
+      const controls = [...this.element.querySelectorAll("[data-control]")];
+      const names = [...new Set(controls.map((c) => c.dataset.control))];
+      const chosen = (name) => controls.find((c) => c.dataset.control === name && (c.type === "hidden" || c.checked)).value;
+      return names.map(chosen).join(".") || "all";
+    }
+
+    rowRuns(view, panel) {
+      return [...shown].sort((a, b) => a - b);
+    }
+
+    update(again) {
+      const many = page.runs.length > 12;
+      this.element.querySelectorAll(".chip").forEach((chip) => {
+        const on = shown.has(Number(chip.dataset.run));
+        chip.setAttribute("aria-pressed", String(on));
+        chip.hidden = many && !on;
+        chip.style.display = chip.hidden ? "none" : "";
+      });
+      const some = this.element.querySelector(".some");
+      some.hidden = shown.size === page.runs.length;
+      some.textContent = `${shown.size} of ${page.runs.length} runs are drawn; tick others in the table of runs.`;
+      const view = this.view();
+      this.element.querySelectorAll(".colorbar").forEach((bar) => (bar.hidden = bar.dataset.view !== view));
+      if (!this.loaded) return;
+      this.panels.forEach((panel) => panel.place());
+      this.panels.forEach((panel) => panel.draw(again));
+    }
+
+    turn(camera, aspect, from) {
+      this.camera = camera;
+      this.aspect = aspect;
+      if (this.turning) return;
+      this.turning = true;
+      requestAnimationFrame(() => {
+        const others = this.panels.filter((p) => p !== from && p.drawn && p.solid && p.visible);
+        Promise.all(others.map((p) => Plotly.relayout(p.plot, { "scene.camera": this.camera, "scene.aspectratio": this.aspect || this.whole }))).then(() => {
+          this.turning = false;
+        });
+      });
+    }
+
+    turnBy(angle, lift, zoom) {
+      const { x, y, z } = this.camera.eye;
+      const flat = Math.hypot(x, y), far = Math.hypot(x, y, z);
+      const around = Math.atan2(y, x) + angle;
+      const up = Math.max(-1.5, Math.min(1.5, Math.atan2(z, flat) + lift));
+      const eye = { x: far * Math.cos(up) * Math.cos(around), y: far * Math.cos(up) * Math.sin(around), z: far * Math.sin(up) };
+      const size = this.aspect || this.whole;
+      this.turn({ ...this.camera, eye }, { x: size.x * zoom, y: size.y * zoom, z: size.z * zoom }, null);
+    }
+
+    csv() {
+      this.load();
+      const series = this.spec.series.map((s, i) => ({ ...s, values: this.columns[i] })).filter((s) => s.csv);
+      const names = [...new Set(series.flatMap((s) => [...s.dims, ...Object.keys(s.columns)]))];
+      const lines = [["run", ...names].map(cell).join(",")];
+      for (const s of series) {
+        const sizes = s.dims.map((d) => s.values[d].values.length);
+        const total = sizes.reduce((a, b) => a * b, 1);
+        for (let k = 0; k < total; k++) {
+          const at = { [s.dims[0]]: sizes.length > 1 ? Math.floor(k / sizes[1]) : k };
+          if (sizes.length > 1) at[s.dims[1]] = k % sizes[1];
+          const row = names.map((n) => (s.values[n] === undefined ? "" : s.values[n].values[n in at ? at[n] : k]));
+          lines.push([s.name, ...row].map(cell).join(","));
+        }
+      }
+      return lines.join("\r\n") + "\r\n";
+    }
+  }
+
+  /* One image of all the panels as they stand, with their names: what goes into a slide. */
+  async function picture(chart) {
+    const panels = chart.panels.filter((p) => !p.element.hidden);
+    panels.forEach((p) => { p.visible = true; p.draw(); });
+    const ratio = 2, head = 26, gap = 20;
+    const width = Math.max(...panels.map((p) => p.plot.clientWidth)), height = Math.max(...panels.map((p) => p.plot.clientHeight));
+    const across = Math.min(panels.length, Math.max(1, Math.round(chart.element.clientWidth / (width + gap))));
+    const canvas = document.createElement("canvas");
+    canvas.width = ratio * (across * (width + gap) + gap);
+    canvas.height = ratio * (Math.ceil(panels.length / across) * (head + height + gap) + gap);
+    const pen = canvas.getContext("2d");
+    pen.scale(ratio, ratio);
+    pen.fillStyle = color("paper");
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.fillStyle = color("ink");
+    pen.font = "600 14px " + getComputedStyle(document.body).fontFamily;
+    for (const [i, panel] of panels.entries()) {
+      const x = gap + (i % across) * (width + gap), y = gap + Math.floor(i / across) * (head + height + gap);
+      const image = new Image();
+      image.src = await Plotly.toImage(panel.plot, { format: "png", width: panel.plot.clientWidth, height: panel.plot.clientHeight, scale: ratio });
+      await image.decode();
+      const title = panel.element.querySelector("h4");
+      if (title) pen.fillText(title.textContent.trim(), x, y + 14, width);
+      pen.drawImage(image, x, y + head, panel.plot.clientWidth, panel.plot.clientHeight);
+    }
+    return new Promise((done) => canvas.toBlob(done, "image/png"));
+  }
+
+  function cell(value) {
+    if (typeof value === "number") return String(value);
+    // A spreadsheet runs text that begins like a formula.
+    const text = /^[=+\-@\t\r]/.test(value) ? "'" + value : String(value);
+    return /[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
+  }
+
+  let glKnown;
+  function webgl() {
+    if (glKnown === undefined) {
+      const gl = document.createElement("canvas").getContext("webgl");
+      glKnown = Boolean(gl);
+      if (gl && gl.getExtension("WEBGL_lose_context")) gl.getExtension("WEBGL_lose_context").loseContext();
+    }
+    return glKnown;
+  }
+
+  // ------------------------------------------------------------------------------------------ in view
+
+  const panelOf = new WeakMap();
+  const watch = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const chart = charts.find((c) => c.element.contains(entry.target));
+        const panel = chart.panels.find((p) => p.element === entry.target);
+        panel.visible = entry.isIntersecting;
+        if (panel.visible) panel.draw();
+        else if (panel.solid) panel.clear();
+      }
+    },
+    { rootMargin: "250px" }
+  );
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        near.unobserve(entry.target);
+        charts.find((c) => c.element === entry.target).load();
+      }
+    },
+    { rootMargin: "600px" }
+  );
+
+  let resizing;
+  const resized = new ResizeObserver(() => {
+    clearTimeout(resizing);
+    resizing = setTimeout(() => charts.forEach((c) => c.loaded && c.panels.forEach((p) => p.drawn && fit(p))), 120);
+  });
+  function fit(panel) {
+    if (panel.plot.clientWidth && panel.plot._fullLayout && Math.abs(panel.plot._fullLayout.width - panel.plot.clientWidth) > 1) panel.draw(true);
+  }
+
+  // ------------------------------------------------------------------------------------------ people
+
+  function pick(run, on) {
+    if (on) shown.add(run);
+    else shown.delete(run);
+    document.querySelectorAll(`.pick[value="${run}"]`).forEach((box) => (box.checked = on));
+    charts.forEach((c) => c.update());
+  }
+
+  function save(name, blob) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
+  function sortBy(button) {
+    const head = button.closest("th"), table = button.closest("table");
+    const index = Number(button.dataset.sort);
+    const up = head.getAttribute("aria-sort") === "none" ? !head.classList.contains("num") : head.getAttribute("aria-sort") === "descending";
+    table.querySelectorAll("th[aria-sort]").forEach((th) => th.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const value = (row) => {
+      const data = row.cells[index].dataset.sort;
+      const text = data === undefined ? "" : data;
+      return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+    };
+    for (const body of table.tBodies) {
+      const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
+      rows.sort((a, b) => {
+        const x = value(a), y = value(b);
+        if (x === "" || y === "") return (x === "") - (y === ""); // what is missing comes last, both ways
+        const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
+        return up ? order : -order;
+      });
+      rows.forEach((row) => body.append(row));
+    }
+  }
+
+  document.querySelectorAll(".pick").forEach((box) => (box.checked = shown.has(Number(box.value))));
+  document.querySelectorAll("figure[data-chart]").forEach((element) => {
+    const chart = new Chart(element);
+    charts.push(chart);
+    chart.update();
+    element.addEventListener("change", (event) => event.target.dataset.control && chart.update());
+    element.querySelector(".csv").addEventListener("click", () => save(element.dataset.chart + ".csv", new Blob([chart.csv()], { type: "text/csv;charset=utf-8" })));
+    element.querySelector(".png").addEventListener("click", async (event) => {
+      const button = event.currentTarget;
+      button.disabled = true;
+      try {
+        save(element.dataset.chart + ".png", await picture(chart));
+      } finally {
+        button.disabled = false;
+      }
+    });
+    element.addEventListener("keydown", (event) => {
+      if (!event.target.classList.contains("plot") || !chart.view().startsWith("3d")) return;
+      const step = 0.12;
+      const turns = { ArrowLeft: [-step, 0, 1], ArrowRight: [step, 0, 1], ArrowUp: [0, step, 1], ArrowDown: [0, -step, 1], "+": [0, 0, 1.1], "=": [0, 0, 1.1], "-": [0, 0, 0.9] };
+      if (turns[event.key]) chart.turnBy(...turns[event.key]);
+      else if (event.key === "0") chart.turn(JSON.parse(JSON.stringify(CAMERA)), undefined, null);
+      else return;
+      event.preventDefault();
+    });
+    near.observe(element);
+  });
+  document.addEventListener("change", (event) => {
+    if (event.target.classList.contains("pick")) pick(Number(event.target.value), event.target.checked);
+  });
+  document.addEventListener("click", (event) => {
+    const chip = event.target.closest(".chip");
+    if (chip) pick(Number(chip.dataset.run), chip.getAttribute("aria-pressed") !== "true");
+    const sort = event.target.closest("[data-sort]");
+    if (sort && sort.tagName === "BUTTON") sortBy(sort);
+  });
+  resized.observe(document.body);
+
+  const here = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        document.querySelectorAll("nav a").forEach((a) => {
+          if (a.getAttribute("href") !== "#" + entry.target.id) return a.removeAttribute("aria-current");
+          a.setAttribute("aria-current", "true");
+          const list = a.closest("ul");
+          if (list.scrollWidth > list.clientWidth) list.scrollLeft = a.offsetLeft - list.clientWidth / 3;
+        });
+      }
+    },
+    { rootMargin: "-10% 0px -80% 0px" }
+  );
+  document.querySelectorAll("main section").forEach((s) => here.observe(s));
+
+  const redraw = () => charts.forEach((c) => c.update(true));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+
+  // Paper is white and narrow: everything is drawn for it before printing, and as it was after.
+  let before = [];
+  window.addEventListener("beforeprint", () => {
+    document.documentElement.dataset.print = "";
+    before = [...document.querySelectorAll("details:not([open])")];
+    before.forEach((d) => (d.open = true));
+    charts.forEach((c) => {
+      c.load();
+      c.panels.forEach((p) => (p.visible = true));
+      c.update(true);
+    });
+  });
+  window.addEventListener("afterprint", () => {
+    delete document.documentElement.dataset.print;
+    before.forEach((d) => (d.open = false));
+    redraw();
+  });
+})();
