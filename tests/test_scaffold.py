@@ -216,6 +216,9 @@ def test_the_order_of_safetensors_does_not_matter(here):
     assert (found.inputs, found.classes) == (4, 7)
 
 
+EYE = torch.eye(9)
+
+
 def _resnet(blocks, bottleneck, first=(64, 3, 7, 7)):
     state = {"conv1.weight": torch.zeros(first), "bn1.weight": torch.zeros(64), "fc.weight": torch.zeros(10, 512)}
     for i, n in enumerate(blocks, 1):
@@ -246,7 +249,11 @@ def _resnet(blocks, bottleneck, first=(64, 3, 7, 7)):
             "timm.create_model('vit_tiny_patch16_224', num_classes=5)",
         ),
         (
-            {"model": {"transformer.wte.weight": torch.zeros(9, 4)}, "model_args": {"n_layer": 1}, "iter_num": 5},
+            {
+                "model": {"transformer.wte.weight": EYE, "lm_head.weight": EYE},
+                "model_args": {"n_layer": 1},
+                "iter_num": 5,
+            },
             "GPT(GPTConfig(**SETTINGS))",
         ),
     ],
