@@ -31,7 +31,16 @@ class Calibration(Result, kind="calibration"):
     nll_stderr: float = array(units="nats", doc="standard error over the samples", default=math.nan)
     accuracy: float = array(units="share", stderr="accuracy_stderr", doc="share of right top labels")
     accuracy_stderr: float = array(units="share", doc="standard error over the samples", default=math.nan)
-    temperature: float = array(doc="fitted temperature (1: as it is); NaN if not fitted", default=math.nan)
+    calibration_p_value: float = array(
+        doc="p-value of a calibrated model showing at least this ECE at these bins", default=math.nan
+    )
+    temperature: float = array(
+        stderr="temperature_stderr", doc="fitted temperature (1: as it is); NaN if not fitted", default=math.nan
+    )
+    temperature_stderr: float = array(doc="standard error over the samples of the fit", default=math.nan)
+    ece_before_temperature: float = array(
+        units="share", doc="ECE on the samples that the fit has not seen, as they are", default=math.nan
+    )
     ece_after_temperature: float = array(
         units="share", doc="ECE after temperature scaling, on samples that the fit has not seen", default=math.nan
     )
@@ -67,8 +76,35 @@ class Calibration(Result, kind="calibration"):
             "brier": self.brier,
             "nll": self.nll,
             "accuracy": self.accuracy,
+            "calibration_p_value": self.calibration_p_value,
             "temperature": self.temperature,
+            "ece_before_temperature": self.ece_before_temperature,
             "ece_after_temperature": self.ece_after_temperature,
             "samples": self.samples,
             "convention": self.convention,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature(Result, kind="temperature", section="calibration"):
+    """A temperature fitted to logits and labels: softmax(logits / value) has the least NLL of all temperatures.
+
+    `status` is "complete" at an interior minimum, "partial" where there is none within `bounds`: `outcome` says
+    which: "converged", "at the lower bound" (the labels can be told apart perfectly: ever sharper is ever better),
+    "at the upper bound" (the logits say nothing about the labels) or "flat" (every temperature fits alike; 1).
+    """
+
+    value: float = array(stderr="stderr", doc="fitted temperature")
+    stderr: float = array(doc="standard error over the samples; NaN at a bound", default=math.nan)
+    nll_before: float = array(units="nats", doc="mean NLL of these samples at temperature 1")
+    nll_after: float = array(units="nats", doc="mean NLL of these samples at the fitted temperature")
+    slope: float = array(units="nats", doc="d NLL / d log T at the fitted temperature, 0 at a minimum")
+    iterations: int = array(doc="evaluations of the NLL's slope", default=0)
+    samples: int = array(doc="number of predictions in the fit", default=0)
+    bounds: tuple[float, float] = (1e-3, 1e3)
+    outcome: str = "converged"
+
+    @property
+    def converged(self) -> bool:
+        """Whether `value` is a minimum within the bounds."""
+        return self.outcome == "converged"

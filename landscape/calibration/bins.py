@@ -1,0 +1,137 @@
+"""Confidence bins: exact counts and float64 sums that add up over batches, and what follows from them alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import MeasurementError
+
+
+def equal_width_edges(bins: int) -> np.ndarray:
+    """Return the edges i/bins of `bins` equal-width bins, (bins + 1,).
+
+    Divided one by one: linspace's 3 * 0.2 is 0.6000000000000001, which moves a confidence of 0.6 to another bin.
+    """
+    return np.arange(bins + 1) / bins
+
+
+def equal_mass_edges(confidence: np.ndarray, bins: int) -> np.ndarray:
+    """Return edges that give each of at most `bins` bins (lo, hi] the same share of the samples, ties together.
+
+    Each edge is the confidence of the last sample of its bin. Where one confidence fills several bins, they
+    become one: fewer edges come back. Cost: one sort.
+    """
+    ordered = np.sort(confidence)
+    last = np.ceil(np.arange(1, bins) * len(ordered) / bins).astype(np.int64) - 1
+    inner = np.unique(ordered[np.maximum(last, 0)])
+    inner = inner[(inner > 0) & (inner < ordered[-1])]
+    return np.concatenate([[0.0], inner, [1.0]])
+
+
+def right_closed(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return the bin of each confidence, (n,) int64: intervals (lo, hi], with 0 in the first bin."""
+    return np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
+
+
+class Bins:
+    """Sufficient statistics of (confidence, correct) pairs in bins; memory O(bins) however many samples come.
+
+    `add` takes a batch, `merge` another accumulator with the same edges (batches, processes, devices). Counts are
+    int64 and exact, sums float64. With c the confidence and y in {0, 1} whether it was right, each bin keeps
+    n_b, sum y, sum c, sum (c - y)^2 (what an interval needs) and sum c (1 - c) (what the labels of a
+    calibrated model would vary by). Samples with a negative index lie in no bin but count in `samples`.
+    """
+
+    def __init__(self, edges: np.ndarray) -> None:
+        self.edges = np.asarray(edges, dtype=np.float64)
+        size = len(self.edges) - 1
+        self.counts = np.zeros(size, dtype=np.int64)
+        self.correct = np.zeros(size, dtype=np.int64)
+        self.confidence_sums = np.zeros(size)
+        self.squared_errors = np.zeros(size)
+        self.label_variances = np.zeros(size)
+        self.outside = 0
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def add(self, confidence: np.ndarray, correct: np.ndarray, index: np.ndarray | None = None) -> Bins:
+        """Add samples: `confidence` (n,) in [0, 1], `correct` (n,) bool; `index` overrides the default (lo, hi]."""
+        confidence = np.asarray(confidence, dtype=np.float64)
+        correct = np.asarray(correct, dtype=bool)
+        index = right_closed(confidence, self.edges) if index is None else index
+        if index.size and index.min() < 0:
+            inside = index >= 0
+            self.outside += int(np.count_nonzero(~inside))
+            confidence, correct, index = confidence[inside], correct[inside], index[inside]
+
+        def summed(values: np.ndarray) -> np.ndarray:
+            return np.bincount(index, values, minlength=len(self))
+
+        self.counts += np.bincount(index, minlength=len(self))
+        self.correct += np.bincount(index[correct], minlength=len(self))
+        self.confidence_sums += summed(confidence)
+        self.squared_errors += summed((confidence - correct) ** 2)
+        self.label_variances += summed(confidence * (1 - confidence))
+        return self
+
+    def merge(self, other: Bins) -> Bins:
+        """Add what `other` has seen; raises MeasurementError when its edges differ."""
+        if not np.array_equal(self.edges, other.edges):
+            raise MeasurementError(
+                f"bins with different edges cannot be merged ({len(self)} and {len(other)} bins); "
+                "accumulate both with the same edges"
+            )
+        self.counts += other.counts
+        self.correct += other.correct
+        self.confidence_sums += other.confidence_sums
+        self.squared_errors += other.squared_errors
+        self.label_variances += other.label_variances
+        self.outside += other.outside
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Samples seen, those outside every bin included."""
+        return int(self.counts.sum()) + self.outside
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """Mean confidence of each bin, (bins,); NaN where it is empty."""
+        return self._mean(self.confidence_sums)
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Share of right labels in each bin, (bins,); NaN where it is empty."""
+        return self._mean(self.correct)
+
+    def _mean(self, sums: np.ndarray) -> np.ndarray:
+        return np.divide(sums, self.counts, out=np.full(len(self), np.nan), where=self.counts > 0)
+
+    @property
+    def signed_errors(self) -> np.ndarray:
+        """Mean over ALL samples of (confidence - correct) within each bin, (bins,); 0 where it is empty."""
+        return (self.confidence_sums - self.correct) / self.samples
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, sum_b n_b/N |conf_b - acc_b| (share; Naeini et al. 2015, Guo et al. 2017)."""
+        return float(np.abs(self.signed_errors).sum())
+
+    @property
+    def mce(self) -> float:
+        """Maximum calibration error: the largest gap |conf_b - acc_b| of a bin that is not empty (share)."""
+        return float(np.nanmax(np.abs(self.confidences - self.accuracies), initial=0.0))
+
+    @property
+    def debiased_l2(self) -> float:
+        """Squared L2 calibration error without its sampling bias, floored at 0 (share^2).
+
+        sum_b n_b/N [(conf_b - acc_b)^2 - acc_b (1 - acc_b)/(n_b - 1)]; a bin with one sample says nothing and
+        adds 0 (Kumar, Liang and Ma 2019, "Verified uncertainty calibration", section 5, arXiv:1909.10155).
+        """
+        enough = self.counts >= 2
+        n = self.counts[enough]
+        acc = self.correct[enough] / n
+        gap = self.confidence_sums[enough] / n - acc
+        return max(0.0, float(np.sum(n / self.samples * (gap**2 - acc * (1 - acc) / (n - 1)))))
