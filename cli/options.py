@@ -1,0 +1,117 @@
+"""What the commands share: a command class with --debug, options that several take, and the types of options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from landscape.errors import LandscapeError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command that takes --debug, as the group does, and shows its example last."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+        self.params.append(
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of an error."
+            )
+        )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.obj is not None:
+        ctx.obj.debug = True
+
+
+class Setting(click.ParamType):
+    """`key=value` for a task's function: numbers, true, false, none and JSON as what they are, else text."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        from landscape.task_files import parse_setting
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_setting(value)
+        except LandscapeError as error:
+            self.fail(str(error), param, ctx)
+
+
+class MeasurementOption(click.ParamType):
+    """`measurement.option=value`."""
+
+    name = "name.option=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, dot, rest = value.partition(".")
+        if not dot or not name or "=" in name:
+            self.fail(f"{value!r} names no option; type --option eigenvalues.k=20", param, ctx)
+        return (name, *Setting().convert(rest, param, ctx))
+
+
+class Device(click.ParamType):
+    """A device that torch knows by this name; whether it is there is found out before anything is measured."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|xpu|cuda(:\d+)?", value):
+            self.fail(f"{value!r} is none of auto, cpu, cuda, cuda:1, mps, xpu", param, ctx)
+        return value
+
+
+class Names(click.ParamType):
+    """Names separated by commas."""
+
+    name = "a,b,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not names:
+            self.fail("no name given", param, ctx)
+        return names
+
+
+_SUBJECT = (
+    click.option(
+        "--set", "settings", type=Setting(), multiple=True, help="Setting of the task's function; repeatable."
+    ),
+    click.option("--device", type=Device(), default="auto", help="cpu, cuda, cuda:1; auto takes CUDA where it is."),
+    click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision; by default the model's own."),
+    click.option("--seed", type=click.IntRange(0), help="Of draw and random vectors; by default the task's own, or 0."),
+    click.option("--weights", metavar="NAME", help="ema, model or an entry's name, where a file has several."),
+    click.option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False),
+        default=".",
+        help="Folder below which a checkpoint may name its task's file.",
+    ),
+    click.option("--trust-pickle", is_flag=True, help="Run the code in the file: only for files of your own."),
+)
+
+
+def subject_options(command: F) -> F:
+    """Add the options that say what is loaded and where it is measured: shared by `probe` and `check`."""
+    for option in reversed(_SUBJECT):
+        command = option(command)
+    return command

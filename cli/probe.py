@@ -1,0 +1,171 @@
+"""`landscape probe`: measure checkpoints, print the numbers, leave an archive."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Command, MeasurementOption, Names, subject_options
+from .output import finite, json_line, say, table, warn
+
+if TYPE_CHECKING:
+    from ..probes.outcome import ProbeOutcome
+    from ..probes.prediction import Prediction
+    from ..probes.subjects import Prepared
+
+
+@click.command(
+    cls=Command,
+    example="landscape probe ckpt.pt --task my_task.py:task --preset quick --report report.html",
+)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=click.Path())
+@click.option("--task", metavar="FILE:NAME", help="The task's function; by default the one that the checkpoint names.")
+@click.option("--only", type=Names(), help="Measurements or sections to make; see `landscape list`.")
+@click.option(
+    "--preset",
+    type=click.Choice(["quick", "standard", "thorough"]),
+    default="standard",
+    show_default=True,
+    help="1,024 samples, 4,096 or all; and how fine.",
+)
+@click.option(
+    "--option", "options", type=MeasurementOption(), multiple=True, help="Option of a measurement; repeatable."
+)
+@click.option("-o", "--output", "out", metavar="FILE", help="One archive for all; else <checkpoint>.landscape.h5 here.")
+@click.option("--append", is_flag=True, help="Add to an archive that exists.")
+@click.option("--force", is_flag=True, help="Replace an archive, or a report, that exists.")
+@click.option("--report", metavar="FILE", help="Draw the archives as one HTML page, too.")
+@click.option("--max-samples", type=click.IntRange(1), help="Samples to draw of each split, instead of the preset's.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be measured, with the time and memory of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; NaN and inf as null, with a warning.")
+@subject_options
+def command(
+    checkpoints: tuple[str, ...],
+    out: str | None,
+    append: bool,
+    force: bool,
+    report: str | None,
+    dry_run: bool,
+    as_json: bool,
+    settings: tuple[tuple[str, Any], ...],
+    options: tuple[tuple[str, str, Any], ...],
+    **how: Any,
+) -> None:
+    """Measure checkpoints: loss, curvature, sharpness, surface, calibration.
+
+    CKPT is a file or a folder with weights. Numbers go to stdout, progress and warnings to stderr, and all
+    results with their provenance into an archive. Ctrl-C leaves a readable archive of what was measured.
+    """
+    from ..probes.posthoc import plan_run
+    from ..probes.selection import UnknownName
+
+    if append and force:
+        raise click.UsageError("--append adds to the archive, --force replaces it: give one of them.")
+    if report is not None:
+        check_page(report, force=force or append)
+    given: dict[str, dict[str, Any]] = {}
+    for name, key, value in options:
+        given.setdefault(name, {})[key] = value
+    try:
+        plan = plan_run(checkpoints, settings=dict(settings), options=given, say=say, **how)
+    except UnknownName as error:
+        raise click.UsageError(str(error)) from error
+    if dry_run:
+        _print_predictions(plan.predict(), as_json)
+        return
+    outcomes = plan.measure(out=out, append=append, force=force, progress=sys.stderr.isatty())
+    archives = list(dict.fromkeys(o.archive for o in outcomes if o.archive))
+    if report is not None:
+        from landscape.report.page import write_report
+
+        write_report(archives, report)
+    print_outcomes(outcomes, report, as_json)
+    if not as_json and report is None:
+        shown = " ".join(os.path.relpath(a) for a in archives)
+        say(f"next: landscape report {shown} -o report.html")
+
+
+def check_page(path: str, *, force: bool) -> None:
+    """Refuse a page that could not be written in the end, before anything is measured."""
+    from landscape.errors import ArchiveError
+
+    target = Path(path)
+    if target.is_dir():
+        raise ArchiveError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
+    if target.exists() and not force:
+        raise ArchiveError(f"{target} exists; pass --force to replace it, or choose another name")
+    if not target.parent.is_dir():
+        raise ArchiveError(f"the folder {target.parent} does not exist; create it, or write somewhere else")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ArchiveError(f"{target} cannot be written: permission denied")
+
+
+def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json: bool) -> None:
+    """Print what was measured: one JSON object, or a few lines for each checkpoint; warnings go to stderr."""
+    objects = []
+    for outcome in outcomes:
+        plain, replaced = finite(outcome.as_dict(report))
+        if replaced:
+            plain["warnings"].append(f"not finite, shown as null: {', '.join(replaced)}")
+        for text in plain["warnings"] if as_json else outcome.warnings:
+            warn(f"{outcome.checkpoint}: {text}" if len(outcomes) > 1 else text)
+        objects.append(plain)
+    if as_json:
+        click.echo(json_line({"schema": 1, "results": objects}))
+    else:
+        click.echo("\n\n".join(_text(outcome, report) for outcome in outcomes))
+
+
+def _text(outcome: ProbeOutcome, report: str | None) -> str:
+    from landscape.report.numbers import count, seconds
+
+    from .summary import summarize
+
+    sizes = f"{count(outcome.parameters)} parameters, {count(outcome.samples)} samples"
+    where = f"{outcome.dtype} on {outcome.device}, {seconds(outcome.seconds)}"
+    rows = [["not measured", f"{name}: {reason}"] for name, reason in outcome.missing.items()]
+    rows += [["archive", str(outcome.archive)], *([["report", report]] if report else [])]
+    head = f"{outcome.checkpoint}  {outcome.task}\n{sizes}, {where}"
+    return f"{head}\n\n{summarize(outcome.results, rows)}"
+
+
+def _print_predictions(predicted: Sequence[tuple[Prepared, int, list[Prediction]]], as_json: bool) -> None:
+    from landscape.report.numbers import count, seconds
+
+    objects = []
+    for ready, samples, found in predicted:
+        rows = [["measurement", "time", "memory"]]
+        rows += [[p.name, seconds(p.seconds), memory(p.memory)] for p in found]
+        known = [p.seconds for p in found if p.seconds == p.seconds]
+        rows.append(["all", seconds(sum(known)), memory(max((p.memory for p in found), default=0.0))])
+        objects.append(
+            {
+                "checkpoint": ready.checkpoint.path,
+                "task": ready.reference,
+                "device": ready.device,
+                "dtype": ready.dtype,
+                "samples": samples,
+                "measurements": [{"name": p.name, "seconds": p.seconds, "memory": p.memory} for p in found],
+            }
+        )
+        if not as_json:
+            head = (
+                f"{ready.checkpoint.path}  {ready.reference}\n{count(samples)} samples, {ready.dtype} on {ready.device}"
+            )
+            click.echo(f"{head}; predicted from one batch:\n\n{table(rows, indent=2, header=True)}\n")
+    if as_json:
+        click.echo(json_line(finite({"schema": 1, "dry_run": objects})[0]))
+
+
+def memory(size: float) -> str:
+    """Return a number of bytes as a person reads it."""
+    from landscape.report.numbers import number
+
+    if size != size:
+        return "unknown"
+    return f"{number(size / 2**30, 2)} GiB" if size >= 2**30 else f"{number(max(size / 2**20, 0.1), 2)} MiB"

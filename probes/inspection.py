@@ -1,0 +1,238 @@
+"""Try a task on one batch: does it load, is its loss fit to be measured, what will work, how long will it take."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from landscape.curvature.operators import Hessian
+from landscape.data import tensors_of
+from landscape.errors import LandscapeError
+from landscape.objective import Objective
+from landscape.parameters import flatten, unflatten
+from landscape.results import Check, Measurement
+from landscape.tasks import Task
+
+from .prediction import Prediction, Speed, measure_speed, one_batch, predict
+from .selection import PRESET_SAMPLES, choose, samples_to_draw
+from .subjects import Tasks, task_changes
+
+#: Step of the central difference of two gradients along a unit vector, and the relative error allowed: in float64 so
+#: small that hardly any ReLU switches between the two, and rounding still stays below 1e-6 (chosen by us).
+DIFFERENCES = {torch.float64: (1e-6, 1e-3), torch.float32: (1e-2, 5e-2)}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one batch showed. `works` says for each measurement why it will not work ("" where it will).
+
+    `speed` is None where the loss cannot be measured; `presets` maps each preset to its samples and predictions.
+    """
+
+    task: str
+    checkpoint: str
+    device: str
+    dtype: str
+    findings: tuple[Check, ...]
+    works: Mapping[str, str] = field(default_factory=dict)
+    speed: Speed | None = None
+    presets: Mapping[str, tuple[int, tuple[Prediction, ...]]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether `landscape probe` can measure this task."""
+        return all(c.level != "fail" for c in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the object of `landscape check --json`; NaN is still in it."""
+        speed = self.speed
+        return {
+            "task": self.task,
+            "checkpoint": self.checkpoint or None,
+            "device": self.device,
+            "dtype": self.dtype,
+            "ok": self.ok,
+            "findings": [{"name": c.name, "level": c.level, "message": c.message} for c in self.findings],
+            "measurements": {name: {"works": not reason, "reason": reason} for name, reason in self.works.items()},
+            "batch": None
+            if speed is None
+            else {
+                "samples": speed.samples,
+                "forward_seconds": speed.forward,
+                "gradient_seconds": speed.gradient,
+                "product_seconds": speed.product,
+            },
+            "presets": {
+                name: {
+                    "samples": samples,
+                    "seconds": total_seconds(found),
+                    "memory": max((p.memory for p in found), default=0.0),
+                    "measurements": {p.name: {"seconds": p.seconds, "memory": p.memory} for p in found},
+                }
+                for name, (samples, found) in self.presets.items()
+            },
+        }
+
+
+def total_seconds(found: Sequence[Prediction]) -> float:
+    """Return the time of all measurements that give an estimate."""
+    return sum(p.seconds for p in found if math.isfinite(p.seconds))
+
+
+def inspect_task(
+    task: str,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    seed: int | None = None,
+    weights: str | None = None,
+    trust_pickle: bool = False,
+    root: str | os.PathLike[str] = ".",
+    say: Callable[[str], None] | None = None,
+) -> Inspection:
+    """Return what one batch of a task shows: "file.py:name", with a checkpoint's weights where one is given.
+
+    Costs about 40 passes over one batch; a preset whose samples cannot be known without drawing them is left out.
+    Raises TaskError and CheckpointError where there is no task or the weights don't fit; what is wrong with the data
+    or the loss is a finding.
+    """
+    tasks = Tasks(
+        task=task,
+        settings=dict(settings or {}),
+        weights=weights,
+        trust_pickle=trust_pickle,
+        root=root,
+        changes=task_changes(device, dtype, seed),
+        say=say or (lambda text: None),
+    )
+    loaded, found, notes = tasks.bare(checkpoint)
+    findings = [Check("task", "pass", repr(loaded))]
+    if found is not None:
+        findings.append(Check("checkpoint", "pass", f"{found}: its weights fit"))
+        findings += [Check("checkpoint", "warn", note) for note in notes]
+    path, place = os.fspath(checkpoint) if checkpoint is not None else "", ("", "")
+    try:
+        small = one_batch(loaded)
+        findings += _data(small)
+        with Objective(small, small.splits[0]) as objective:
+            place = (str(objective.device), str(objective.dtype).removeprefix("torch."))
+            findings += _loss(objective)
+            labels = _labels(small, objective)
+    except LandscapeError as error:
+        findings.append(Check("loss", "fail", str(error)))
+        return Inspection(task, path, *place, tuple(findings))
+    curved = _twice_differentiable(small)
+    findings += [labels, curved]
+    lacking = {
+        "labels": "" if labels.level == "pass" else labels.message,
+        "second derivative": "" if curved.level != "fail" else curved.message,
+        "outputs": "" if loaded.batch_loss is None else "a batch_loss task gives no outputs",
+    }
+    chosen = choose()
+    works = {c.measurement.name: _obstacle(c.measurement, lacking) for c in chosen}
+    speed = measure_speed(small)
+    presets = {}
+    available = small.draw(small.splits[0]).available
+    for preset in PRESET_SAMPLES:
+        # Not drawn: taking all of a large data set would be no trial of one batch.
+        sizes = [n for n in (samples_to_draw(loaded, preset, None), available) if n is not None]
+        usable = [c for c in choose((), preset) if not works[c.measurement.name]]
+        if sizes:
+            presets[preset] = (min(sizes), tuple(predict(usable, speed, min(sizes))))
+    return Inspection(task, path, *place, tuple(findings), works, speed, presets)
+
+
+def _obstacle(m: Measurement, lacking: Mapping[str, str]) -> str:
+    return next((lacking[need] for need in m.needs if lacking[need]), "")
+
+
+def _data(task: Task) -> list[Check]:
+    """Return what the first batch of each split looks like. TaskError where there is none."""
+    found = []
+    for split in task.splits:
+        draw = task.draw(split)
+        size = "an unknown number of" if draw.available is None else f"{draw.available:,}"
+        tensors = tensors_of(draw.batches[0])
+        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+        found.append(Check(f"{split} data", "pass", f"{size} samples; a batch holds {shapes}"))
+    if "test" not in task.splits:
+        found.append(Check("test data", "warn", "none: calibration and the gap will be missing or measured on train"))
+    return found
+
+
+def _loss(objective: Objective) -> list[Check]:
+    """Return what entering the objective verified; it raised where two passes differ or a weight is not known."""
+    loss = objective.evaluate().loss
+    notes = "; ".join(objective.notes)
+    return [
+        Check("deterministic", "pass", f"two passes agree; the loss is {loss:.6g}"),
+        Check("weights", "pass", f"each batch counts by its mean's own denominator{f' ({notes})' if notes else ''}"),
+    ]
+
+
+def _labels(task: Task, objective: Objective) -> Check:
+    split = "test" if "test" in task.splits else task.splits[0]
+    if split == objective.split:
+        there = objective.has_labels
+    else:
+        with Objective(task, split) as other:
+            there = other.has_labels
+    if there:
+        return Check("labels", "pass", f"the {split} data have class labels: accuracy and calibration will work")
+    return Check(
+        "labels", "warn", f"no class labels on the {split} data; give predict= to Task for accuracy and calibration"
+    )
+
+
+def _twice_differentiable(task: Task) -> Check:
+    """Compare one Hessian product with a central difference of two gradients: in float64 where the task runs in it."""
+    try:
+        double = task.replace(dtype=torch.float64)
+        with Objective(double, double.splits[0]):
+            pass
+    except LandscapeError:
+        double = task  # code that insists on float32
+    try:
+        return compare_with_differences(double)
+    except LandscapeError as error:
+        return Check("twice differentiable", "fail", str(error))
+
+
+def compare_with_differences(task: Task, seed: int = 0) -> Check:
+    """Return how far H v is from (g(w + h v) - g(w - h v)) / 2h for a random unit vector v, relative to the larger.
+
+    Costs a product and two gradients. A custom backward that forgets part of its own derivative shows here.
+    """
+    with Objective(task, task.splits[0]) as objective:
+        step, limit = DIFFERENCES[objective.dtype]
+        n = sum(p.numel() for p in objective.parameters)
+        v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        v = (v / v.norm()).to(objective.device, objective.dtype)
+        product = Hessian(objective) @ v
+        sides = []
+        for sign in (1.0, -1.0):
+            objective.move([unflatten(v, objective.center)], [sign * step])
+            sides.append(flatten(objective.gradient()).double())
+        objective.reset()
+        difference = (sides[0] - sides[1]) / (2 * step)
+        size = max(float(product.double().norm()), float(difference.norm()))
+        error = float((product.double() - difference).norm()) / size if size > 0 else 0.0
+    name = "twice differentiable"
+    if size == 0:
+        return Check(
+            name, "warn", "the second derivative is exactly 0: the loss is piecewise linear in the weights", 0.0
+        )
+    text = f"a Hessian product and a difference of two gradients agree to {error:.1e}"
+    if error <= limit:
+        return Check(name, "pass", text, error, limit)
+    if error <= 0.3:
+        return Check(name, "warn", f"{text} only (limit {limit:g}): kinks, such as ReLU's, lie close by", error, limit)
+    text = f"a Hessian product and a difference of two gradients differ by {error:.0%}"
+    return Check(name, "fail", f"{text}: some backward is not differentiated (custom function? detach?)", error, limit)

@@ -1,0 +1,294 @@
+"""Measure checkpoints after training: the one way from a file to an archive, for `landscape probe` and the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape.archive.writer import ArchiveWriter
+from landscape.errors import ArchiveError, MeasurementError, ObjectiveError
+from landscape.parameters import trainable
+from landscape.provenance import provenance
+from landscape.results import Check, Measurement, Result, StoredResult
+
+from .outcome import ProbeOutcome
+from .prediction import Prediction, measure_speed, predict
+from .selection import Chosen, choose, samples_to_draw
+from .subjects import Prepared, Tasks, check_paths, task_changes
+
+SUFFIX = ".landscape.h5"
+
+
+def probe_checkpoints(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    append: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    **how: Any,
+) -> list[ProbeOutcome]:
+    """Measure each checkpoint, write each result to the archive at once, and return what was found.
+
+    Everything that can be refused is refused before anything is measured: files, tasks, names, devices, data,
+    output. A measurement that a task cannot give (calibration without labels) is left out, said and recorded;
+    whatever else goes wrong stops the run, and the archive keeps what was measured until then, as after Ctrl-C.
+
+    Args:
+        checkpoints: files or folders.
+        out: one archive for all; None writes `<checkpoint>.landscape.h5` for each into the current folder.
+        append, force: add to an archive that exists, or replace it.
+        progress: show bars on stderr.
+        how: what to measure, and on what; see `plan_run`.
+
+    Raises LandscapeError of the kind that fits.
+    """
+    return plan_run(checkpoints, **how).measure(out=out, append=append, force=force, progress=progress)
+
+
+def plan_run(
+    checkpoints: Sequence[str | os.PathLike[str]],
+    *,
+    task: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    only: Sequence[str] | None = None,
+    preset: str = "standard",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    seed: int | None = None,
+    max_samples: int | None = None,
+    weights: str | None = None,
+    trust_pickle: bool = False,
+    root: str | os.PathLike[str] = ".",
+    say: Callable[[str], None] | None = None,
+) -> Plan:
+    """Return what would be measured, with every checkpoint loaded into its task once, and measure nothing.
+
+    Args:
+        task, settings: "file.py:name" and its keyword arguments; None takes the task that a checkpoint names.
+        only: names or sections of measurements; None runs the default ones.
+        preset: quick (1,024 samples), standard (4,096) or thorough (all); a task's own smaller max_samples stays.
+        options: {measurement: {option: value}}, over those of the preset.
+        device: "auto" is CUDA where there is one, else where the model is. dtype: "float32" or "float64".
+        seed: of the draw and of every random vector; None takes the task's own (0 unless it says otherwise).
+        max_samples: size of each split's draw, before the preset's and the task's own.
+        weights, trust_pickle: as in `read_checkpoint`.
+        root: the folder below which a checkpoint may name task files.
+        say: is told what is called and what is measured, a line each.
+
+    Raises CheckpointError, TaskError, and UnknownName for a preset, measurement or option that there is not.
+    """
+    say = say or (lambda text: None)
+    paths = tuple(os.fspath(p) for p in checkpoints)
+    check_paths(paths)
+    choose((), preset)
+    tasks = Tasks(
+        task=task,
+        settings=dict(settings or {}),
+        weights=weights,
+        trust_pickle=trust_pickle,
+        root=root,
+        changes=task_changes(device, dtype, seed),
+        samples=lambda t: samples_to_draw(t, preset, max_samples),
+        say=say,
+    )
+    prepared = tuple(tasks.prepare(path) for path in paths)
+    # A task file may register measurements of its own, so the names are looked up after the tasks are loaded.
+    return Plan(paths, tasks, prepared, tuple(choose(only, preset, options)), preset, say)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Checkpoints that fit their tasks, and the measurements to make on each."""
+
+    paths: tuple[str, ...]
+    tasks: Tasks
+    prepared: tuple[Prepared, ...]
+    chosen: tuple[Chosen, ...]
+    preset: str
+    say: Callable[[str], None]
+
+    def loaded(self) -> Iterator[Prepared]:
+        """Yield each checkpoint's task with its weights in the model, one after the other."""
+        for path, ready in zip(self.paths, self.prepared, strict=True):
+            # Checkpoints of one task share its model, which holds the weights of the last one: load them again.
+            yield ready if len(self.paths) == 1 else self.tasks.prepare(path)
+
+    def predict(self) -> list[tuple[Prepared, int, list[Prediction]]]:
+        """Return for each checkpoint the samples of its draw, and what each measurement is expected to take.
+
+        Costs about 20 passes over one batch of each.
+        """
+        found = []
+        for ready in self.loaded():
+            samples = ready.task.draw(ready.split).samples
+            found.append((ready, samples, predict(self.chosen, measure_speed(ready.task), samples)))
+        return found
+
+    def measure(
+        self,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        append: bool = False,
+        force: bool = False,
+        progress: bool = False,
+    ) -> list[ProbeOutcome]:
+        """Make the measurements; see `probe_checkpoints`."""
+        writers: list[ArchiveWriter] = []
+        outcomes = []
+        try:
+            with contextlib.ExitStack() as stack:
+                writers += self._open(stack, out, append, force)
+                for i, ready in enumerate(self.loaded()):
+                    run = _Run(ready, self, writers[i], progress)
+                    outcomes.append(run.measure(f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""))
+                    if writers[i] not in writers[i + 1 :]:
+                        writers[i].close()
+        except BaseException:
+            kept = [str(w.path) for w in dict.fromkeys(writers) if w.results and w.path.exists()]
+            if kept:
+                self.say(f"what was measured until now is kept in {', '.join(kept)}")
+            raise
+        return outcomes
+
+    def _open(
+        self, stack: contextlib.ExitStack, out: str | os.PathLike[str] | None, append: bool, force: bool
+    ) -> list[ArchiveWriter]:
+        """Return the writer for each checkpoint, one for all where `out` is given; targets are checked here."""
+        targets = archive_paths(self.paths, out)
+        writers: dict[Path, ArchiveWriter] = {}
+        for target, ready in zip(targets, self.prepared, strict=True):
+            if target not in writers:
+                # The root says what all results share; with several runs in one file each subject says its own.
+                run = {"task": ready.reference, **ready.run} if targets.count(target) == 1 else {}
+                described = provenance(seed=ready.task.seed, device=ready.device)
+                writers[target] = stack.enter_context(
+                    ArchiveWriter(
+                        target, run=run, attributes=described, mode="append" if append else "new", force=force
+                    )
+                )
+        return [writers[target] for target in targets]
+
+
+def archive_paths(checkpoints: Sequence[str], out: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Return where each checkpoint's results go: all to `out`, else to the current folder under its own name.
+
+    Raises ArchiveError where two checkpoints would share a name.
+    """
+    if out is not None:
+        return [Path(out)] * len(checkpoints)
+    paths = [Path(f"{Path(c).resolve().stem or 'checkpoint'}{SUFFIX}") for c in checkpoints]
+    twice = next((p for p in paths if paths.count(p) > 1), None)
+    if twice is not None:
+        raise ArchiveError(f"two checkpoints would both be written to {twice}; give one archive for all with -o run.h5")
+    return paths
+
+
+class _Run:
+    """The measurements of one checkpoint, in order, each result to the archive at once."""
+
+    def __init__(self, ready: Prepared, plan: Plan, writer: ArchiveWriter, progress: bool) -> None:
+        self.ready = ready
+        self.plan = plan
+        self.writer = writer
+        self.progress = progress
+        self.subject = ready.subject(preset=plan.preset)
+        self.results: dict[str, Result] = {}
+        self.missing: dict[str, str] = {}
+        self.unwritten: list[Result] = []
+
+    def measure(self, prefix: str) -> ProbeOutcome:
+        start = time.perf_counter()
+        for number, c in enumerate(self.plan.chosen, 1):
+            label = f"{prefix}{self.subject.label}: {c.measurement.name}"
+            self.plan.say(f"{label} ({number} of {len(self.plan.chosen)})")
+            self._one(c)
+        if not self.results:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
+            raise MeasurementError(f"nothing could be measured of {self.ready.checkpoint.path} ({reasons})")
+        return self._outcome(time.perf_counter() - start)
+
+    def _one(self, c: Chosen) -> None:
+        m, task = c.measurement, self.ready.task
+        try:
+            result = m.run(task, seed=task.seed, progress=self.progress, **c.options)
+        except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
+            if not _only_this_one(error, c):
+                raise
+            self.missing[m.name] = reason = _reason(error)
+            # Kept back until something is measured, so that a run without any result leaves no file.
+            self.unwritten.append(not_measured(m, c.options, reason))
+        else:
+            if not isinstance(result, Result):
+                raise MeasurementError(f"measurement {m.name!r} returned a {type(result).__name__}, expected a Result")
+            self.results[m.name] = result
+            self.writer.add(result, subject=self.subject)
+        while self.results and self.unwritten:
+            self.writer.add(self.unwritten.pop(0), subject=self.subject)
+
+    def _outcome(self, seconds: float) -> ProbeOutcome:
+        ready = self.ready
+        return ProbeOutcome(
+            checkpoint=ready.checkpoint.path,
+            task=ready.reference,
+            device=ready.device,
+            dtype=ready.dtype,
+            samples=ready.task.draw(ready.split).samples,
+            parameters=sum(p.numel() for p in trainable(ready.task.model).values()),
+            results=self.results,
+            missing=self.missing,
+            archive=str(self.writer.path),
+            seconds=seconds,
+            warnings=tuple(dict.fromkeys(self._warnings())),
+        )
+
+    def _warnings(self) -> Iterator[str]:
+        yield from self.ready.warnings
+        for name, reason in self.missing.items():
+            yield f"not measured: {name}: {reason}"
+        for name, result in self.results.items():
+            yield from result.warnings
+            for check in result.checks:
+                if check.level != "pass" and check.message not in result.warnings:
+                    yield f"{name}: {check.message}"
+
+
+def _only_this_one(error: Exception, c: Chosen) -> bool:
+    """Whether the other measurements can go on: not where an option of the user's is wrong, or the loss itself is."""
+    if isinstance(error, MeasurementError):
+        return not c.given
+    return isinstance(error, torch.OutOfMemoryError) or "second derivative" in c.measurement.needs
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory on the device; smaller batches need less"
+    return " ".join(str(error).split())
+
+
+def not_measured(m: Measurement, options: Mapping[str, Any], reason: str) -> Result:
+    """Return what the archive records for a measurement that a task cannot give: its kind, failed, and why."""
+    return StoredResult(
+        stored_kind=_kind_of(m),
+        status="failed",
+        settings={k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in options.items()},
+        checks=(Check("measured", "fail", reason),),
+    )
+
+
+def _kind_of(m: Measurement) -> str:
+    """Return the archive's kind of what a measurement returns, from its annotation; else its own name."""
+    try:
+        returned = typing.get_type_hints(m.run).get("return")
+    except NameError:  # an annotation that only type checkers can resolve
+        returned = None
+    return getattr(returned, "kind", "") or m.name

@@ -1,0 +1,153 @@
+"""How long a run will take and how much memory it needs, from one batch measured and each measurement's estimate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from landscape.curvature.operators import Hessian
+from landscape.data import tensors_of
+from landscape.errors import LandscapeError
+from landscape.objective import Objective
+from landscape.tasks import Task
+
+from .selection import Chosen
+
+#: What a Hessian product counts in the estimates, in forward passes: a gradient, and a backward pass through it.
+PASSES_A_PRODUCT = 6.0
+#: Bytes that the default basis of `eigenpairs` grows to at most.
+BASIS = 1 << 30
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a forward pass, a gradient and a Hessian product on one batch of `samples` samples.
+
+    `graph` are the bytes that a product keeps for its derivatives, `weights` those of the parameters and buffers,
+    `batch` those of the batch. `product` is NaN where there is none, and `reason` says why.
+    """
+
+    samples: int
+    forward: float
+    gradient: float
+    product: float
+    parameters: int
+    itemsize: int
+    graph: int
+    weights: int
+    batch: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one measurement is expected to take: seconds, and bytes at its peak. NaN where it gives no estimate."""
+
+    name: str
+    seconds: float
+    memory: float
+
+
+def one_batch(task: Task) -> Task:
+    """Return the task with a draw of about one batch of its own size."""
+    data = task.train if task.train is not None else task.test
+    size = data.batch_size if isinstance(data, DataLoader) else None
+    limit = size or task.batch_size
+    return task.replace(max_samples=min(limit, task.max_samples or limit))
+
+
+def measure_speed(task: Task) -> Speed:
+    """Time a forward pass, a gradient and a product on one batch of `task` (about 20 passes over it).
+
+    Raises what the objective raises: the loss must be measurable.
+    """
+    split = task.splits[0] if task.splits else "train"
+    with Objective(one_batch(task), split) as objective:
+        forward = _seconds(lambda: objective.evaluate(), objective.device)
+        gradient = _seconds(lambda: objective.gradient(), objective.device)
+        graph = _graph_bytes(objective)
+        n = sum(p.numel() for p in objective.parameters)
+        product, reason = math.nan, ""
+        try:
+            hessian = Hessian(objective)
+            vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
+            product = _seconds(lambda: hessian @ vector, objective.device)
+        except LandscapeError as error:
+            reason = str(error)
+        tensors = [*objective.model.parameters(), *objective.model.buffers()]
+        return Speed(
+            samples=objective.samples,
+            forward=forward,
+            gradient=gradient,
+            product=product,
+            parameters=n,
+            itemsize=objective.parameters[0].element_size(),
+            graph=graph,
+            weights=sum(t.numel() * t.element_size() for t in tensors),
+            batch=sum(t.numel() * t.element_size() for b in objective.draw.batches for t in tensors_of(b)),
+            reason=reason,
+        )
+
+
+def predict(chosen: Sequence[Chosen], speed: Speed, samples: int) -> list[Prediction]:
+    """Return what each measurement takes on a draw of `samples` samples: the batch's times, scaled up."""
+    found = []
+    scale = samples / speed.samples
+    for c in chosen:
+        m = c.measurement
+        if m.estimate is None:
+            found.append(Prediction(m.name, math.nan, math.nan))
+            continue
+        passes = m.estimate(**{"draw_samples": samples, "parameters": speed.parameters, **c.options})
+        products = "second derivative" in m.needs and math.isfinite(speed.product)
+        a_pass = speed.product / PASSES_A_PRODUCT if products else speed.forward
+        found.append(Prediction(m.name, scale * passes * a_pass, _memory(speed, scale, passes if products else 0)))
+    return found
+
+
+def _memory(speed: Speed, scale: float, passes: float) -> float:
+    # The caller's weights, the working copy and the centre; the draw; the graph of one batch; a Krylov basis.
+    basis = min(passes / PASSES_A_PRODUCT * speed.parameters * speed.itemsize, BASIS)
+    return 3 * speed.weights + speed.batch * scale + speed.graph + basis
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Return the fastest of several runs after one to warm up: 2 or more, up to 20 while they take 0.2 s in all."""
+    call()
+    times: list[float] = []
+    while len(times) < 2 or (sum(times) < 0.2 and len(times) < 20):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _graph_bytes(objective: Objective) -> int:
+    """Return the bytes of the tensors that a gradient with its own graph keeps for one batch."""
+    own = {p.untyped_storage().data_ptr() for p in objective.parameters}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss, _ = objective.batch_loss(0)
+        grads = torch.autograd.grad(loss, objective.parameters, create_graph=True, allow_unused=True)
+        del grads
+    return sum(kept.values())
