@@ -26,6 +26,7 @@ from .table import Calibration
     },
     order=20,
     estimate=lambda *_, **__: 1.0,
+    needs=("labels",),
 )
 def measure_calibration(
     task: Task | Objective, *, bins: int = 15, seed: int = 0, progress: bool = False, split: str = "test"
