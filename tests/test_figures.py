@@ -1,0 +1,320 @@
+"""`draw` for every kind of result: the numbers drawn are the result's own, with units, uncertainty and holes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from report_samples import (
+    calibration,
+    curl,
+    eigenvalues,
+    line,
+    performance,
+    plane,
+    sharpness,
+    trace,
+)
+
+from landscape.errors import LandscapeError, MeasurementError
+from landscape.report.figures import draw, figure, figures
+from landscape.report.figures.registry import new_axes
+from landscape.report.palette import HOLE
+from landscape.results import Result, StoredResult, Variable, array
+
+EVERY = {
+    "plane": plane,
+    "line": line,
+    "eigenvalues": eigenvalues,
+    "trace": trace,
+    "sharpness": sharpness,
+    "calibration": calibration,
+    "performance": performance,
+    "curl": curl,
+}
+
+
+def pixels(ax: Axes) -> np.ndarray:
+    """Return the figure's pixels (height, width, 4) as the Agg canvas draws them."""
+    canvas = ax.figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def color_at(ax: Axes, x: float, y: float) -> np.ndarray:
+    """Return the color drawn at a point of the axes, 0 to 1."""
+    picture = pixels(ax)
+    column, row = ax.transData.transform((x, y))
+    return picture[picture.shape[0] - 1 - round(row), round(column), :3] / 255
+
+
+# ------------------------------------------------------------------------------------------------ every kind
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_kind_is_drawn_with_labelled_axes_and_saved(kind):
+    ax = draw(EVERY[kind]())
+    assert isinstance(ax, Axes)
+    assert any(a.get_xlabel() for a in [ax, *ax.child_axes])
+    assert ax.get_ylabel() or ax.get_yticklabels()
+    for form in ("png", "pdf", "svg"):
+        file = io.BytesIO()
+        ax.figure.savefig(file, format=form)
+        assert file.tell() > 2000
+
+
+@pytest.mark.parametrize(
+    ("kind", "unit"),
+    [
+        ("plane", "step along d₁"),
+        ("line", "step along d"),
+        ("calibration", "probability"),
+        ("performance", "loss"),
+        ("sharpness", "loss"),
+        ("curl", "index"),
+    ],
+)
+def test_units_stand_on_the_horizontal_axis(kind, unit):
+    ax = draw(EVERY[kind]())
+    labels = [a.get_xlabel() for a in [ax, *ax.child_axes]]
+    assert any(unit in label for label in labels)
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("eigenvalues", "loss / parameter²"), ("trace", "loss / parameter²")])
+def test_units_stand_on_the_vertical_axis(kind, unit):
+    assert unit in draw(EVERY[kind]()).get_ylabel()
+
+
+@pytest.mark.parametrize("kind", [k for k in EVERY if k != "calibration"])
+def test_given_axes_are_used(kind):
+    ax = new_axes((4, 3))
+    assert draw(EVERY[kind](), ax=ax) is ax
+
+
+def test_nothing_global_is_touched():
+    import matplotlib.pyplot as plt
+
+    before, numbers = dict(mpl.rcParams), plt.get_fignums()
+    for make in EVERY.values():
+        draw(make())
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == numbers
+
+
+def test_something_that_is_no_result_is_refused():
+    with pytest.raises(TypeError, match="needs a Result, got dict"):
+        draw({"loss": 1})
+
+
+def test_a_style_that_the_drawing_does_not_know_is_refused():
+    with pytest.raises(TypeError, match="sparkle"):
+        draw(plane(), sparkle=True)
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+def test_a_line_is_drawn_point_for_point():
+    result = line()
+    (drawn, center) = draw(result).get_lines()
+    np.testing.assert_array_equal(drawn.get_xdata(), result.alpha)
+    np.testing.assert_array_equal(drawn.get_ydata(), result.loss)
+    assert center.get_ydata()[0] == result.center_loss
+
+
+def test_a_line_has_gaps_where_it_is_not_finite():
+    result = line()
+    loss = result.loss.copy()
+    loss[3], loss[7] = np.nan, np.inf
+    drawn = draw(replace(result, loss=loss)).get_lines()[0].get_ydata()
+    assert np.flatnonzero(np.isnan(drawn)).tolist() == [3, 7]
+
+
+def test_eigenvalues_carry_their_residuals_as_error_bars():
+    result = eigenvalues()
+    ax = draw(result)
+    bars = next(c for c in ax.collections if len(c.get_segments()) == len(result.values)).get_segments()
+    for segment, value, residual in zip(bars, result.values, result.residuals, strict=True):
+        np.testing.assert_allclose(segment[:, 1], [value - residual, value + residual], rtol=1e-12)
+
+
+def test_a_pair_that_did_not_converge_is_a_cross_and_is_named():
+    ax = draw(eigenvalues())
+    crosses = [ln for ln in ax.get_lines() if ln.get_marker() == "x"]
+    assert [len(ln.get_xdata()) for ln in crosses] == [1]
+    assert any("not converged" in t.get_text() for t in ax.get_legend().get_texts())
+
+
+def test_reliability_has_the_band_the_bars_and_the_counts():
+    result = calibration()
+    ax = draw(result)
+    filled = result.counts > 0
+    band = [p for p in ax.patches if p.get_height() > 0 or p.get_width() > 0]
+    np.testing.assert_allclose([(p.get_y(), p.get_y() + p.get_height()) for p in band], result.consistency_band[filled])
+    bars = ax.collections[0].get_segments() if ax.collections else []
+    np.testing.assert_allclose([s[:, 1] for s in bars], result.accuracy_interval[filled], atol=1e-12)
+    (strip,) = ax.child_axes
+    assert [p.get_height() for p in strip.patches] == result.counts.tolist()
+
+
+def test_sharpness_marks_what_a_rescaling_changes():
+    ax = draw(sharpness())
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert [("†" in t) for t in labels] == [True, False, True]
+    assert "rescaling" in ax.get_xlabel()
+
+
+# ------------------------------------------------------------------------------------------------ planes
+
+
+def test_points_that_are_not_finite_are_holes():
+    result = plane()
+    loss = result.loss.copy()
+    loss[-8:, -8:] = np.nan
+    loss[:8, :8] = np.inf
+    ax = draw(replace(result, loss=loss))
+    for x, y in ((0.9, 0.9), (-0.9, -0.9)):
+        np.testing.assert_allclose(color_at(ax, x, y), to_rgb(HOLE), atol=0.01)
+    assert np.abs(color_at(ax, 0.9, -0.9) - to_rgb(HOLE)).max() > 0.1
+
+
+def test_index_order_is_alpha_beta():
+    result = plane()
+    loss = np.ones_like(result.loss)
+    loss[result.alpha > 0.5, :] = 2.0  # right of the picture, top to bottom
+    ax = draw(replace(result, loss=loss, center_loss=1.0), scale="linear")
+    np.testing.assert_allclose(color_at(ax, 0.9, 0.8), color_at(ax, 0.9, -0.8), atol=0.01)
+    assert np.abs(color_at(ax, 0.9, 0.0) - color_at(ax, -0.9, 0.0)).max() > 0.3
+
+
+def test_a_grid_that_is_not_square_is_drawn():
+    assert draw(plane(n=9, m=13)).collections
+
+
+def test_zlim_gives_two_planes_one_color_scale():
+    limits = [draw(plane(s), zlim=(0.01, 6.0)).collections[0].get_clim() for s in (0.5, 6.0)]
+    assert limits[0] == limits[1]
+    free = [draw(plane(s)).collections[0].get_clim() for s in (0.5, 6.0)]
+    assert free[0] != free[1]
+
+
+def test_a_steep_plane_is_logarithmic_and_says_so():
+    assert "logarithmic" in _bar_label(draw(plane(6.0)))
+    assert "logarithmic" not in _bar_label(draw(plane(6.0), scale="linear"))
+
+
+def test_a_loss_below_zero_takes_asinh_and_says_so():
+    result = plane(6.0)
+    low = replace(result, loss=result.loss - 0.1, center_loss=result.center_loss - 0.1)
+    assert "asinh" in _bar_label(draw(low))
+
+
+def _bar_label(ax: Axes) -> str:
+    return next(a.get_ylabel() for a in ax.figure.axes if a is not ax)
+
+
+def test_a_surface_is_drawn_in_three_dimensions_with_its_height_named():
+    ax = draw(plane(), projection="3d", view=(20, 40), zlim=(0.01, 5))
+    assert ax.name == "3d"
+    assert (ax.elev, ax.azim) == (20, 40)
+    assert "loss" in ax.get_zlabel()
+
+
+def test_axes_of_three_dimensions_get_a_surface():
+    ax = new_axes((4, 4), projection="3d")
+    assert draw(plane(), ax=ax) is ax
+
+
+def test_accuracy_is_drawn_where_there_are_labels_and_refused_where_not():
+    assert "accuracy" in _bar_label(draw(plane(), quantity="accuracy"))
+    with pytest.raises(MeasurementError, match="no accuracy"):
+        draw(replace(plane(), accuracy=None), quantity="accuracy")
+
+
+def test_a_flat_plane_is_drawn():
+    result = plane()
+    draw(replace(result, loss=np.full_like(result.loss, 0.5), center_loss=0.5))
+
+
+# ------------------------------------------------------------------------------------------------ nothing to draw
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (replace(plane(), loss=np.full((25, 25), np.nan)), "no point of this plane is finite"),
+        (replace(eigenvalues(), values=np.full(10, np.nan), smallest=np.full(5, np.nan)), "no finite eigenvalue"),
+        (replace(trace(), value=np.nan), "not finite"),
+        (replace(sharpness(), values=np.full(3, np.nan)), "no sharpness measure is finite"),
+        (replace(calibration(), counts=np.zeros(15, dtype=int)), "every bin"),
+        (replace(performance(), loss=np.full(2, np.nan)), "no split has a finite loss"),
+    ],
+)
+def test_what_can_not_be_drawn_says_why_in_one_line(result, message):
+    with pytest.raises(LandscapeError, match=message) as caught:
+        draw(result)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------ unknown kinds
+
+
+def test_an_unknown_kind_with_a_map_is_a_heat_map_over_its_coordinates():
+    ax = draw(curl())
+    assert ax.get_ylabel() == "time (s)"
+    assert ax.get_xlabel() == "layer (index)"
+    np.testing.assert_array_equal(ax.collections[0].get_array().reshape(21, 4).T, curl().pairs)
+
+
+def test_an_unknown_curve_is_drawn_over_its_coordinate_with_its_error_as_a_band():
+    result = curl()
+    ax = draw(result, variable="curve")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (s)", "curve (nats)")
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), result.curve)
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(result.curve.max() + 1.959964 * 0.05)
+
+
+def test_unknown_scalars_are_a_table_with_their_uncertainty():
+    stored = {
+        "mass": Variable(np.asarray(2.34567), (), "kg", stderr="mass_error"),
+        "mass_error": Variable(np.asarray(0.012), (), "kg"),
+        "count": Variable(np.asarray(12000), ()),
+    }
+    ax = draw(StoredResult(stored_kind="later", stored=stored))
+    texts = [cell.get_text().get_text() for cell in ax.tables[0].get_celld().values()]
+    assert {"2.346 ± 0.012", "kg", "12,000", "mass", "count"} <= set(texts)
+    assert "mass_error" not in texts
+
+
+def test_an_unknown_variable_is_refused_with_the_names_there_are():
+    with pytest.raises(MeasurementError, match="has no variable 'nope'; it has total"):
+        draw(curl(), variable="nope")
+
+
+def test_a_result_without_numbers_is_refused():
+    with pytest.raises(MeasurementError, match="holds no number"):
+        draw(StoredResult(stored_kind="empty"))
+
+
+def test_one_function_adds_a_figure(monkeypatch):
+    from landscape.report.figures import registry
+
+    monkeypatch.setattr(registry, "_FIGURES", dict(figures()))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Twist(Result, kind="test_twist"):
+        angle: float = array(units="rad")
+
+    @figure("test_twist")
+    def draw_twist(result, *, ax=None):
+        ax = ax or new_axes((2, 2))
+        ax.set_title(f"{result.angle} rad")
+        return ax
+
+    assert draw(Twist(angle=0.5)).get_title() == "0.5 rad"
