@@ -15,10 +15,11 @@ from ..results import Result, array, beside
 class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
     """Eigenvalues at one or both ends of a symmetric operator, each with its residual.
 
-    `values` (k,) are ordered algebraically, largest first (`which="magnitude"`: by |value|); `smallest` holds
-    the other end of `which="both"`, smallest first, else it is empty. `converged` means
-    residual <= tol * |lambda_1|. `vectors` (n, k) and `smallest_vectors` (n, j) are device tensors beside the
-    result: they are not archived.
+    `values` (k,) are ordered algebraically, largest first (`which="magnitude"`: by |value|; "smallest": smallest
+    first); `smallest` holds the other end of `which="both"`, smallest first, else it is empty. `converged` means
+    residual <= tol * |lambda_1|, with lambda_1 the eigenvalue of largest magnitude seen. What the search for missed
+    and repeated eigenvalues found stands in the checks "multiplicity" and "multiplicity_smallest". `vectors` (n, k)
+    and `smallest_vectors` (n, j) are device tensors beside the result: they are not archived.
     """
 
     values: np.ndarray = array("rank", units="loss / parameter^2", doc="eigenvalues, in the order of `which`")
@@ -31,6 +32,9 @@ class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
         units="loss / parameter^2",
         doc="largest Ritz value seen in the orthogonal complement of the pairs returned; NaN if not looked",
         default=math.nan,
+    )
+    complement_smallest: float = array(
+        units="loss / parameter^2", doc="the smallest such Ritz value; NaN if not looked", default=math.nan
     )
     products: int = array(units="products", doc="operator products spent, verification included", default=0)
     parameters: int = array(doc="dimension n of the operator", default=0)

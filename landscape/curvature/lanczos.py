@@ -1,0 +1,275 @@
+"""Eigenpairs of a symmetric operator by Lanczos on the operator's own device, each with its residual."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from numbers import Integral
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import MeasurementError
+from ..results import Check, Cost
+from .krylov import Ritz, Subspace
+from .search import Search, Wanted, Which
+from .spectrum import Eigenpairs
+
+#: Default budget of the basis in bytes, with SPARE vectors beyond the wanted ones at least; FEWEST is what a memory
+#: set by hand must leave (all chosen by us).
+DEFAULT_MEMORY, SPARE, FEWEST = 1 << 30, 20, 4
+#: Longest basis: beyond it the host's dense eigenproblem would cost more than a restart does (chosen by us).
+LONGEST = 1000
+#: Share of a warm start that is random, so that a newcomer is never missed for want of a start (chosen by us).
+RANDOM_PART = 0.1
+
+
+def eigenpairs(
+    A: Any,
+    k: int = 10,
+    which: Which = "largest",
+    tol: float = 1e-3,
+    start: Any = None,
+    seed: int = 0,
+    *,
+    k_smallest: int | None = None,
+    max_products: int | None = None,
+    memory: int | None = None,
+    verify: bool = True,
+    progress: bool = False,
+) -> Eigenpairs:
+    """Compute eigenpairs at one or both ends of a symmetric operator, with residuals and a check for missed ones.
+
+    Lanczos with full reorthogonalization; a restart keeps the Ritz vectors when the basis outgrows its memory; a
+    breakdown (an invariant subspace was found) goes on with a fresh random vector. A pair has converged when its
+    residual ||A v - lambda v|| <= tol * |lambda_1|, lambda_1 the eigenvalue of largest magnitude seen. Then each end
+    asked for is audited from a fresh random vector (`audit.py` has the reasoning): the run goes on until, with 99%
+    confidence, no eigenvalue beyond lambda_k + 2 tol |lambda_1| is missing, repeated ones included; or until the
+    audit has cost as many products as the run before it (at least 20). The checks "multiplicity" (for the largest) and
+    "multiplicity_smallest" say how it went. An operator that is not symmetric is found out, and not audited.
+
+    Args:
+        A: symmetric operator with `shape` (n, n), `dtype` (float32 or float64), `device` and `A @ v` for v (n,), for
+            instance `Hessian(task)` or a dense tensor. It sets the dtype and the device of all vectors.
+        k: number of eigenpairs (default 10: chosen by us).
+        which: "largest" or "smallest" algebraically, "both" (k largest and `k_smallest` smallest), or "magnitude"
+            (PyHessian's order). The pair most wanted comes first.
+        tol: residual allowed, as a share of |lambda_1|. An isolated eigenvalue's own error is about tol^2 (the
+            default 1e-3 is PyHessian's, whose tolerance is on the change of the value).
+        start: where to start: a vector (n,), taken as it is, or a subspace (n, j) such as earlier eigenvectors, of
+            which the sum is taken plus a random tenth. None: random.
+        seed: of every random vector; they are drawn on the CPU, so that all devices see the same.
+        k_smallest: number of smallest eigenpairs with which="both"; k if not given.
+        max_products: products to spend at most, audit included (default 1,000 + 50 for each pair: chosen by us).
+        memory: bytes for the basis (default 1 GiB, or 20 vectors more than the pairs wanted, if that is more).
+        verify: audit the ends; without it the residuals alone are reported, and the check says so.
+        progress: show products and the worst residual on stderr.
+
+    Returns:
+        `Eigenpairs`: values, residuals and convergence as float64 arrays, vectors (n, k) on A's device, of unit norm
+        and with the largest component positive. Status "partial" if a pair has not converged.
+
+    Raises:
+        MeasurementError: k or tol out of range, a start that does not fit, a product that is not finite.
+        TypeError: A is not an operator of real floating-point numbers.
+
+    Costs one product a step (13 to 20 for the 5 largest of a trained network's Hessian, 3 to 8 more for the audit), and
+    4 n j operations for the orthogonalization at step j. Sources: Parlett, The Symmetric Eigenvalue Problem, 1998,
+    doi:10.1137/1.9781611971163, chapter 13; Wu and Simon 2000, doi:10.1137/S0895479898334605, for the restart.
+    """
+    began = time.perf_counter()
+    n, dtype, device = dimension_of(A)
+    wanted = Wanted(which, k, k_smallest)
+    _check_settings(wanted, n, tol, dtype, max_products)
+    rows = _rows(memory, wanted, n, dtype)
+    limit = max_products if max_products is not None else 1000 + 50 * wanted.count
+    passes = _passes(A)
+    bar = tqdm(disable=not progress, file=sys.stderr, leave=False, desc="eigenpairs", unit="product")
+    # An operator that prepares a model for each product prepares it once for all of them.
+    with A if hasattr(A, "__enter__") else nullcontext(), bar:
+        space = Subspace(_multiplier(A, n, dtype, bar), n, dtype, device, seed)
+        space.inject(_start_vector(start, space))
+        search = Search(space, wanted, tol, limit, rows, verify, bar)
+        search.solve()
+    operator, split = origin_of(A)
+    ritz = space.ritz()
+    first, second = (*wanted.pick(ritz.values), np.zeros(0, int))[:2]
+    converged = ritz.residuals <= tol * ritz.scale
+    complete = bool(converged[[*first, *second]].all())
+    others = np.delete(ritz.values, [*first, *second]) if verify else np.zeros(0)
+    checks = (
+        _convergence(ritz, [*first, *second], tol, space.products, limit),
+        _symmetry(space, tol),
+        *search.checks(),
+    )
+    return Eigenpairs(
+        status="complete" if complete else "partial",
+        cost=Cost(space.products, _passes(A) - passes, time.perf_counter() - began),
+        settings={
+            "k": int(k),
+            "k_smallest": int(wanted.k_smallest),
+            "tol": tol,
+            "seed": seed,
+            "max_products": limit,
+            "basis": rows,
+            "verify": verify,
+            "start": "random" if start is None else f"given, {tuple(torch.as_tensor(start).shape)}",
+        },
+        checks=checks,
+        warnings=tuple(c.message for c in checks if c.level == "fail" or (c.level == "warn" and verify)),
+        values=ritz.values[first],
+        residuals=ritz.residuals[first],
+        converged=converged[first],
+        smallest=ritz.values[second],
+        smallest_residuals=ritz.residuals[second],
+        smallest_converged=converged[second],
+        complement=float(others.max()) if len(others) else math.nan,
+        complement_smallest=float(others.min()) if len(others) else math.nan,
+        products=space.products,
+        parameters=n,
+        operator=operator,
+        which=which,
+        split=split,
+        vectors=_vectors(space, ritz, first),
+        smallest_vectors=_vectors(space, ritz, second),
+    )
+
+
+def _convergence(ritz: Ritz, pairs: list[int], tol: float, products: int, limit: int) -> Check:
+    worst = float(ritz.residuals[pairs].max()) / (ritz.scale or 1.0)
+    late = int((ritz.residuals[pairs] > tol * ritz.scale).sum())
+    if late:
+        advice = "raise max_products" if products >= limit else "the products are too inaccurate for this tol: raise it"
+        text = f"{late} of {len(pairs)} eigenpairs have not converged after {products} products: {advice}"
+        return Check("convergence", "warn", text, worst, tol)
+    return Check("convergence", "pass", "every residual is within tol", worst, tol)
+
+
+def _symmetry(space: Subspace, tol: float) -> Check:
+    """u.Av against v.Au, on all products, as a share of ||A||; the limit, sqrt(eps), is chosen by us."""
+    limit = math.sqrt(torch.finfo(space.dtype).eps)
+    if space.asymmetry <= limit:
+        return Check("symmetry", "pass", "u.Av and v.Au agree", space.asymmetry, limit)
+    text = (
+        f"the operator is not symmetric: u.Av and v.Au differ by {space.asymmetry:.1e} of its norm; the eigenvalues "
+        "are those of its symmetric part"
+    )
+    return Check("symmetry", "fail" if space.asymmetry > tol else "warn", text, space.asymmetry, limit)
+
+
+def _vectors(space: Subspace, ritz: Ritz, chosen: np.ndarray) -> Tensor:
+    found = space.basis.combine(space.tensor(ritz.weights[:, chosen]))
+    largest = found.abs().argmax(dim=0, keepdim=True)
+    return found * torch.where(found.gather(0, largest) < 0, -1, 1)
+
+
+def _passes(A: Any) -> float:
+    return float(getattr(A, "passes", 0.0))
+
+
+def dimension_of(A: Any) -> tuple[int, torch.dtype, torch.device]:
+    """Return (n, dtype, device) of a symmetric operator; TypeError or MeasurementError if it is none."""
+    for name in ("shape", "dtype", "device"):
+        if not hasattr(A, name):
+            raise TypeError(
+                f"expected a symmetric operator with shape, dtype, device and A @ v; {type(A).__name__} has no {name}"
+            )
+    shape, dtype = tuple(A.shape), A.dtype
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise MeasurementError(f"expected a square operator (n, n), got shape {shape}; pass a symmetric one")
+    if shape[0] == 0:
+        raise MeasurementError("the operator has no parameters (shape (0, 0)); select at least one")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"expected an operator in float32 or float64, got {dtype}; convert the model first")
+    return int(shape[0]), dtype, torch.device(A.device)
+
+
+def origin_of(A: Any) -> tuple[str, str]:
+    """Return what an operator is called and the split of the data it is taken over ("": none)."""
+    if isinstance(A, Tensor):
+        return "matrix", ""
+    return getattr(A, "title", type(A).__name__), getattr(A, "split", "")
+
+
+def _multiplier(A: Any, n: int, dtype: torch.dtype, bar: Any) -> Callable[[Tensor], Tensor]:
+    def multiply(vector: Tensor) -> Tensor:
+        product = (A @ vector).detach()
+        if product.shape != (n,) or product.dtype != dtype or product.device != vector.device:
+            raise MeasurementError(
+                f"expected A @ v of shape ({n},) in {dtype} on {vector.device}, got {tuple(product.shape)} in "
+                f"{product.dtype} on {product.device}; an operator's products must match its shape, dtype and device"
+            )
+        bar.update()
+        return product
+
+    return multiply
+
+
+def _check_settings(wanted: Wanted, n: int, tol: float, dtype: torch.dtype, max_products: int | None) -> None:
+    if wanted.which not in get_args(Which):
+        raise MeasurementError(f"which={wanted.which!r} is unknown; choose from {', '.join(get_args(Which))}")
+    if wanted.given is not None and wanted.which != "both":
+        raise MeasurementError(f"k_smallest={wanted.given} needs which='both', got which={wanted.which!r}")
+    for name, k in (("k", wanted.k), ("k_smallest", wanted.k_smallest)):
+        if not isinstance(k, Integral):
+            raise TypeError(f"{name} must be an integer, got {type(k).__name__}")
+        if k < 1 and not (name == "k_smallest" and wanted.given is None):
+            raise MeasurementError(f"{name}={k} is no number of eigenpairs; ask for at least 1")
+        if k > n:
+            raise MeasurementError(
+                f"{name}={k} exceeds the {n} parameters selected; lower {name} or select more parameters."
+            )
+    finest = 10 * torch.finfo(dtype).eps
+    if not tol > 0 or not math.isfinite(tol):
+        raise MeasurementError(f"tol={tol} must be a positive share of |lambda_1|, for instance 1e-3")
+    if tol < finest:
+        raise MeasurementError(
+            f"tol={tol:g} is finer than {dtype} resolves (about {finest:.1g} of |lambda_1|); raise tol"
+            + (" or use float64" if dtype == torch.float32 else "")
+        )
+    if max_products is not None and max_products < min(n, wanted.count):
+        raise MeasurementError(
+            f"max_products={max_products} cannot give {wanted.count} pairs; each needs a product at least"
+        )
+
+
+def _rows(memory: int | None, wanted: Wanted, n: int, dtype: torch.dtype) -> int:
+    """Return how many basis vectors the memory holds."""
+    row = n * dtype.itemsize
+    if memory is None:
+        return min(n, LONGEST, max(DEFAULT_MEMORY // row, wanted.count + SPARE))
+    least = min(n, wanted.count + FEWEST)
+    if memory // row < least:
+        raise MeasurementError(
+            f"memory={memory} holds {memory // row} vectors of {n} numbers; {wanted.count} pairs need {least}, "
+            f"{least * row} bytes: raise memory or lower k"
+        )
+    return min(n, LONGEST, memory // row)
+
+
+def _start_vector(start: Any, space: Subspace) -> Tensor:
+    """Return the vector (n,) to begin with."""
+    if start is None:
+        return space.random()
+    given = torch.as_tensor(start).detach()
+    if given.ndim not in (1, 2) or given.shape[0] != space.n or 0 in given.shape:
+        raise MeasurementError(
+            f"start has shape {tuple(given.shape)}; expected a vector ({space.n},) or a subspace ({space.n}, j)"
+        )
+    given = given.to(space.device, space.dtype)
+    if not torch.isfinite(given).all():
+        raise MeasurementError("start is not finite; pass a finite vector or leave it out")
+    sizes = torch.linalg.vector_norm(given, dim=0)
+    if (sizes == 0).any():
+        raise MeasurementError("start is zero, or has a zero column; pass a vector with a direction or leave it out")
+    if given.ndim == 1:
+        return given / sizes
+    noise = space.random()
+    total = (given / sizes).sum(dim=1) / math.sqrt(given.shape[1])
+    return total + RANDOM_PART / torch.linalg.vector_norm(noise) * noise

@@ -1,0 +1,113 @@
+"""The curvature measurements that `landscape probe` runs: both ends of the Hessian's spectrum, and its trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from ..objective import Objective
+from ..results import Option, Result, measurement
+from ..tasks import Task
+from .lanczos import eigenpairs
+from .operators import Hessian
+from .search import Which
+from .spectrum import Eigenpairs, TraceEstimate
+from .traces import BLOCK, trace
+
+R = TypeVar("R", bound=Result)
+
+#: Forward passes for one product (a gradient 3, a backward pass through it 3), and beside all products.
+_PRODUCT, _BESIDE = 6, 2
+
+
+def _eigenvalue_passes(*, k: int = 10, k_smallest: int = 1, which: str = "both", **_: object) -> float:
+    # Audit included, as measured on trained MLPs; the smallest eigenvalues lie at the dense end of the spectrum.
+    products = 30 + 2.5 * (k + k_smallest) if which == "both" else 6 + 2.4 * k
+    return _PRODUCT * products + _BESIDE
+
+
+def _trace_passes(*, draws: int = 32, **_: object) -> float:
+    return 3.0 * draws + 3.0 * -(-draws // BLOCK) + _BESIDE
+
+
+@measurement(
+    "eigenvalues",
+    section="curvature",
+    order=20,
+    preset={"quick": {"k": 5}, "standard": {}, "thorough": {"k": 20, "k_smallest": 3}},
+    options={
+        "k": Option(10, "largest eigenvalues"),
+        "k_smallest": Option(1, 'smallest eigenvalues, with which="both"'),
+        "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "the published tools' tolerance"),
+        "which": Option("both", "largest, smallest, both or magnitude"),
+        "split": Option("train", "the data whose mean loss is differentiated"),
+    },
+    estimate=_eigenvalue_passes,
+    needs=("second derivative",),
+)
+def measure_eigenvalues(
+    task: Task,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    k: int = 10,
+    k_smallest: int = 1,
+    tol: float = 1e-3,
+    which: Which = "both",
+    split: str = "train",
+) -> Eigenpairs:
+    """Largest and smallest eigenvalues of the Hessian, with residuals and a check for missed ones.
+
+    Of the mean loss over the task's draw; see `eigenpairs` for the method and the cost.
+    """
+    with Objective(task, split) as objective:
+        found = eigenpairs(
+            Hessian(objective),
+            k,
+            which,
+            tol,
+            seed=seed,
+            k_smallest=k_smallest if which == "both" else None,
+            progress=progress,
+        )
+        return _noted(found, objective)
+
+
+@measurement(
+    "trace",
+    section="curvature",
+    order=25,
+    preset={"quick": {"draws": 16}, "standard": {}, "thorough": {"draws": 128}},
+    options={
+        "draws": Option(32, "random vectors"),
+        "precision": Option(None, "go on until the standard error is this share of the trace"),
+        "method": Option("hutchinson", "the estimator", "Hutchinson 1990"),
+        "split": Option("train", "the data whose mean loss is differentiated"),
+    },
+    estimate=_trace_passes,
+    needs=("second derivative",),
+)
+def measure_trace(
+    task: Task,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    draws: int = 32,
+    precision: float | None = None,
+    method: str = "hutchinson",
+    split: str = "train",
+) -> TraceEstimate:
+    """Trace of the Hessian of the mean loss, with its standard error; see `trace`."""
+    with Objective(task, split) as objective:
+        found = trace(Hessian(objective), method, draws, seed, precision, progress=progress)
+        return _noted(found, objective)
+
+
+def _noted(found: R, objective: Objective) -> R:
+    """Add what the objective has to say, how many samples it holds, and the passes that its checks took."""
+    return replace(
+        found,
+        warnings=(*objective.notes, *found.warnings),
+        settings={**found.settings, "samples": objective.samples},
+        cost=replace(found.cost, passes=objective.passes),
+    )

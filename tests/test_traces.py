@@ -1,0 +1,227 @@
+"""The trace estimate: exact where it must be, unbiased, with a standard error that can be believed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape import Task, trace
+from landscape.curvature.measure import measure_trace
+from landscape.errors import MeasurementError
+from landscape.results import measurements
+
+
+def symmetric(n: int, seed: int = 0) -> torch.Tensor:
+    matrix = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return matrix + matrix.T
+
+
+class Counted:
+    """A dense matrix that counts the columns it multiplies."""
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        self.matrix = matrix
+        self.shape, self.dtype, self.device = tuple(matrix.shape), matrix.dtype, matrix.device
+        self.products = 0
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        assert v.dtype == self.dtype
+        assert v.ndim == 2
+        self.products += v.shape[1]
+        return self.matrix @ v
+
+
+# ------------------------------------------------------------------------------------------- the estimate
+
+
+@pytest.mark.parametrize("diagonal", [[1.0, -2.0, 5.0], [0.0] * 4, [3.0], list(range(50))])
+def test_a_diagonal_matrix_is_exact_from_any_draw(diagonal: list[float]) -> None:
+    found = trace(torch.diag(torch.tensor(diagonal, dtype=torch.float64)), draws=5)
+    assert found.value == sum(diagonal)
+    assert found.stderr == 0
+    assert (found.samples == sum(diagonal)).all()
+
+
+def test_it_is_unbiased_with_the_known_variance() -> None:
+    matrix = symmetric(30)
+    found = trace(matrix, draws=4000)
+    # Five standard errors: once in two million.
+    assert abs(found.value - float(matrix.trace())) < 5 * found.stderr
+    off = float((matrix**2).sum() - (matrix.diagonal() ** 2).sum())
+    # The sample variance of 4,000 nearly Gaussian draws has a relative deviation of 2%; 10% is five of them.
+    assert found.samples.var(ddof=1) == pytest.approx(2 * off, rel=0.1)
+    assert found.stderr == pytest.approx(found.samples.std(ddof=1) / math.sqrt(4000))
+    assert found.value == pytest.approx(found.samples.mean())
+
+
+def test_two_standard_errors_hold_the_truth_as_often_as_they_should() -> None:
+    matrix = symmetric(20)
+    true = float(matrix.trace())
+    runs = [trace(matrix, draws=32, seed=seed) for seed in range(200)]
+    held = sum(abs(run.value - true) <= 2 * run.stderr for run in runs)
+    # Student's t with 31 degrees: 94.6%, 189 of 200, deviation 3.2; four of them either way.
+    assert 176 <= held <= 200
+    assert len({run.value for run in runs}) == 200
+
+
+def test_a_naive_sum_over_the_same_signs_agrees() -> None:
+    matrix = symmetric(12)
+    generator = torch.Generator().manual_seed(5)
+    naive = []
+    for _ in range(11):
+        v = torch.randint(0, 2, (12,), generator=generator, dtype=torch.int8).double() * 2 - 1
+        naive.append(sum(float(v[i] * matrix[i, j] * v[j]) for i in range(12) for j in range(12)))
+    np.testing.assert_allclose(trace(matrix, draws=11, seed=5).samples, naive, rtol=1e-12)
+
+
+def test_the_sign_of_the_trace_does_not_matter() -> None:
+    matrix = symmetric(20)
+    assert trace(-matrix).value == -trace(matrix).value
+
+
+def test_float32_is_summed_in_float64() -> None:
+    # One large positive and one large negative entry: the trace is what is left.
+    diagonal = torch.cat([torch.tensor([2.0**30, -(2.0**30)]), torch.ones(1000)])
+
+    class Large(Counted):
+        def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+            return self.matrix[:, None] * v
+
+    operator = Large(diagonal)
+    operator.shape = (1002, 1002)
+    assert trace(operator, draws=3).value == 1000.0
+
+
+# ------------------------------------------------------------------------------------------- draws and cost
+
+
+def test_the_same_seed_gives_the_same_bits_and_more_draws_continue_it() -> None:
+    matrix = symmetric(25)
+    a, b = trace(matrix, draws=13, seed=2), trace(matrix, draws=13, seed=2)
+    assert (a.samples == b.samples).all()
+    longer = trace(matrix, draws=30, seed=2)
+    np.testing.assert_allclose(longer.samples[:13], a.samples, rtol=1e-12)
+    assert not np.allclose(trace(matrix, draws=13, seed=3).samples, a.samples)
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    trace(symmetric(5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("draws", [2, 8, 13])
+def test_every_product_is_counted(draws: int) -> None:
+    operator = Counted(symmetric(9))
+    found = trace(operator, draws=draws)
+    assert operator.products == found.products == found.cost.products == len(found.samples) == draws
+
+
+def test_a_precision_is_reached_with_as_few_draws_as_it_takes() -> None:
+    matrix = symmetric(40) + 30 * torch.eye(40, dtype=torch.float64)
+    found = trace(matrix, draws=8, precision=0.01)
+    assert found.status == "complete"
+    assert found.stderr <= 0.01 * found.value
+    assert 8 < found.products < 1000
+    assert found.checks[0].level == "pass"
+    before = found.samples[:-8]  # one block less would not have been enough
+    assert before.std(ddof=1) / math.sqrt(len(before)) > 0.01 * before.mean()
+    assert abs(found.value - float(matrix.trace())) < 5 * found.stderr
+
+
+def test_a_precision_out_of_reach_is_a_partial_result() -> None:
+    operator = Counted(symmetric(40))
+    found = trace(operator, draws=4, precision=1e-6, max_draws=21)
+    assert operator.products == 21
+    assert found.status == "partial"
+    assert found.checks[0].level == "warn"
+    assert "after 21 draws, not 1e-06: raise max_draws" in found.warnings[0]
+
+
+def test_a_zero_operator_reaches_any_precision() -> None:
+    found = trace(torch.zeros(6, 6), draws=2, precision=0.1)
+    assert (found.value, found.stderr, found.status, found.products) == (0.0, 0.0, "complete", 2)
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "magic"}, "trace method 'magic' is unknown; there is hutchinson"),
+        ({"draws": 1}, "draws=1 has no standard error; take at least 2"),
+        ({"precision": 0.0}, "precision=0.0 must be a positive share"),
+        ({"precision": -0.1}, "precision=-0.1 must be"),
+        ({"precision": math.nan}, "precision=nan must be"),
+        ({"max_draws": 50}, "max_draws=50 needs a precision"),
+        ({"precision": 0.1, "max_draws": 5}, "max_draws=5 is below draws=32"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(settings: dict, message: str) -> None:
+    with pytest.raises(MeasurementError, match=message):
+        trace(symmetric(4), **settings)
+
+
+def test_what_is_no_operator_is_refused() -> None:
+    with pytest.raises(MeasurementError, match="square operator"):
+        trace(torch.ones(3, 4))
+    with pytest.raises(TypeError, match=r"got torch\.float16"):
+        trace(torch.eye(3, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_product_that_is_not_finite_is_named(bad: float) -> None:
+    class Breaks(Counted):
+        def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+            product = super().__matmul__(v)
+            if self.products == 16:
+                product[2, 3] = bad
+            return product
+
+    with pytest.raises(MeasurementError, match="product 12 is not finite"):
+        trace(Breaks(symmetric(4)))
+
+
+# ------------------------------------------------------------------------------------------- the result, on a task
+
+
+def test_the_result_describes_itself() -> None:
+    found = trace(symmetric(4), draws=6, precision=0.5)
+    json.dumps(found.attributes())
+    assert found.variables()["value"].stderr == "stderr"
+    assert found.variables()["samples"].dims == ("draw",)
+    assert found.summary()["trace"] == {"value": found.value, "stderr": found.stderr, "draws": found.products}
+    assert found.settings["operator"] == "matrix"
+    assert found.split == ""
+
+
+def test_progress_goes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:
+    trace(symmetric(4), progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "trace" in captured.err
+    trace(symmetric(4))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_measurement_meets_the_dense_hessian() -> None:
+    # Linear regression: H = 2 X^T X / n for one output, whatever the weights.
+    x = torch.randn(31, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Linear(7, 1, bias=False).double()
+    task = Task(model, nn.MSELoss(), train=(x, x[:, :1]), batch_size=9)
+    known = measurements()["trace"]
+    found = known.run(task, seed=0, progress=False, **known.settings("thorough"))
+    true = float(2 * (x**2).sum() / 31)
+    assert abs(found.value - true) < 5 * found.stderr
+    assert found.stderr < 0.2 * true
+    dense = 2 * x.T @ x / 31
+    np.testing.assert_allclose(found.samples, trace(dense, draws=128).samples, rtol=1e-10)
+    assert (found.split, found.settings["samples"], found.settings["operator"]) == ("train", 31, "Hessian")
+    assert found.cost.passes >= 3 * found.products
+    assert measure_trace(task, draws=4, seed=1).products == 4
