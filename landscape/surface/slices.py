@@ -15,11 +15,12 @@ from ..results import Result, array
 class Line(Result, kind="line", section="line"):
     """The loss (and accuracy, where there are labels) at theta + alpha * d for each alpha.
 
-    Not-finite losses are kept as they are. `center_loss` is evaluated at alpha = 0 even when 0 is not on the
-    grid, and `checkpoint_loss` comes from a separate pass before any weight was touched.
+    Losses that are not finite are kept as they are. `center_loss` is evaluated at alpha = 0 even when 0 is not on the
+    grid, and `checkpoint_loss` comes from a separate pass before any weight was touched. `seed` is None for a direction
+    that was not drawn; `batchnorm` is the policy for running statistics ("none" for a model without any).
     """
 
-    alpha: np.ndarray = array("alpha", units="||d|| = direction_norm", coordinate=True, doc="step along d")
+    alpha: np.ndarray = array("alpha", units="step along d", coordinate=True, doc="step along d")
     loss: np.ndarray = array("alpha", units="loss", doc="mean loss over the samples")
     accuracy: np.ndarray | None = array("alpha", units="share", doc="share of right labels", default=None)
     center_loss: float = array(units="loss", doc="loss at alpha = 0")
@@ -29,7 +30,7 @@ class Line(Result, kind="line", section="line"):
     samples: int = array(doc="number of samples", default=0)
     split: str = "train"
     direction: str = ""
-    seed: int = 0
+    seed: int | None = None
     batchnorm: str = "eval"
 
     def summary(self) -> dict[str, Any]:
@@ -40,15 +41,16 @@ class Line(Result, kind="line", section="line"):
 class Plane(Result, kind="plane", section="surface"):
     """The loss (and accuracy) at theta + alpha * d1 + beta * d2; index order is [alpha, beta] everywhere.
 
-    `evaluated` marks the points where the loss was computed; the others are interpolated.
+    `evaluated` marks the points where the loss was computed; the others are interpolated. Losses that are not finite
+    are kept as they are. `center_loss` is evaluated at (0, 0) even when it is not on the grid, and `checkpoint_loss`
+    comes from a separate pass before any weight was touched. A seed is None for a direction that was not drawn;
+    `batchnorm` is the policy for running statistics ("none" for a model without any).
     """
 
     alpha: np.ndarray = array("alpha", units="step along d1", coordinate=True, doc="step along d1")
     beta: np.ndarray = array("beta", units="step along d2", coordinate=True, doc="step along d2")
     loss: np.ndarray = array("alpha", "beta", units="loss", doc="mean loss over the samples")
-    accuracy: np.ndarray | None = array(
-        "alpha", "beta", units="share", doc="share of right labels", default=None
-    )
+    accuracy: np.ndarray | None = array("alpha", "beta", units="share", doc="share of right labels", default=None)
     evaluated: np.ndarray = array("alpha", "beta", doc="True where the loss was computed")
     center_loss: float = array(units="loss", doc="loss at alpha = beta = 0")
     checkpoint_loss: float = array(units="loss", stderr="loss_stderr", doc="loss of the checkpoint")
@@ -59,7 +61,7 @@ class Plane(Result, kind="plane", section="surface"):
     samples: int = array(doc="number of samples", default=0)
     split: str = "train"
     directions: tuple[str, str] = ("", "")
-    seeds: tuple[int, int] = (0, 1)
+    seeds: tuple[int | None, int | None] = (None, None)
     batchnorm: str = "eval"
 
     def summary(self) -> dict[str, Any]:
