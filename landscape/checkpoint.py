@@ -110,7 +110,11 @@ def read_checkpoint(
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], task: Task | nn.Module, *, weights: str | None = None, trust_pickle: bool = False
+    path: str | os.PathLike[str] | Checkpoint,
+    task: Task | nn.Module,
+    *,
+    weights: str | None = None,
+    trust_pickle: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint and load its weights, strictly, INTO `task.model`, which is changed in place.
 
@@ -120,11 +124,15 @@ def load_checkpoint(
     unwrapped. The weights are converted to the model's dtypes; those of the Checkpoint returned stay as in the
     file. Nothing is changed when anything does not fit.
 
-    Args: `task` is a Task or a module; the others as in `read_checkpoint`.
+    Args: `path` may also be what `read_checkpoint` returned, which is then not read again (`weights` and
+    `trust_pickle` have been decided there); `task` is a Task or a module; the others as in `read_checkpoint`.
     Raises CheckpointError as `read_checkpoint`, and naming the missing, extra and misshapen keys.
     """
     model = unwrap(task if isinstance(task, nn.Module) else task.model)
-    checkpoint = read_checkpoint(path, weights=weights, trust_pickle=trust_pickle)
+    if isinstance(path, Checkpoint):
+        checkpoint = path
+    else:
+        checkpoint = read_checkpoint(path, weights=weights, trust_pickle=trust_pickle)
     fitted, notes = _fitted(checkpoint, model)
     with torch.no_grad():
         model.load_state_dict(fitted.weights, strict=False)  # fit() made sure that only counters are absent

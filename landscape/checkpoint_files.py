@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import stat
+import struct
 import sys
 import tarfile
 import warnings
@@ -24,7 +25,7 @@ from .safe_pickle import read_inert
 # What damaged bytes raise inside the readers: none of these is a fault of ours, all mean "not readable".
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError),
-    *(AssertionError, OverflowError, MemoryError, UnicodeError, zipfile.BadZipFile, NotImplementedError, OSError),
+    *(AssertionError, OverflowError, MemoryError, zipfile.BadZipFile, struct.error, OSError),
 )
 _FOREIGN = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (a Keras model, or an archive: `landscape show` reads those)"),
@@ -65,7 +66,7 @@ def read_file(path: Path, *, trust_pickle: bool = False) -> Found:
             head = file.read(512)
             size = os.fstat(file.fileno()).st_size
             kind = _kind(path, head, size, file)
-            if kind == "safetensors":
+            if kind == "safetensors" or path.suffix == ".safetensors":
                 return Found(read_safetensors(path))
             return _read_torch(path, file, kind, trust_pickle)
     except FileNotFoundError:
@@ -142,6 +143,8 @@ def _zip_kind(path: Path, size: int, file: BinaryIO) -> str:
             names = archive.namelist()
     except zipfile.BadZipFile:
         raise CheckpointError(f"{path} is truncated: a PyTorch file whose end is missing ({size:,} bytes)") from None
+    except _DAMAGE as error:
+        raise CheckpointError(_damaged(path, error)) from error
     ends = {n.rpartition("/")[2] for n in names}
     if any("/code/" in n for n in names) and "constants.pkl" in ends:
         return "torchscript"
@@ -173,11 +176,12 @@ def _read_torch(path: Path, file: BinaryIO, kind: str, trust: bool) -> Found:
             )
         with _quiet():
             return Found(torch.jit.load(path, map_location="cpu").state_dict(), ("read from a TorchScript program",))
-    try:
-        with _quiet():
-            return Found(torch.load(path, map_location="cpu", weights_only=True))
-    except _DAMAGE:
-        pass  # strangers beside the weights, or damage: the second reader tells which
+    if not (kind == "zip" and _has_strangers(path)):
+        try:
+            with _quiet():
+                return Found(torch.load(path, map_location="cpu", weights_only=True))
+        except _DAMAGE:
+            pass  # strangers beside the weights, or damage: the second reader tells which
     file.seek(0)
     try:
         read = read_inert(file)
@@ -197,6 +201,15 @@ def _read_torch(path: Path, file: BinaryIO, kind: str, trust: bool) -> Found:
         shown = ", ".join(read.strangers[:6]) + (f" and {len(read.strangers) - 6} more" * (len(read.strangers) > 6))
         notes = (f"unknown classes beside the weights were made inert, nothing of them was called: {shown}",)
     return Found(read.value, notes)
+
+
+def _has_strangers(path: Path) -> bool:
+    """Look at the names in the pickle alone, so that the weights are not read twice."""
+    try:
+        with _quiet():
+            return bool(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except _DAMAGE:  # a newer pickle protocol: torch.load itself decides
+        return False
 
 
 def unpickle_in_full(path: Path) -> Found:

@@ -300,9 +300,13 @@ def _difference(
 
 def _complete_part(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:
     """Return a prefix under which the file holds the whole model, beside other things (a loss, a teacher)."""
-    firsts = {".".join(k.split(".")[:n]) + "." for k in weights for n in (1, 2) if k.count(".") >= n}
-    for prefix in sorted(firsts):
-        inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in weights.items():
+        steps = name.split(".")
+        for depth in range(1, min(len(steps), 4)):
+            prefix = "".join(f"{step}." for step in steps[:depth])
+            parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
+    for prefix, inside in parts.items():
         if inside.keys() == expected.keys() and all(_same_shape(v, expected[k]) for k, v in inside.items()):
             return prefix
     return None

@@ -315,6 +315,15 @@ def test_values_that_are_not_finite_are_said(tmp_path):
     assert [n for n in ck.notes if "NaN" in n] == ["NaN or infinite values in head.bias"]
 
 
+def test_what_was_read_is_not_read_again(tmp_path):
+    path = _save({f"module.{k}": v for k, v in _net(0).state_dict().items()}, tmp_path)
+    found = read_checkpoint(path)
+    path.unlink()
+    target = _net(1)
+    assert any("'module.' removed" in n for n in load_checkpoint(found, target).notes)
+    assert _equal(target, _net(0))
+
+
 def test_reading_alone_changes_no_names(tmp_path):
     state = {f"module.{k}": v for k, v in _net().state_dict().items()}
     assert list(read_checkpoint(_save(state, tmp_path)).weights) == list(state)

@@ -623,3 +623,29 @@ def test_fingerprint_is_of_the_weights_and_nothing_else(tmp_path):
         torch.save(other, tmp_path / "x.pt")
         seen.add(read_checkpoint(tmp_path / "x.pt").fingerprint)
     assert len(seen - prints) == 4
+
+
+@pytest.mark.parametrize("how", ["zip", "strangers", "legacy", "safetensors"])
+def test_flipped_bytes_give_weights_or_a_line_and_nothing_else(tmp_path, how):
+    """150 files with one to three random bytes changed: CheckpointError is the only way to fail."""
+    path = tmp_path / ("x.safetensors" if how == "safetensors" else "x.pt")
+    content = {"model": _net().state_dict(), "epoch": 3}
+    if how != "zip":
+        content["args"] = argparse.Namespace(a=[1, 2])
+    if how == "safetensors":
+        save_file({k: v.clone() for k, v in _net().state_dict().items()}, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how != "legacy")
+    good = path.read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(good)
+        for place in generator.integers(len(data), size=generator.integers(1, 4)):
+            data[place] = generator.integers(256)
+        path.write_bytes(data)
+        try:
+            read_checkpoint(path)
+        except CheckpointError:
+            refused += 1
+    assert 10 < refused < 150

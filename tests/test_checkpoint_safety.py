@@ -301,6 +301,35 @@ def test_every_dtype_and_view_comes_bit_for_bit(tmp_path):
             assert got["f64.t"].data_ptr() == got["f64.slice"].untyped_storage().data_ptr(), how
 
 
+def test_views_of_storages_as_the_first_pytorch_wrote_them(tmp_path):
+    class View:
+        def __init__(self, offset, size):
+            self.place = (offset, size)
+
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor, (self, 0, (self.place[1],), (1,))
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            if isinstance(value, View) and value in asked:
+                offset, size = value.place
+                return ("storage", torch.FloatStorage, "base", "cpu", 6, (f"view{offset}", offset, size))
+            if isinstance(value, View):
+                asked.append(value)
+            return None
+
+    asked: list = []
+    with open(tmp_path / "x.pt", "wb") as file:
+        for value in (0x1950A86A20F9469CFC6C, 1001, {}):
+            pickle.dump(value, file, protocol=2)
+        Pickler(file, protocol=2).dump({"a.weight": View(1, 2), "b.weight": View(3, 3), "n": argparse.Namespace()})
+        pickle.dump(["base"], file, protocol=2)
+        file.write(struct.pack("<q", 6) + np.arange(6, dtype="<f4").tobytes())
+    weights = read_checkpoint(tmp_path / "x.pt").weights
+    assert weights["a.weight"].tolist() == [1.0, 2.0]
+    assert weights["b.weight"].tolist() == [3.0, 4.0, 5.0]
+
+
 def test_lazily_conjugated_tensors_are_not_read_wrongly(tmp_path):
     torch.save({"weight": torch.ones(2, dtype=torch.complex64).conj(), "a": argparse.Namespace()}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="conjugate"):
@@ -377,6 +406,11 @@ def test_a_storage_that_lies_about_its_size_is_damage(tmp_path):
     data = (tmp_path / "x.pt").read_bytes()
     (tmp_path / "x.pt").write_bytes(data.replace(struct.pack("<q", 4), struct.pack("<q", 1 << 40)))
     with pytest.raises(CheckpointError, match="damaged"):
+        read_checkpoint(tmp_path / "x.pt")
+    # The pickle promises 2**30 numbers (the 4 of the storage, K\x04, becomes a long integer): nothing is allocated.
+    place = data.index(b"cpu") + data[data.index(b"cpu") :].index(b"K\x04")
+    (tmp_path / "x.pt").write_bytes(data[:place] + b"J\x00\x00\x00\x40" + data[place + 2 :])
+    with pytest.raises(CheckpointError, match="larger than the file"):
         read_checkpoint(tmp_path / "x.pt")
 
 

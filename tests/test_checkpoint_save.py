@@ -222,6 +222,15 @@ def test_killed_at_any_moment_the_file_is_whole(here):
     assert step >= last
 
 
+def test_the_bytes_are_on_the_disk_before_the_name_is(here, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: done.append("fsync"))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    save_checkpoint("x.pt", nn.Linear(2, 2))
+    assert done == ["fsync", "rename", "fsync"]
+
+
 def test_folders_links_and_permissions(here):
     model = nn.Linear(4, 2)
     with pytest.raises(CheckpointError, match="does not exist; make it first"):

@@ -148,6 +148,8 @@ def test_other_models_are_left_to_the_user(here, net):
         {"0.weight": (0, 0)},
         {"0.weight": (2, 2, 2, 2, 2, 2)},
         {"0.bias": (2,)},
+        {"0.weight": (5,), "0.bias": (5,), "0.running_mean": (4,), "0.running_var": (4,)},
+        {"0.weight": (4, 2), "0.bias": (3,)},
         {"999999999.weight": (2, 2)},
     ],
 )
