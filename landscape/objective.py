@@ -42,8 +42,8 @@ class Objective:
 
     Inside `with`, the model stands on the device in the precision and mode of the task, working on copies of its
     tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before.
-    The first entry compares two passes and verifies the weights of the batches (2 forward passes; once a task).
-    `at_most` cuts batches into parts of at most so many samples, where the task allows it.
+    The first entry compares two passes and verifies the weights of the batches (2 forward passes, once for each task
+    and set of weights). `at_most` cuts batches into parts of at most so many samples, where the task allows it.
 
     Attributes, inside `with`: `names`, `parameters` (live, trainable, tied ones once), `center` (their values at
     entry), `samples`, `fingerprint` of the draw, `notes`, `has_labels`, `passes` (forward passes spent; a gradient
@@ -116,7 +116,9 @@ class Objective:
             stack.close()
 
     def _verified(self) -> Verified:
-        key = (self.split, self.fingerprint, self.device, self.dtype, id(self.model))
+        # Other weights are verified anew: a task may have been given diverged ones since. A NaN equals no key.
+        sums = torch.stack([c.double().sum() for c in self.center]).tolist()
+        key = (self.split, self.fingerprint, self.device, self.dtype, id(self.model), *sums)
         known = self.task._verified
         if key not in known:
             known[key] = verify(self)
@@ -178,10 +180,14 @@ class Objective:
         """Set the weights to center + sum_i c_i d_i; exactly the centre when every c_i is 0."""
         with torch.no_grad():
             for j, (p, center) in enumerate(zip(self.parameters, self.center, strict=True)):
-                p.copy_(center)
-                for direction, c in zip(directions, coefficients, strict=True):
-                    if c != 0.0:
-                        p.add_(direction[j], alpha=float(c))
+                steps = [(d[j], float(c)) for d, c in zip(directions, coefficients, strict=True) if c != 0.0]
+                if not steps:
+                    p.copy_(center)
+                    continue
+                # The first step reads the centre and writes the weight in one go: this is bound by memory.
+                torch.add(center, steps[0][0], alpha=steps[0][1], out=p)
+                for d, c in steps[1:]:
+                    p.add_(d, alpha=c)
         self._stale_statistics = self.task.batchnorm == "recompute"
 
     def reset(self) -> None:

@@ -413,6 +413,16 @@ class TestRefusals:
         with pytest.raises(ObjectiveError, match="loss at the checkpoint is nan on train batch 1"):
             Objective(Task(net(), nn.CrossEntropyLoss(), (x, y), batch_size=10)).__enter__()
 
+    def test_weights_that_turn_nan_later_are_refused_as_well(self):
+        model = net()
+        task = Task(model, nn.CrossEntropyLoss(), data())
+        with Objective(task):
+            pass
+        with torch.no_grad():
+            model[0].weight[0, 0] = torch.nan
+        with pytest.raises(ObjectiveError, match="loss at the checkpoint is nan"):
+            Objective(task).__enter__()
+
     def test_a_failing_forward_names_shapes(self):
         with pytest.raises(TaskError, match=r"failed on a train batch: RuntimeError: .*\(23, 4\) float64"):
             Objective(Task(net(), nn.CrossEntropyLoss(), (torch.randn(23, 4).double(), data()[1]))).__enter__()
