@@ -110,12 +110,19 @@ def test_a_plain_sequence_is_written_out_and_loads_as_it_is(here, kind, prefix):
         assert ">>> check" in path.read_text()
 
 
-def test_the_demo_net_is_recognized_to_the_last_layer(here):
-    from landscape.probes.demo.digits import digits_net
+def _convolutional(width: int = 4) -> nn.Sequential:
+    def block(a: int, b: int) -> list[nn.Module]:
+        return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
 
-    net = digits_net(4, 0)
-    ck = _checkpoint(net.state_dict())
-    path = write_task_file(ck, "x_task.py")
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10)]
+    return nn.Sequential(
+        *block(1, width), nn.MaxPool2d(2), *block(width, 2 * width), *block(2 * width, 4 * width), *head
+    )
+
+
+def test_a_usual_net_is_recognized_to_the_last_layer(here):
+    net = _convolutional()
+    path = write_task_file(_checkpoint(net.state_dict()), "x_task.py")
     _fill(path, data="return (torch.zeros(1), torch.zeros(1)), None")
     assert repr(load_task("x_task.py").model) == repr(net)
 
@@ -426,9 +433,7 @@ def test_a_folder_whose_config_is_nasty(here):
 
 
 def test_the_description_is_short_and_complete(here):
-    from landscape.probes.demo.digits import digits_net
-
-    net = digits_net(4, 0)
+    net = _convolutional()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
     net(torch.ones(2, 1, 8, 8)).sum().backward()
     optimizer.step()
