@@ -67,9 +67,9 @@ def test_checkpoints_name_their_task_and_say_how_they_were_trained(trained):
         checkpoint = load_checkpoint(path, digits(loss=loss))
         assert checkpoint.task is not None
         assert checkpoint.task.reference == REFERENCE
-        assert (checkpoint.step, checkpoint.epoch) == (3 * 23, 3)
+        assert (checkpoint.step, checkpoint.epoch) == (3 * 45, 3)
         assert checkpoint.optimizer is not None
-        facts = {"loss": loss, "schedule": schedule, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "seed": 0}
+        facts = {"loss": loss, "schedule": schedule, "batch_size": 32, "lr": 0.3, "momentum": 0.9, "seed": 0}
         assert {name: checkpoint.facts[name] for name in facts} == facts
 
 
@@ -85,4 +85,6 @@ def test_training_learns_and_is_the_same_for_the_same_seed(trained, tmp_path):
     for found in weights.values():
         task.model.load_state_dict(found)
         with Objective(task, "test") as objective:
-            assert objective.evaluate(accuracy=True).accuracy > 0.9  # 0.1 is guessing; 0.97 seen after 3 epochs
+            assert (
+                objective.evaluate(accuracy=True).accuracy > 0.8
+            )  # 0.1 is guessing; 0.94 and more seen after 3 epochs

@@ -26,8 +26,9 @@ def _label_smoothing() -> nn.Module:
 
 
 #: This pair, because it pulls apart what people expect to go together. Smoothed labels hold the probabilities away
-#: from 1, where the softmax flattens out. So the same net ends seven to thirteen times sharper (largest eigenvalue),
-#: no less accurate, and far too unsure of itself: an expected calibration error of 0.12 instead of 0.01.
+#: from 1, where the softmax flattens out. So the same net, annealed, ends about fifteen times sharper (largest
+#: eigenvalue 3 instead of 0.2 over three seeds), no less accurate, and far too unsure of itself: an expected
+#: calibration error of 0.11 instead of 0.013.
 LOSSES = {"cross_entropy": _cross_entropy, "label_smoothing": _label_smoothing}
 
 
@@ -38,8 +39,8 @@ def digits(loss: str = "cross_entropy", schedule: str = "", width: int = 16, see
     Args:
         loss: "cross_entropy" or "label_smoothing" (0.1), both in nats, mean over the images.
         schedule: how the net was trained; it only goes into the name of the task.
-        width: channels of the first layer; the next two have twice and four times as many (16, chosen by us: one
-            Hessian product over 1,024 images takes 0.05 s on a laptop's core, and the test accuracy is above 0.98).
+        width: channels of the first layer; the next two have twice and four times as many (16, chosen by us: a
+            Hessian product over the training images takes 0.08 s on one core, and the demo three minutes at most).
         seed: of the split, stratified by class, and of the net's first weights.
 
     Raises TaskError for a loss that is not one of these.
@@ -56,18 +57,17 @@ def digits_net(width: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            *_block(1, width),  # (n, width, 8, 8)
-            nn.MaxPool2d(2),
+            *_block(1, width, stride=2),  # (n, width, 4, 4)
             *_block(width, 2 * width),
-            *_block(2 * width, 4 * width),  # (n, 4 width, 4, 4)
+            *_block(2 * width, 4 * width, stride=2),  # (n, 4 width, 2, 2)
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(4 * width, CLASSES),
         )
 
 
-def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
-    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False)
+def _block(channels_in: int, channels_out: int, *, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, stride=stride, bias=False)
     return convolution, nn.BatchNorm2d(channels_out), nn.ReLU()
 
 

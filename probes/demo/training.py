@@ -17,9 +17,9 @@ from landscape.tasks import Task
 from .digits import LOSSES, REFERENCE, digits
 
 SCHEDULES = ("constant", "cosine")
-#: Chosen by us, by trial on the constant schedule: the rate is high enough for its last steps to be visibly noisy,
-#: which the cosine anneals away; 20 epochs reach a test accuracy above 0.98 in 2 seconds on one core.
-EPOCHS, BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 20, 64, 0.1, 0.9, 5e-4
+#: Chosen by us, by trial: rate and batches are such that the constant schedule's last steps are visibly noisy, which
+#: the cosine anneals away. 20 epochs take 2 seconds on one core.
+EPOCHS, BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 20, 32, 0.3, 0.9, 5e-4
 
 
 def train_demo(out: Path, *, seed: int = 0, epochs: int = EPOCHS, progress: bool = True) -> list[Path]:
