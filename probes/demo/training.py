@@ -31,7 +31,7 @@ def train_demo(out: Path, *, seed: int = 0, epochs: int = EPOCHS, progress: bool
     out.mkdir(parents=True, exist_ok=True)
     cells = list(product(LOSSES, SCHEDULES))
     saved = []
-    with tqdm(total=len(cells), desc="training", unit="net", disable=not progress) as bar, _one_thread():
+    with tqdm(total=len(cells), desc="training", unit="net", disable=not progress) as bar, one_thread():
         for loss, schedule in cells:
             path = out / f"{loss}-{schedule}.pt"
             _train(path, loss, schedule, seed=seed, epochs=epochs, progress=progress)
@@ -97,7 +97,7 @@ def _accuracy(task: Task) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run on one thread: a net this small gains nothing from two, and sums no longer depend on their number.
 
     Where other programs keep the cores busy, threads that wait for each other take ten times longer (measured).
