@@ -23,6 +23,6 @@ with torch.no_grad():
     calibration = ls.calibration_error(logits=model(x), labels=y)
 print("calibration error", calibration.ece, "in", calibration.ece_interval)
 
-results = [pairs, surface, calibration]
-ls.save_archive("probe.h5", results, subject=ls.Subject(name="32 hidden units"), run={"loss": "cross_entropy"}, force=True)
+subject = ls.Subject(name="32 hidden units")
+ls.save_archive("probe.h5", [pairs, surface, calibration], subject=subject, run={"loss": "cross_entropy"}, force=True)
 ls.write_report(["probe.h5"], "probe.html")
