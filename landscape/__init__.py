@@ -17,6 +17,7 @@ _NAMES = {
     "load_task": "landscape.task_files",
     "Checkpoint": "landscape.checkpoint",
     "load_checkpoint": "landscape.checkpoint",
+    "read_checkpoint": "landscape.checkpoint",
     "save_checkpoint": "landscape.checkpoint",
     "Objective": "landscape.objective",
     "Result": "landscape.results",
@@ -52,7 +53,7 @@ _NAMES = {
 }
 
 __getattr__, __dir__ = attach(__name__, _NAMES)
-__all__ = sorted([*_NAMES, "__version__"])
+__all__ = sorted([*_NAMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from .archive.reader import Archive, open_archive
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from .calibration.recalibration import fit_temperature
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration
-    from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from .curvature.lanczos import eigenpairs
     from .curvature.operators import GaussNewton, Hessian
     from .curvature.sharpness import sharpness

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .checkpoint_contents import Contents, NeedsPickle, take_apart, without_ema
-from .checkpoint_files import Found, read_file, unpickle_in_full
-from .checkpoint_fit import Fitted, fit, unwrap
-from .checkpoint_folders import read_folder, read_index, shard_of
+from .checkpoints.contents import Contents, NeedsPickle, take_apart, without_ema
+from .checkpoints.files import Found, read_file, unpickle_in_full
+from .checkpoints.fit import Fitted, fit
+from .checkpoints.folders import read_folder, read_index, shard_of
 from .errors import CheckpointError, TaskError
+from .parameters import unwrap
 from .task_files import TaskReference, file_sha256, resolve_reference
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def load_checkpoint(
 
     The names are fitted first: one common prefix whose removal makes them equal (`module.`, `_orig_mod.`,
     `model.`, ...) is removed, tied weights stored once are filled in, and both are said in the notes; see
-    `landscape.checkpoint_fit.fit`. A model inside DistributedDataParallel, DataParallel or torch.compile is
+    `landscape.checkpoints.fit.fit`. A model inside DistributedDataParallel, DataParallel or torch.compile is
     unwrapped. The weights are converted to the model's dtypes; those of the Checkpoint returned stay as in the
     file. Nothing is changed when anything does not fit.
 

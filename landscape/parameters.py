@@ -23,14 +23,14 @@ _FILTERS_ON_DIM_1 = {
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile, DataParallel and DistributedDataParallel wrappers."""
+    """Return the module inside DistributedDataParallel, DataParallel and torch.compile, however they are stacked."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
             return model
-        model = inner
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

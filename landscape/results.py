@@ -337,10 +337,8 @@ def _revive(name: str, value: Any) -> Any:
     if name == "cost":
         return Cost(**value)
     if name == "checks":
-        return tuple(
-            Check(**{k: (math.nan if v is None and k in ("value", "limit") else v) for k, v in c.items()})
-            for c in value
-        )
+        # Strict JSON has no NaN: a limit that there is none of comes back as null.
+        return tuple(Check(**{**c, **{k: math.nan for k in ("value", "limit") if c.get(k) is None}}) for c in value)
     if isinstance(value, list):
         return tuple(value)
     return value

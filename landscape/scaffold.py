@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint
+from .checkpoints.guess import Guess, guess, is_statistic
 from .errors import CheckpointError
-from .scaffold_guess import Guess, guess, is_statistic
 
 _FIRST, _LAST = 6, 3  # tensors shown: a stem and a head say most about a model (chosen by us)
 _NAME = "mine"

@@ -11,8 +11,9 @@ from safetensors.torch import save_model
 from torch import nn
 
 from landscape.checkpoint import load_checkpoint, read_checkpoint
-from landscape.checkpoint_fit import fit, unwrap
+from landscape.checkpoints.fit import fit
 from landscape.errors import CheckpointError
+from landscape.parameters import unwrap
 
 
 class Net(nn.Module):

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from landscape.checkpoint import read_checkpoint
+from landscape.checkpoints.safe_pickle import Inert, read_inert, unpickle
 from landscape.errors import CheckpointError
-from landscape.safe_pickle import Inert, read_inert, unpickle
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.tensor([1.0, -1.0])}
 
@@ -266,7 +266,7 @@ def test_omegaconf_and_slots_give_their_values():
     config.state = {"_content": {"lr": node}, "_parent": None}
     slots = Inert("my.Slots", ())
     slots.state = (None, {"a": 1})
-    from landscape.checkpoint_contents import plain_facts
+    from landscape.checkpoints.contents import plain_facts
 
     assert plain_facts({"c": config, "s": slots}) == ({"c": {"lr": 3}, "s": {"a": 1}}, [])
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from landscape.checkpoint import load_checkpoint, read_checkpoint
+from landscape.checkpoints.guess import guess, sequential_layers
 from landscape.errors import CheckpointError, TaskError
 from landscape.scaffold import (
     default_task_file,
@@ -19,7 +20,6 @@ from landscape.scaffold import (
     task_file_text,
     write_task_file,
 )
-from landscape.scaffold_guess import guess, sequential_layers
 from landscape.task_files import load_task
 
 

@@ -297,7 +297,7 @@ def test_references_that_lead_elsewhere_are_refused(here):
         "landscape.cli.main:main": "",
         "landscape:task": "neither a .py file",
         "landscape.os:system": "no landscape.os",
-        "landscape.safe_pickle.os:system": "",
+        "landscape.checkpoints.safe_pickle.os:system": "",
         "landscape_x.y:f": "neither a .py file",
         "inside.tiny:tiny": "neither a .py file",
         f"{here}/outside/tiny.py:tiny": "no absolute path",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # Names that torch puts inside a module's names when it is compiled, checkpointed or sharded; nobody else uses them.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -25,17 +25,6 @@ class Fitted:
 
     weights: dict[str, torch.Tensor]
     notes: tuple[str, ...]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DistributedDataParallel, DataParallel and torch.compile, however they are stacked."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:

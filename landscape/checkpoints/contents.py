@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checkpoint_files import SAVE_STATE_DICT
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from .files import SAVE_STATE_DICT
 from .safe_pickle import Inert, NumpyArray
 
 # Where training scripts keep the weights, most telling first (PyTorch's examples, Lightning, timm, mmengine,

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .safe_pickle import read_inert
 
 # What damaged bytes raise inside the readers: none of these is a fault of ours, all mean "not readable".

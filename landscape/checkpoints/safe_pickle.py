@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 import torch
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of every torch.save file before the zip format (torch < 1.6)
 

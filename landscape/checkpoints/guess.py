@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .checkpoint import Checkpoint
+from ..checkpoint import Checkpoint
 
 Data = Literal["images", "volumes", "signals", "tokens", "rows", "sequences", "unknown"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .checkpoint_files import Found, read_bytes, read_file
-from .errors import CheckpointError
+from ..errors import CheckpointError
+from .files import Found, read_bytes, read_file
 from .safe_pickle import Inert, unpickle
 
 _INDEXES = (
