@@ -87,6 +87,11 @@ class Chart:
         """The key of the view shown first."""
         return ".".join(c.value for c in self.controls) or "all"
 
+    @property
+    def runs(self) -> set[int]:
+        """The runs that have numbers in this chart."""
+        return {s.run for s in self.series if s.run is not None}
+
     def color_bars(self) -> dict[str, dict[str, Any]]:
         """Return, for each view with colors, the ticks of its color bar as (percent, text)."""
         bars = {}

@@ -80,6 +80,7 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
         policy=_policy(scripts),
         version=__version__,
         colors=len(RUN_COLORS),
+        shown=SHOWN_AT_FIRST,
         markers=len(PLOTLY_MARKERS),
     )
 

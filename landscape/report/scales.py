@@ -50,7 +50,7 @@ class Scale:
         if self.kind == "linear":
             chosen = _round_steps(low, high, most)
         else:
-            chosen = _spaced(self, _round_powers(self.low, self.high), (high - low) / most)
+            chosen = _spaced(self, _round_powers(self.low, self.high), (high - low) / (most + 2))
             if len(chosen) < 3:  # less than a decade: round steps say more than one power of ten
                 chosen = [v for v in _round_steps(self.low, self.high, most) if v > 0 or self.kind == "asinh"]
         positions = self.forward(np.array(chosen, dtype=float))

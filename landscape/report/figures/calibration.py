@@ -122,10 +122,10 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     return Chart(
         id="reliability",
         title="Reliability",
-        caption="Dots: the accuracy of each bin at its mean confidence, with Clopper–Pearson 95% bars. "
-        "Gray band: where 95% of the dots of a perfectly calibrated model with these counts would fall. "
-        "Below the dashed line the model is "
-        "overconfident. The strip below holds the share of samples in each bin. "
+        caption="Dots: the accuracy of each bin at its mean confidence, with Clopper–Pearson 95% bars. Gray band: "
+        "where 95% of the dots of a perfectly calibrated model with these counts would fall. Below the dashed line the "
+        "model is overconfident. The strip below holds the share of samples in each bin. T is the fitted temperature; "
+        "the arrow leads to the ECE with it, on samples that the fit has not seen. "
         f"{' / '.join(count(s) for s in shares)} held-out predictions, {' / '.join(map(str, bins))} bins.",
         series=series,
         panels=panels,
@@ -274,8 +274,8 @@ def _facts(table: Any) -> tuple[str, ...]:
     lines = ["ECE " + " ".join(interval(float(table.ece), low, high))]
     after, temperature = float(table.ece_after_temperature), float(table.temperature)
     if np.isfinite(temperature):
-        before, told = float(table.ece_before_temperature), f"temperature {number(temperature, 3)}"
+        before, told = float(table.ece_before_temperature), f"T {number(temperature, 3)}"
         if np.isfinite(before) and np.isfinite(after):
-            told += f": ECE {number(before, 2)} → {number(after, 2)} on unseen samples"
+            told += f": ECE {number(before, 2)} → {number(after, 2)}"
         lines.append(told)
     return tuple(lines)

@@ -291,7 +291,7 @@ def _facts(plane: Any) -> tuple[str, ...]:
     total, evaluated = int(np.size(plane.loss)), int(np.sum(plane.evaluated))
     holes = total - int(np.isfinite(plane.loss).sum())
     if evaluated < total:
-        lines.append(f"{count(evaluated)} of {count(total)} points evaluated, error ≤ {number(float(plane.error))}")
+        lines.append(f"{count(evaluated)} of {count(total)} points evaluated, error ≤ {number(float(plane.error), 2)}")
     if holes:
         lines.append(f"{count(holes)} points not finite (holes)")
     return tuple(lines)

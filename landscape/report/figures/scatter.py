@@ -51,8 +51,9 @@ def scatter(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure
     return Chart(
         id="sharp-flat",
         title="Sharpness against the gap",
-        caption="Each mark is a run; bars are 95% intervals (for eigenvalues: residuals). A pattern among a few runs "
-        "that differ in more than one setting is no evidence that one causes the other.",
+        caption="Each mark is a run (gray: not chosen in the table of runs); bars are 95% intervals (for eigenvalues: "
+        "residuals). A pattern among a few runs that differ in more than one setting is no evidence that one causes "
+        "the other.",
         series=series,
         panels=(Panel("", f"Sharpness against generalization gap for {len(runs)} runs.", views),),
         layouts=layouts,
@@ -100,6 +101,7 @@ def _trace(i: int, run: Run, x: str, y: str, across: Value, up: Value) -> dict:
         "type": "scatter",
         "mode": "markers",
         "run": run.index,
+        "always": True,
         "x": ref(i, x),
         "y": ref(i, y),
         "error_x": bars(x),

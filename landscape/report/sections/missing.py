@@ -20,7 +20,10 @@ def missing(runs: Sequence[Run], kind: str, what: str) -> list[tuple[str, str]]:
         elif not _any_finite(result):
             reasons.setdefault("not one finite number", []).append(run.name)
     return [
-        ("fail" if reason.startswith(("failed", "not one")) else "info", f"No {what} for {_names(names)}: {reason}.")
+        (
+            "fail" if reason.startswith(("failed", "not one")) else "info",
+            f"No {what} for {_names(names)}: {reason.rstrip('.')}.",
+        )
         for reason, names in reasons.items()
     ]
 

@@ -56,7 +56,7 @@ def _scores(found: Sequence[tuple[Run, Any]]) -> Table:
         low, high = (float(b) for b in c.ece_interval)
         values = [
             Value(float(c.ece), low=low, high=high, how="interval"),
-            _or(c.calibration_p_value, "not computed"),
+            Value(missing="not computed"),
             _or(c.ece_after_temperature, "not fitted"),
             measured(c.temperature, c.temperature_stderr)
             if c.temperature == c.temperature
@@ -68,6 +68,8 @@ def _scores(found: Sequence[tuple[Run, Any]]) -> Table:
             measured(c.accuracy, c.accuracy_stderr),
         ]
         cells = [value_cell(v) for v in values]
+        if c.calibration_p_value == c.calibration_p_value:
+            cells[1] = Cell(number(c.calibration_p_value, 2), sort=float(c.calibration_p_value))
         if c.ece_before_temperature == c.ece_before_temperature and c.ece_after_temperature == c.ece_after_temperature:
             text = f"{number(c.ece_before_temperature, 2)} → {number(c.ece_after_temperature, 2)}"
             cells[2] = Cell(text, sort=float(c.ece_after_temperature))

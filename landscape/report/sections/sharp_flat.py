@@ -80,6 +80,13 @@ def _rows(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure])
                 )
                 bounds = f"[{number(r.low, 2)}, {number(r.high, 2)}]"
                 tau = Cell(number(r.tau, 2), bounds, sort=r.tau)
-                cells = [Cell(x.label), Cell(title(y)), tau, Cell(number(r.p_value, 2)), Cell(str(r.runs)), Cell(says)]
+                cells = [
+                    Cell(x.label),
+                    Cell(title(y)),
+                    tau,
+                    Cell("< 0.001" if r.p_value < 0.001 else number(r.p_value, 2), sort=r.p_value),
+                    Cell(str(r.runs)),
+                    Cell(says),
+                ]
                 rows.append(Row(cells))
     return rows

@@ -16,6 +16,9 @@ from . import section
 from .missing import missing
 from .table import value_cell
 
+#: With more runs than this their values stand in the table of runs only (chosen by us: columns stay on a screen).
+SHOWN_ACROSS = 6
+
 
 @section(order=70)
 def build(runs: Sequence[Run]) -> Section | None:
@@ -69,16 +72,18 @@ def _radius(radii: set[float]) -> str:
 
 def _table(runs: Sequence[Run], columns: Sequence[Measure], known: dict[str, tuple[set[float], bool]]) -> Table:
     having = [r for r in runs if sharpness_names([r])]
+    few = having if len(having) <= SHOWN_ACROSS else []
     heads = [
         Column("Measure", wide=True),
         Column("ρ", numeric=True, note="radius of the neighborhood, in the measure's own norm"),
         Column("rescaling changes it", note="whether a rescaling of ReLU layers changes the number"),
-        *(Column(r.name, numeric=True) for r in having),
+        *(Column(r.name, numeric=True) for r in few),
     ]
     rows = []
     for m in columns:
         radii, changes = known[m.label]
         mark = Cell("yes: compare with care" if changes else "no")
         first = [Cell(m.label), Cell(_radius(radii).removeprefix("ρ ")), mark]
-        rows.append(Row([*first, *(value_cell(m.read(r)) for r in having)]))
-    return Table("Sharpness of each run, ± standard error.", heads, [("", rows)])
+        rows.append(Row([*first, *(value_cell(m.read(r)) for r in few)]))
+    caption = "Sharpness of each run, ± standard error."
+    return Table(caption if few else "The measures; their values stand in the table of runs.", heads, [("", rows)])

@@ -58,7 +58,7 @@
       return a.map((v, i) => (v === null || b[i] === null ? null : v - b[i]));
     }
     if (node.choose) return column(chart, { ref: node.choose }).map((v) => (v ? node.yes : node.no));
-    if (node.row !== undefined) return new Array(node.times).fill([...shown].sort((a, b) => a - b).indexOf(node.row));
+    if (node.row !== undefined) return new Array(node.times).fill(chart.rowRuns().indexOf(node.row));
     return Object.fromEntries(Object.entries(node).map(([k, v]) => [k, resolve(chart, v)]));
   }
 
@@ -110,7 +110,7 @@
       layout.scene.dragmode = "turntable";
     }
     if (layout.yaxis && layout.yaxis.rows) {
-      const runs = chart.rowRuns(view, panel);
+      const runs = chart.rowRuns();
       delete layout.yaxis.rows;
       Object.assign(layout.yaxis, {
         tickmode: "array",
@@ -139,7 +139,7 @@
 
     traces() {
       const view = this.chart.view();
-      return (this.spec.views[view] || []).filter((t) => t.run === undefined || shown.has(t.run));
+      return (this.spec.views[view] || []).filter((t) => t.run === undefined || t.always || shown.has(t.run));
     }
 
     wanted() {
@@ -149,8 +149,7 @@
 
     place() {
       this.element.hidden = !this.wanted();
-      this.element.style.display = this.element.hidden ? "none" : "";
-      const rows = this.chart.rowRuns(this.chart.view(), this.spec).length;
+      const rows = this.chart.rowRuns().length;
       const byRows = this.chart.spec.height === null;
       const inRows = ((this.chart.spec.layouts[this.chart.view()] || {}).yaxis || (this.spec.layout || {}).yaxis || {}).rows;
       this.plot.style.height = (byRows ? (inRows ? 70 + 30 * rows : 360) : this.chart.spec.height) + "px";
@@ -165,17 +164,15 @@
       const data = this.traces().map((spec) => {
         const trace = resolve(this.chart, spec);
         if (spec.named !== undefined) trace.name = plain(clip(page.runs[spec.named].name, 40));
-        delete trace.run;
-        delete trace.named;
+        if (trace.always && !shown.has(spec.run)) {
+          trace.marker = { ...trace.marker, color: color("line"), size: 8, line: { color: color("muted"), width: 1 } };
+          for (const bars of ["error_x", "error_y"]) trace[bars] = { ...trace[bars], visible: false };
+        }
+        for (const own of ["run", "named", "always"]) delete trace[own];
         return trace;
       });
       const config = { displaylogo: false, responsive: false, scrollZoom: false, displayModeBar: false };
       const solid = Boolean(layout.scene);
-      if (solid && !webgl()) {
-        this.plot.innerHTML = '<p class="plot-fault">This browser has no WebGL, which the 3D view needs. Choose “Contour” above.</p>';
-        this.drawn = key;
-        return;
-      }
       if (this.drawn && this.solid !== solid) this.clear();
       this.solid = solid;
       this.drawn = key;
@@ -223,6 +220,15 @@
       const elements = this.element.querySelectorAll(".panel");
       this.panels = this.spec.panels.map((p, i) => new Panel(this, elements[i], p));
       this.panels.forEach((panel) => watch.observe(panel.element));
+      const solid = this.element.querySelector("input[value='3d']");
+      if (solid && !webgl()) {
+        solid.disabled = true;
+        this.element.querySelector("input[value='contour']").checked = true;
+        const note = document.createElement("p");
+        note.className = "aside";
+        note.textContent = "This browser has no WebGL, which surfaces in 3D need: their contours are drawn.";
+        this.element.querySelector(".panels").before(note);
+      }
       this.update();
     }
 
@@ -233,8 +239,8 @@
       return names.map(chosen).join(".") || "all";
     }
 
-    rowRuns(view, panel) {
-      return [...shown].sort((a, b) => a - b);
+    rowRuns() {
+      return [...shown].filter((run) => this.spec.series.some((s) => s.run === run)).sort((a, b) => a - b);
     }
 
     update(again) {
@@ -247,10 +253,14 @@
       });
       const some = this.element.querySelector(".some");
       some.hidden = shown.size === page.runs.length;
-      some.textContent = `${shown.size} of ${page.runs.length} runs are drawn; tick others in the table of runs.`;
+      some.firstElementChild.textContent = `${shown.size} of ${page.runs.length} runs are drawn.`;
       const view = this.view();
       this.element.querySelectorAll(".colorbar").forEach((bar) => (bar.hidden = bar.dataset.view !== view));
-      if (!this.loaded) return;
+      if (!this.loaded) {
+        // Before it is drawn a figure takes the room that it will need, so that links land where they point.
+        this.element.querySelectorAll(".panel[data-run]").forEach((p) => (p.hidden = !shown.has(Number(p.dataset.run))));
+        return;
+      }
       this.panels.forEach((panel) => panel.place());
       this.panels.forEach((panel) => panel.draw(again));
     }
