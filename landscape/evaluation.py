@@ -57,7 +57,7 @@ def evaluate_checkpoint(task: Task, *, seed: int = 0, progress: bool = False) ->
         checks=(
             Check("objective", "pass", "two passes over every batch agreed, and the weights of the batches are known"),
         ),
-        warnings=tuple(notes),
+        notes=tuple(notes),
         cost=Cost(passes=passes, seconds=time.perf_counter() - start),
     )
 

@@ -114,6 +114,8 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
     warnings: tuple[str, ...] = ()
+    #: How the numbers came about (the draw, the precision, the weights of the batches): to know, not to act on.
+    notes: tuple[str, ...] = ()
 
     def __init_subclass__(cls, kind: str = "", section: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

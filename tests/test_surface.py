@@ -440,7 +440,7 @@ def test_turned_filters_are_told_in_the_result():
     model = nn.Sequential(nn.ConvTranspose2d(1, 2, 3), nn.Flatten(), nn.Linear(128, 3)).to(DOUBLE)
     assert (
         "filters of 0.weight (ConvTranspose2d) are taken along dimension 1"
-        in plane(task(model), alphas=[0.0, 1.0], betas=[0.0, 1.0]).warnings
+        in plane(task(model), alphas=[0.0, 1.0], betas=[0.0, 1.0]).notes
     )
 
 

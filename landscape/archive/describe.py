@@ -143,6 +143,8 @@ def _entry(entry: Entry) -> Iterator[str]:
         yield f"      {passed} of {len(result.checks)} checks pass"
     for warning in result.warnings:
         yield from _wrapped(f"warning: {warning}", "      ", "        ")
+    for note in result.notes:
+        yield from _wrapped(f"note: {note}", "      ", "        ")
 
 
 def _rows(result: Result) -> Iterator[tuple[str, str]]:
@@ -214,7 +216,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "section": result.section,
         "dims": {n: dict(zip(v.dims, v.data.shape, strict=True)) for n, v in variables.items() if v.dims},
         "summary": plain(result.summary()),
-        **{key: plain(attributes[key]) for key in ("cost", "settings", "checks", "warnings")},
+        **{key: plain(attributes[key]) for key in ("cost", "settings", "checks", "warnings", "notes")},
     }
 
 

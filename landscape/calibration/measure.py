@@ -75,7 +75,8 @@ def measure_calibration(
         result,
         split=split,
         settings={**result.settings, "split": split},
-        warnings=(*notes, *warnings, *result.warnings),
+        warnings=(*warnings, *result.warnings),
+        notes=(*notes, *result.notes),
         cost=Cost(passes=passes, seconds=time.perf_counter() - start),
         **changes,
     )

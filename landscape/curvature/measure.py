@@ -107,7 +107,7 @@ def _noted(found: R, objective: Objective) -> R:
     """Add what the objective has to say, how many samples it holds, and the passes that its checks took."""
     return replace(
         found,
-        warnings=(*objective.notes, *found.warnings),
+        notes=(*objective.notes, *found.notes),
         settings={**found.settings, "samples": objective.samples},
         cost=replace(found.cost, passes=objective.passes),
     )

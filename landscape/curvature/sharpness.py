@@ -140,7 +140,7 @@ def measure_sharpness(
             split=split,
             settings={"samples": objective.samples, "batch": batch, "steps": steps, "draws": draws, "seed": seed},
             checks=_checks(kinds, values),
-            warnings=objective.notes,
+            notes=objective.notes,
             cost=Cost(passes=objective.passes, seconds=time.perf_counter() - start),
         )
 

@@ -82,7 +82,7 @@ def line(
             batchnorm=checks.policy(objective),
             settings=_settings(d),
             checks=found.checks,
-            warnings=(*objective.notes, *d.notes),
+            notes=(*objective.notes, *d.notes),
             cost=Cost(passes=objective.passes - spent, seconds=time.perf_counter() - begun),
         )
 
@@ -145,7 +145,7 @@ def plane(
             batchnorm=checks.policy(objective),
             settings=_settings(first, second),
             checks=found.checks,
-            warnings=tuple(dict.fromkeys((*objective.notes, *first.notes, *second.notes))),
+            notes=tuple(dict.fromkeys((*objective.notes, *first.notes, *second.notes))),
             cost=Cost(passes=objective.passes - spent, seconds=time.perf_counter() - begun),
         )
 
