@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import hashlib
 import random
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from .errors import TaskError
@@ -21,7 +25,7 @@ class Draw:
     """The batches of one draw, on the host: taken once, never changed.
 
     `available` is the size of the whole split, None where that is not known. `fingerprint` is a SHA-256 over
-    every tensor's type, shape and bytes in order.
+    every tensor's type, shape and bytes, and every string and number, in order.
     """
 
     batches: tuple[Any, ...]
@@ -162,7 +166,8 @@ def _take_loader(
     rebatch: bool,
     notes: list[str],
 ) -> tuple[list[Any], int | None]:
-    map_style = not isinstance(loader.dataset, IterableDataset)
+    # Without a batch sampler the items of the data set are batches already: how many samples they hold nobody says.
+    map_style = not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
     n = len(loader.dataset) if map_style else None  # type: ignore[arg-type]
     if n == 0:
         raise TaskError(f"the {split} data are empty: the DataLoader's dataset has no samples")
@@ -201,7 +206,7 @@ def _take_columns(
     batches = []
     for start in range(0, n_taken, batch_size):
         part = {k: v[start : start + batch_size] for k, v in columns.items()}
-        batches.append(part if isinstance(data, Mapping) else tuple(part.values()))
+        batches.append(_mapping_like(data, part) if isinstance(data, Mapping) else tuple(part.values()))
     return batches, n
 
 
@@ -293,31 +298,80 @@ def _loader_generator(data: Any, seed: int) -> Iterator[None]:
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return `batch` with every tensor changed; dicts, lists, tuples, named tuples and `.to`-objects are kept."""
+    """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
         return change(torch.as_tensor(batch))
+    return _map_parts(batch, lambda part: map_tensors(part, change))
+
+
+def _map_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a container of the same kind with each part changed; the batch itself where it is no container."""
     if isinstance(batch, Mapping):
-        return {k: map_tensors(v, change) for k, v in batch.items()}
+        return _mapping_like(batch, {k: change(v) for k, v in batch.items()})
+    if isinstance(batch, PackedSequence):
+        return batch
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(v, change) for v in batch))
+        return type(batch)(*(change(v) for v in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(v, change) for v in batch)
+        return type(batch)(change(v) for v in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        other = copy.copy(batch)
+        for f in dataclasses.fields(batch):
+            object.__setattr__(other, f.name, change(getattr(batch, f.name)))
+        return other
     return batch
 
 
+def _mapping_like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return these parts in a mapping of the batch's kind: user code may look for them as attributes."""
+    if hasattr(batch, "to_tuple"):  # a Transformers ModelOutput
+        return type(batch)(**parts)
+    if isinstance(batch, UserDict):  # a Transformers BatchEncoding
+        other = copy.copy(batch)
+        other.data = parts
+        return other
+    return parts
+
+
 def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return `batch` on the device, its floating-point tensors in `dtype`."""
-    if not isinstance(batch, torch.Tensor | Mapping | list | tuple) and callable(getattr(batch, "to", None)):
-        return batch.to(device)  # a batch class of the user's own: it knows how to move itself
+    """Return `batch` on the device, its floating-point tensors in `dtype`, complex ones in the same precision."""
 
     def change(t: torch.Tensor) -> torch.Tensor:
         if t.is_inference():  # made under the caller's inference_mode: autograd would refuse it
             t = t.clone()
-        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+        return t.to(device, in_precision(t.dtype, dtype))
 
-    return map_tensors(batch, change)
+    def place(part: Any) -> Any:
+        if isinstance(part, torch.Tensor | np.ndarray):
+            return map_tensors(part, change)
+        if isinstance(part, PackedSequence):
+            return part.to(device=device, dtype=in_precision(part.data.dtype, dtype))  # its sizes stay on the host
+        if isinstance(part, Mapping | list | tuple) or not callable(getattr(part, "to", None)):
+            return _map_parts(part, place)
+        return _place_object(part, device, change)
+
+    return place(batch)
+
+
+def in_precision(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """Return what a tensor of this kind becomes where floats are `dtype`: integers and booleans stay."""
+    if kind.is_complex:
+        return dtype.to_complex()
+    return dtype if kind.is_floating_point else kind
+
+
+def _place_object(batch: Any, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a batch class of the user's own on the device; on a copy, since some move themselves in place."""
+    other = copy.copy(batch)
+    if hasattr(other, "to_dict") and callable(getattr(other, "apply", None)):  # PyTorch Geometric's way
+        return other.apply(change)
+    other = copy.copy(other.to(device))
+    for name, value in list(getattr(other, "__dict__", {}).items()):
+        if isinstance(value, torch.Tensor):
+            setattr(other, name, change(value))
+    return other
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
@@ -351,27 +405,34 @@ def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
     if isinstance(batch, np.ndarray):
         rows = index.numpy() if isinstance(index, torch.Tensor) else index
         return batch[rows] if batch.ndim > 0 and len(batch) == size else batch
-    if isinstance(batch, Mapping):
-        parts = {k: pick(v, index, size) for k, v in batch.items()}
-        # A Transformers ModelOutput gives its fields as attributes too: the loss may look for them there.
-        return type(batch)(**parts) if hasattr(batch, "to_tuple") else parts
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(pick(v, index, size) for v in batch))
-    if isinstance(batch, list | tuple):
-        if len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch):
-            return batch[index] if isinstance(index, slice) else type(batch)(batch[i] for i in index.tolist())
-        return type(batch)(pick(v, index, size) for v in batch)
-    return batch
+    plain = isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
+    if plain and len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch):
+        return batch[index] if isinstance(index, slice) else type(batch)(batch[i] for i in index.tolist())
+    return _map_parts(batch, lambda part: pick(part, index, size))
 
 
 def fingerprint(batches: Iterable[Any]) -> str:
-    """Return a SHA-256 over every tensor's dtype, shape and bytes, in order."""
+    """Return a SHA-256 over every tensor's dtype, shape and bytes, and every string and number, in order."""
     digest = hashlib.sha256()
+
+    def add(part: Any) -> Any:
+        if isinstance(part, torch.Tensor | np.ndarray):
+            for t in tensors_of(part):
+                digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+                flat = t.detach().to("cpu").contiguous().reshape(-1)
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        elif isinstance(part, str | bytes | int | float | complex):
+            digest.update(repr(part).encode())
+        elif callable(getattr(part, "to", None)) and not isinstance(part, Mapping | list | tuple):
+            add(part.to_dict() if callable(getattr(part, "to_dict", None)) else dict(getattr(part, "__dict__", {})))
+        elif isinstance(part, PackedSequence):
+            add(tuple(part))
+        else:
+            _map_parts(part, add)
+        return part
+
     for batch in batches:
-        for t in tensors_of(batch):
-            digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
-            flat = t.detach().to("cpu").contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        add(batch)
     return digest.hexdigest()
 
 

@@ -7,15 +7,16 @@ whole draw however it is cut into batches.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .data import first_line, seed_all, slice_batch, tensors_of, to_device
+from .data import first_line, map_tensors, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import default_prediction, default_target, hits, known_ignore_index
 from .parameters import owners, trainable, unwrap
@@ -75,6 +76,10 @@ class Objective:
         self._batches: list[Any] = []
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
+        #: Whether the task differentiates in its forward pass (a PINN), so that no pass may switch autograd off.
+        self.inner_gradient = False
+        #: Whether the task writes into its batches, so that each pass needs a copy.
+        self.copies = False
 
     # ------------------------------------------------------------------------------------------ in and out
 
@@ -90,6 +95,7 @@ class Objective:
             stack.enter_context(
                 prepared(
                     self.model,
+                    loss=task.loss,
                     device=self.device,
                     dtype=self.dtype,
                     mode=task.mode,
@@ -104,7 +110,9 @@ class Objective:
             self._batches = self._cut(self._load())
             self._weights: list[float | None] = [None] * len(self._batches)
             self._stale_statistics = task.batchnorm == "recompute"
+            self._loss = _placed_partial(task.loss, self.device, self.dtype)
             self._facts = self._verified()
+            self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
             self._stack = stack.pop_all()
         return self
 
@@ -146,9 +154,19 @@ class Objective:
             found += [slice_batch(batch, a, b, size or 0) for a, b in parts] or [batch]
         return found
 
-    def _batch(self, i: int) -> Any:
+    def batch(self, i: int) -> Any:
+        """Return batch i on the device, for one pass."""
         batch = self._batches[i]
-        return to_device(batch, self.device, self.dtype) if self._on_host else batch
+        if self._on_host:
+            batch = to_device(batch, self.device, self.dtype)
+        # Containers are made anew for each pass: a forward may pop the labels out of its batch.
+        return map_tensors(batch, torch.clone if self.copies else lambda t: t)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Switch autograd off, unless the task differentiates in its forward pass."""
+        with torch.set_grad_enabled(self.inner_gradient):
+            yield
 
     @property
     def entered(self) -> bool:
@@ -198,10 +216,10 @@ class Objective:
         if not self._stale_statistics:
             return
         self._stale_statistics = False
-        with torch.no_grad(), recomputing(self.model):
+        with self.measuring(), recomputing(self.model):
             for i in range(len(self)):
                 self._seed(i)
-                self.forward(self._batch(i))
+                self.forward(self.batch(i))
         self.passes += 1
 
     # ------------------------------------------------------------------------------------------- one batch
@@ -223,7 +241,7 @@ class Objective:
             return task.batch_loss(self.model, batch), None
         if task.forward is not None:
             return task.forward(self.model, batch)
-        if isinstance(batch, dict):
+        if isinstance(batch, Mapping):
             return self.model(**batch), batch
         if isinstance(batch, tuple | list) and len(batch) == 2:
             return self.model(batch[0]), batch[1]
@@ -242,13 +260,13 @@ class Objective:
                 f"the task {self.task.name or type(self.model).__name__} has no loss: "
                 "give Task(loss=...) or Task(batch_loss=...)"
             )
-        return self._call(self.task.loss, outputs, target)
+        return self._call(self._loss, outputs, target)
 
     def value(self, i: int) -> tuple[Any, Any, Any, Any]:
         """Return (batch, outputs, target, what the loss returned) of batch i at the current weights."""
         self._refresh_statistics()
         self._seed(i)
-        batch = self._batch(i)
+        batch = self.batch(i)
         outputs, target = self.forward(batch)
         return batch, outputs, target, self.loss_value(outputs, target)
 
@@ -293,9 +311,12 @@ class Objective:
         mean, weight, _ = self.weigh(i, value, outputs, target, batch)
         return mean, weight
 
-    def batch_outputs(self, i: int) -> tuple[Any, torch.Tensor, float]:
-        """Return (outputs, mean loss, weight) of batch i with their graph.
+    def batch_outputs(self, i: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, float]:
+        """Return (outputs, leaves, mean loss, weight) of batch i: the tensors that the model gives with their graph,
+        and the same tensors cut off from it, of which the mean loss is a function.
 
+        Cut off, because an output may be computed from another one (logits from features): the derivative of the
+        loss in the features would then hold the way through the logits, and count it twice.
         Raises MeasurementError for a batch_loss task, whose outputs nobody knows.
         """
         if self.task.batch_loss is not None:
@@ -303,9 +324,23 @@ class Objective:
                 "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
                 "use Hessian, or give Task(loss=..., forward=...)"
             )
-        batch, outputs, target, value = self.value(i)
-        mean, weight, _ = self.weigh(i, value, outputs, target, batch)
-        return outputs, mean, weight
+        self._refresh_statistics()
+        self._seed(i)
+        batch = self.batch(i)
+        outputs, target = self.forward(batch)
+        live: list[torch.Tensor] = []
+        leaves: list[torch.Tensor] = []
+
+        def cut(t: torch.Tensor) -> torch.Tensor:
+            if not t.requires_grad:
+                return t
+            live.append(t)
+            leaves.append(t.detach().requires_grad_())
+            return leaves[-1]
+
+        loose = map_tensors(outputs, cut)
+        mean, weight, _ = self.weigh(i, self.loss_value(loose, target), loose, target, batch)
+        return live, leaves, mean, weight
 
     def _call(self, function: Any, *args: Any) -> Any:
         """Run something of the user's; what it raises becomes one line that names the batch's shapes."""
@@ -334,16 +369,17 @@ class Objective:
         terms: dict[str, float] = {}
         right = counted = 0
         found_blocks: list[tuple[float, float]] = []
-        with torch.no_grad():
+        with self.measuring():
             means: list[torch.Tensor] = []
             weights: list[float] = []
             batch_terms: list[dict[str, torch.Tensor]] = []
             for i in range(len(self)):
                 batch, outputs, target, value = self.value(i)
                 mean, weight, parts = self.weigh(i, value, outputs, target, batch)
-                means.append(mean.double())
+                means.append(mean.detach().double())
                 weights.append(weight)
                 batch_terms.append(parts)
+                batch = self.batch(i)  # the forward may have taken the labels out of the other one
                 if accuracy and self.has_labels:
                     found = self._call(self._hits, batch, outputs, target)
                     right, counted = right + found[0], counted + found[1]
@@ -409,17 +445,17 @@ class Objective:
             )
         self._refresh_statistics()
         found = []
-        with torch.no_grad():
+        with self.measuring():
             for i in range(len(self)):
                 self._seed(i)
-                batch = self._batch(i)
+                batch = self.batch(i)
                 if self.task.predict is not None or self.task.batch_loss is not None:
                     pair = self._call(self._predict, batch, None, None)
                 else:
                     outputs, target = self.forward(batch)
                     pair = self._call(self._predict, batch, outputs, target)
                 assert pair is not None
-                found.append((pair[0].cpu(), pair[1].cpu()))
+                found.append((pair[0].detach().cpu(), pair[1].cpu()))
         self.passes += 1
         logits, labels = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(labels)
@@ -451,8 +487,8 @@ class Objective:
         task = self.task
         if task.predict is None and task.batch_loss is not None:
             return False
-        with torch.no_grad():
-            batch = self._batch(0)
+        with self.measuring():
+            batch = self.batch(0)
             self._seed(0)
             outputs, target = (None, None) if task.predict is not None else self.forward(batch)
             return self._call(self._predict, batch, outputs, target) is not None
@@ -493,9 +529,20 @@ def _place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, lis
     dtypes = {p.dtype for p in floating}
     dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
     changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
+    complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
+    if complex_ones:
+        notes.append(f"{complex_ones} complex parameters are held fixed: only real ones are measured")
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes
+
+
+def _placed_partial(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a functools.partial with its tensors (class weights) on the device and in the precision measured in."""
+    if not isinstance(loss, functools.partial):
+        return loss
+    inner = _placed_partial(loss.func, device, dtype)
+    return functools.partial(inner, *to_device(loss.args, device, dtype), **to_device(loss.keywords, device, dtype))
 
 
 def _shown(args: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -36,8 +36,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are measured, by name: frozen ones are left out, tied ones come once.
 
-    Raises ObjectiveError when there is none.
+    Raises ObjectiveError when there is none, or one without a shape yet (a lazy module).
     """
+    lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
+    if lazy is not None:
+        raise ObjectiveError(f"the parameter {lazy} has no shape yet: run the model on one batch, or load its weights")
     chosen = {
         name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point() and p.numel()
     }

@@ -78,10 +78,22 @@ def split_value(value: Any) -> tuple[torch.Tensor, float | torch.Tensor | None, 
         if not value:
             raise ObjectiveError("the loss returned no terms; expected at least one {term: mean}")
         terms = {str(k): _scalar(v, f"term {k!r} of the loss") for k, v in value.items()}
+        _refuse_total(terms)
         mean = functools.reduce(torch.add, terms.values())
     else:
         mean = _scalar(value, "the loss")
     return mean, weight, {k: v.detach() for k, v in terms.items()}
+
+
+def _refuse_total(terms: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a term called loss or total beside others: it is their sum, and would be counted twice."""
+    total = next((k for k in terms if k.lower() in ("loss", "total", "total_loss", "loss_total")), None)
+    if total is not None and len(terms) > 1:
+        others = ", ".join(k for k in terms if k != total)
+        raise ObjectiveError(
+            f"the loss returned the term {total!r} beside {others}: the terms are added up, so that a total would be "
+            "counted twice; return the terms alone, or the total alone"
+        )
 
 
 def _scalar(value: Any, what: str) -> torch.Tensor:
@@ -118,6 +130,8 @@ def known_weight(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> 
     if issubclass(kind, nn.KLDivLoss):
         return float(outputs.numel())
     if issubclass(kind, _BY_ELEMENT):
+        if outputs.ndim != target.ndim:
+            return None  # (n, 1) against (n,) pairs every sample with every other: verified, not trusted
         return float(math.prod(torch.broadcast_shapes(outputs.shape, target.shape)))
     return float(len(outputs)) if outputs.ndim else 1.0
 
@@ -143,6 +157,8 @@ def torch_loss_settings(loss: Any) -> tuple[type[nn.Module], dict[str, Any]] | N
         options = {**loss.keywords, **options}
         loss = loss.func
     if loss in _FUNCTIONS if callable(loss) and getattr(loss, "__hash__", None) else False:
+        if not {"size_average", "reduce"}.isdisjoint(options):
+            return None  # the deprecated names for another reduction: verified like any other loss
         return _FUNCTIONS[loss], options
     known = (*_BY_ELEMENT, *_BY_SAMPLE, *_BY_CLASS, nn.KLDivLoss)
     for kind in known:

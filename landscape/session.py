@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import seeded
+from .data import in_precision, seeded
 from .errors import ObjectiveError
 
 
@@ -26,8 +27,10 @@ def prepared(
     mode: str,
     batchnorm: str,
     seed: int,
+    loss: Any = None,
 ) -> Iterator[None]:
     """Put `model` (unwrapped) on `device` in `dtype` and `mode`, ready for two derivatives; undo it all at the end.
+    A `loss` that is a module (with class weights, say) goes to the same device and precision.
 
     The caller's weight and buffer tensors are set aside and never written to: the model works on copies, so
     that putting the originals back is exact, whatever happened in between.
@@ -38,8 +41,10 @@ def prepared(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(seeded(seed))
         stack.enter_context(_exact_arithmetic())
-        stack.enter_context(twice_differentiable())
+        stack.enter_context(twice_differentiable(model))
         stack.enter_context(_own_tensors(model, device, dtype))
+        if isinstance(loss, nn.Module):
+            stack.enter_context(_own_tensors(loss, device, dtype))
         stack.enter_context(_mode(model, mode, batchnorm))
         yield
 
@@ -70,22 +75,65 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Run attention on the math kernel, compiled code by its Python, and checkpointing without reentrance.
+def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
+    """Run attention on the math kernel, compiled code by its Python, checkpointing without reentrance, recurrent
+    layers without cuDNN, embeddings with dense gradients, and nothing under autocast.
 
-    The fused attention kernels have no second derivative, torch.compile has no double backward, and reentrant
-    checkpointing refuses torch.autograd.grad.
+    The fused attention kernels, cuDNN's recurrent ones and sparse gradients have no second derivative, torch.compile
+    has no double backward, reentrant checkpointing refuses torch.autograd.grad, and an autocast inside a forward would
+    undo the precision that was asked for. torch._weight_norm has a second derivative, but a wrong one (gradgradcheck
+    fails on it in torch 2.13): it is composed of operations whose derivatives are right.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
     reentrant = torch.utils.checkpoint.CheckpointFunction
+    modules = list(model.modules()) if model is not None else []
+    sparse = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
+    cudnn: Any = torch.backends.cudnn
+    enabled = cudnn.enabled
+    enter = torch.autocast.__enter__
+    # torch.nn.utils.weight_norm, the module, lies behind the function of the same name.
+    weight_norms: list[tuple[Any, Any]] = [
+        (m, m._weight_norm) for m in (torch, sys.modules["torch.nn.utils.weight_norm"])
+    ]
     with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
         torch.backends.mha.set_fastpath_enabled(False)
         torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
+        torch.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]
+        for holder, _ in weight_norms:
+            holder._weight_norm = _weight_norm
         try:
+            if any(isinstance(m, nn.RNNBase) for m in modules):
+                cudnn.enabled = False
+            for m in sparse:
+                m.sparse = False
             yield
         finally:
+            for m in sparse:
+                m.sparse = True
+            cudnn.enabled = enabled
+            torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+            for holder, original in weight_norms:
+                holder._weight_norm = original
             torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _enter_disabled(enter: Any) -> Any:
+    """Return an __enter__ for torch.autocast that leaves it disabled."""
+
+    def disabled(self: Any) -> Any:
+        wanted = self._enabled
+        self._enabled = False
+        try:
+            return enter(self)
+        finally:
+            self._enabled = wanted
+
+    return disabled
 
 
 class _NotReentrant:
@@ -103,10 +151,12 @@ def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     """Let the model work on copies of its tensors; hooks on its parameters stay out of the measurement."""
 
     def own(t: torch.Tensor) -> torch.Tensor:
-        return t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+        return t.detach().to(device, in_precision(t.dtype, dtype), copy=True)
 
     parameters = list(model.parameters())
     modules = list(model.modules())
+    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        raise ObjectiveError("the model is, or holds, a TorchScript module: give the module that was scripted")
     if any(p.is_meta for p in parameters):
         raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
     kept = [(p, p.data, p.grad, p._backward_hooks) for p in parameters]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .data import batch_size_of, seeded, slice_batch, tensors_of
-from .errors import ObjectiveError
+from .data import batch_size_of, map_tensors, seeded, slice_batch, tensors_of
+from .errors import LandscapeError, ObjectiveError, TaskError
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
 from .session import batchnorm_layers
 
@@ -26,41 +26,74 @@ class Verified:
     """What the first passes found out, once for each task, draw and precision.
 
     `weighing` says where the batches' weights come from: "own" (returned by the loss), "torch" (known), "samples"
-    (verified) or "none" (a task without a loss).
+    (verified) or "none" (a task without a loss). `inner_gradient` and `copies` say what the task needs: autograd
+    switched on in its forward pass, and batches that it may write into.
     """
 
     weighing: str
     has_labels: bool
     notes: tuple[str, ...]
+    inner_gradient: bool = False
+    copies: bool = False
 
 
 def verify(objective: Objective) -> Verified:
     """Compare two passes over the draw, and each batch with its parts where its weight is not known.
 
-    Costs two forward passes, and for a batch_loss task that returns no weight a third. Raises ObjectiveError naming
-    the random layer, the batch whose loss is not finite, or the loss that can't say its weight.
+    Costs two forward passes, and a third for a loss that returns no weight and is not computed from outputs that can
+    be cut. Raises ObjectiveError naming the random layer, the batch whose loss is not finite, or the loss that can't
+    say its weight.
     """
+    objective.copies = True
+    try:
+        return _verify(objective)
+    except TaskError as error:
+        if objective.inner_gradient or "does not require grad" not in str(error):
+            raise
+        objective.inner_gradient = True  # the task differentiates in its forward pass: a PINN, a force field
+        return _verify(objective)
+
+
+def _verify(objective: Objective) -> Verified:
     if objective.task.loss is None and objective.task.batch_loss is None:
-        return Verified("none", objective.labels_there(), ())
-    with seeded(None), torch.no_grad():
-        weighing = "own"
-        for i in range(len(objective)):
-            found = _verify_batch(objective, i)
-            weighing = found if found != "own" else weighing
+        return Verified("none", objective.labels_there(), (), objective.inner_gradient, copies=True)
+    with seeded(None), objective.measuring():
+        found = [_verify_batch(objective, i) for i in range(len(objective))]
     objective.passes += 2
+    if not any(f.weight for f in found):
+        raise ObjectiveError(f"every {objective.split} sample has weight 0: nothing is left to average")
+    weighing = next((f.weighing for f in reversed(found) if f.weighing != "own"), "own")
     notes: tuple[str, ...] = ()
-    if weighing == "samples":
-        how = "verified: each batch's mean is that of its parts" if objective.can_cut() else "not verified: no cutting"
+    if any(f.weighing == "samples" for f in found):
+        how = "verified: each batch's mean is that of its parts"
+        if not objective.can_cut():
+            how = "not verified: no cutting"
+        elif not any(f.compared for f in found):
+            how = "not verified: batches of one sample"
         notes = (f"batches are weighed by their samples ({how})",)
-    return Verified(weighing, objective.labels_there(), notes)
+    labels = objective.labels_there()
+    return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found))
 
 
-def _verify_batch(objective: Objective, i: int) -> str:
-    """Check one batch and return where its weight comes from."""
+@dataclass(frozen=True)
+class _Found:
+    """Of one batch: where its weight comes from and what it is, whether its loss was compared with that of its parts,
+    and whether the task wrote into it.
+    """
+
+    weighing: str
+    weight: float
+    compared: bool
+    written: bool
+
+
+def _verify_batch(objective: Objective, i: int) -> _Found:
     batch, outputs, target, value = objective.value(i)
+    written = any(t._version or t.requires_grad for t in tensors_of(batch))  # it was a fresh copy
+    batch = objective.batch(i)
     mean, own, _ = split_value(value)
-    first = float(mean)
-    again = float(split_value(objective.value(i)[3])[0])
+    first = float(mean.detach())
+    again = float(split_value(objective.value(i)[3])[0].detach())
     if not _same(first, again, mean.dtype):
         raise ObjectiveError(_random_layer(objective, batch, first, again))
     known = known_weight(objective.task.loss, outputs, target) if own is None else None
@@ -71,20 +104,21 @@ def _verify_batch(objective: Objective, i: int) -> str:
             "(look for diverged weights, or for inputs that are not finite)"
         )
     if own is not None:
-        return "own"
+        return _Found("own", float(own), False, written)
     if known is not None:
-        return "torch"
-    _compare_with_parts(objective, batch, outputs, target, first, mean.dtype)
-    return "samples"
+        return _Found("torch", known, False, written)
+    compared = _compare_with_parts(objective, batch, outputs, target, first, mean.dtype)
+    return _Found("samples", 1.0, compared, written)
 
 
 def _compare_with_parts(
     objective: Objective, batch: Any, outputs: Any, target: Any, whole: float, dtype: torch.dtype
-) -> None:
+) -> bool:
+    """Check that a batch's mean is that of its parts; return whether it could be compared."""
     size = batch_size_of(batch)
     if size == 1 or not objective.can_cut():
         sample_weight(outputs, batch, objective.what)
-        return
+        return False
     if size is None or not objective.can_cut(outputs):
         sample_weight(outputs, batch, objective.what)
         raise ObjectiveError(
@@ -92,13 +126,21 @@ def _compare_with_parts(
             "one: return (mean, weight), where weight is the mean's own denominator"
         )
     cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
-    parts = [
-        (float(split_value(value)[0]), float(stop - start))
-        for start, stop, value in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])
-    ]
+    try:
+        parts = [
+            (float(split_value(value)[0].detach()), float(stop - start))
+            for start, stop, value in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])
+        ]
+    except LandscapeError as error:
+        raise ObjectiveError(
+            f"{objective.what} can't say its weight: it takes a whole batch of {size} samples, but fails on a part of "
+            "it. Return (mean, weight), where weight is the mean's own denominator; or set rebatch=False if the loss "
+            "couples the samples of a batch"
+        ) from error
     # float32 sums of a batch cut in two agree to a few units in the last place times the batch size. The precision
     # is the loss's own: some models compute it in float32 whatever their weights are.
     verify_mean(whole, parts, objective.what, relative=1e-9 if dtype == torch.float64 else 1e-4)
+    return True
 
 
 def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[tuple[float, float]]:
@@ -106,7 +148,7 @@ def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[
     size = batch_size_of(batch)
     if size is None or not objective.can_cut(outputs):
         mean, weight, _ = objective.weighed(None, outputs, target, batch)
-        return [(float(mean), weight)]
+        return [(float(mean.detach()), weight)]
     found = []
     runs = pieces(size, math.ceil(BLOCKS / len(objective)))
     for start, stop, value in _values_of_parts(objective, batch, outputs, target, runs):
@@ -118,7 +160,7 @@ def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[
             slice_batch(batch, start, stop, size),
         )
         if weight > 0:
-            found.append((float(mean), weight))
+            found.append((float(mean.detach()), weight))
     return found
 
 
@@ -136,14 +178,16 @@ def _values_of_parts(
 ) -> list[tuple[int, int, Any]]:
     """Return (start, stop, what the loss returns) for runs of a batch's samples.
 
-    Outputs are cut where the loss is computed from them; a batch_loss task runs its model on each part.
+    Outputs are cut where the loss is computed from them. A batch_loss task runs its model on each part, and so does
+    one whose outputs hold a single number: a loss that the model computed itself can't be cut.
     """
+    again = objective.task.batch_loss is not None or _holds_a_number(outputs)
     size = batch_size_of(batch)
     assert size is not None
     found = []
     for start, stop in runs:
-        if objective.task.batch_loss is not None:
-            value = objective.forward(slice_batch(batch, start, stop, size))[0]
+        if again:
+            value = objective.loss_value(*objective.forward(slice_batch(batch, start, stop, size)))
         else:
             value = objective.loss_value(
                 slice_batch(outputs, start, stop, size), slice_batch(target, start, stop, size)
@@ -157,9 +201,13 @@ def can_cut(objective: Objective, outputs: Any = None) -> bool:
     task = objective.task
     if not task.rebatch or (task.batchnorm == "batch" and batchnorm_layers(objective.model)):
         return False
-    if task.batch_loss is not None:
+    if task.batch_loss is not None or _holds_a_number(outputs):
         return task.rng == "refuse"  # each part would draw its own random numbers
     return outputs is None or batch_size_of(outputs) is not None
+
+
+def _holds_a_number(outputs: Any) -> bool:
+    return any(t.ndim == 0 and t.is_floating_point() for t in tensors_of(outputs))
 
 
 def _same(first: float, again: float, dtype: torch.dtype) -> bool:
@@ -196,7 +244,7 @@ def _outputs_of_modules(objective: Objective, batch: Any) -> list[tuple[str, lis
 
     hooks = [m.register_forward_hook(watch(name)) for name, m in objective.model.named_modules()]
     try:
-        objective.forward(batch)
+        objective.forward(map_tensors(batch, torch.clone))
     finally:
         for hook in hooks:
             hook.remove()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data import first_line, tensors_of
+from ..data import first_line
 from ..errors import MeasurementError, ObjectiveError
 from ..objective import Objective
 from ..parameters import flatten, trainable, unflatten
@@ -110,21 +110,21 @@ class Operator:
         """Yield (weight, A_i v) for each vector."""
         raise TypeError(f"{type(self).__name__} has no product of its own; use Hessian or GaussNewton")
 
-    def _see_through(self, derived: Sequence[torch.Tensor | None], loss: torch.Tensor) -> None:
-        """Refuse, once for each operator, a graph that a once_differentiable function cuts.
+    def _see_through(self, tensors: Sequence[torch.Tensor], parameters: Tensors) -> None:
+        """Refuse, once for each operator, a once_differentiable function between these tensors and the parameters.
 
-        Such a function's error node leads to no parameter, so autograd.grad skips it without a word: the product
-        would silently miss that part of the model.
+        The gradient that it gives leads to no parameter, so autograd.grad skips it without a word: the product would
+        silently miss that part of the model.
         """
         if self._seen:
             return
         self._seen = True
-        if any("Error" in node.name() for node in _nodes(derived)):
-            customs = sorted({n.name().removesuffix("Backward") for n in _nodes([loss]) if hasattr(n, "saved_tensors")})
+        customs = sorted({n.name().removesuffix("Backward") for n in _between(tensors, parameters) if _only_once(n)})
+        if customs:
             raise ObjectiveError(
-                "the model uses an operation that is differentiable only once (torch.autograd.function."
-                f"once_differentiable; custom functions here: {', '.join(customs) or 'unknown'}): it has no second "
-                "derivative; write its backward in torch operations and without that decorator"
+                f"the operation {', '.join(customs)} is differentiable only once (torch.autograd.function."
+                "once_differentiable), so that the model or its loss has no second derivative; write its backward in "
+                "torch operations and without that decorator"
             )
 
     def to_scipy(self) -> Any:
@@ -163,7 +163,7 @@ class Hessian(Operator):
                 yield 0.0, ()
             return
         gradient = torch.autograd.grad(mean, parameters, create_graph=True, allow_unused=True)
-        self._see_through(gradient, mean)
+        self._see_through([mean], parameters)
         # Where the loss is linear in a parameter, or doesn't hold it, the gradient is a constant without a graph.
         curved = [(g, j) for j, g in enumerate(gradient) if g is not None and g.requires_grad]
         for k, v in enumerate(vectors):
@@ -194,21 +194,28 @@ class GaussNewton(Operator):
 
     def _batch(self, i: int, parameters: Tensors, vectors: Sequence[Tensors]) -> Iterator[tuple[float, Tensors]]:
         objective = self.objective
-        outputs, mean, weight = objective.batch_outputs(i)
-        z = [t for t in tensors_of(outputs) if t.requires_grad]
+        z, leaves, mean, weight = objective.batch_outputs(i)
         if not z:
             raise ObjectiveError("the model's outputs don't depend on its parameters: Gauss-Newton is undefined")
         if weight == 0:
             for _ in vectors:
                 yield 0.0, ()
             return
-        slope = torch.autograd.grad(mean, z, create_graph=True, allow_unused=True, materialize_grads=True)
+        slope = torch.autograd.grad(mean, leaves, create_graph=True, allow_unused=True)
+        if any(s is not None and t.ndim == 0 for s, t in zip(slope, leaves, strict=True)):
+            raise ObjectiveError(
+                "the loss takes a single number out of the model's outputs (a loss that the model computed): "
+                "Gauss-Newton needs a loss computed from the logits; give Task(loss=...) with a forward that returns "
+                "(logits, target), or use Hessian"
+            )
+        used = [j for j, s in enumerate(slope) if s is not None]
+        z, leaves, slope = [z[j] for j in used], [leaves[j] for j in used], [s for s in slope if s is not None]
         curved = [(s, j) for j, s in enumerate(slope) if s.requires_grad]
         dummy = [torch.zeros_like(t, requires_grad=True) for t in z]
         transposed = torch.autograd.grad(
             z, parameters, grad_outputs=dummy, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        self._see_through(transposed, mean)
+        self._see_through([*z, mean], [*parameters, *leaves])
         held = [(t, j) for j, t in enumerate(transposed) if t.requires_grad]
         for v in vectors:
             if not curved or not held:
@@ -224,7 +231,7 @@ class GaussNewton(Operator):
             )
             bent = torch.autograd.grad(
                 [s for s, _ in curved],
-                z,
+                leaves,
                 grad_outputs=[forward[j] for _, j in curved],
                 retain_graph=True,
                 allow_unused=True,
@@ -236,17 +243,38 @@ class GaussNewton(Operator):
             yield weight, product
 
 
-def _nodes(tensors: Sequence[torch.Tensor | None]) -> Iterator[Any]:
-    """Walk every node of the autograd graph behind these tensors."""
-    seen: set[Any] = set()
-    waiting = [t.grad_fn for t in tensors if t is not None and t.grad_fn is not None]
+def _between(tensors: Sequence[torch.Tensor], parameters: Tensors) -> set[Any]:
+    """Return the nodes of the autograd graph that lie between these tensors and the parameters."""
+    wanted = {id(p) for p in parameters}
+    before: dict[Any, list[Any]] = {t.grad_fn: [] for t in tensors if t.grad_fn is not None}
+    waiting, reached = list(before), []
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [n for n, _ in node.next_functions if n is not None]
+        if id(getattr(node, "variable", None)) in wanted:
+            reached.append(node)
+        for deeper, _ in node.next_functions:
+            if deeper is not None:
+                if deeper not in before:
+                    before[deeper] = []
+                    waiting.append(deeper)
+                before[deeper].append(node)
+    found = set(reached)
+    while reached:
+        for node in before[reached.pop()]:
+            if node not in found:
+                found.add(node)
+                reached.append(node)
+    return found
+
+
+def _only_once(node: Any) -> bool:
+    """Whether a node is a custom function whose backward torch's once_differentiable wraps."""
+    backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+    return getattr(backward, "__code__", None) is _ONCE
+
+
+#: What once_differentiable puts around every backward that it is given.
+_ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
 
 def _select(names: tuple[str, ...], wanted: str | Sequence[str] | None) -> tuple[str, ...]:

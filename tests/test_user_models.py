@@ -1,0 +1,436 @@
+"""Models, losses and batches as people write them: measured right, left alone, or refused with the reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections import UserDict
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from landscape import GaussNewton, Hessian, Objective, Task, sharpness
+from landscape.errors import ObjectiveError
+
+
+def data(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(12, 5, generator=g, dtype=torch.float64).to(dtype), torch.randint(3, (12,), generator=g)
+
+
+def linear(dtype: torch.dtype = torch.float64) -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(5, 3, dtype=dtype)
+
+
+def matrix(operator: Hessian | GaussNewton) -> torch.Tensor:
+    return operator @ torch.eye(operator.shape[0], dtype=operator.dtype)
+
+
+def dense(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    """Return the Hessian row by row from autograd, without any code of ours."""
+    parameters = list(model.parameters())
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters, create_graph=True)])
+    rows = [torch.autograd.grad(g, parameters, retain_graph=True, materialize_grads=True) for g in gradient]
+    return torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows])
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    # float64 sums over a dozen samples in another order.
+    return bool((a - b).abs().max() <= 1e-10 * b.abs().max())
+
+
+class TestCurvature:
+    def test_gauss_newton_of_outputs_that_are_computed_from_each_other(self):
+        class Net(nn.Module):
+            def __init__(self, both: bool):
+                super().__init__()
+                torch.manual_seed(0)
+                self.body, self.head, self.both = nn.Linear(5, 4).double(), nn.Linear(4, 3).double(), both
+
+            def forward(self, x):
+                features = torch.tanh(self.body(x))
+                return (features, self.head(features)) if self.both else self.head(features)
+
+        def loss(outputs, y):
+            logits = outputs[1] if isinstance(outputs, tuple) else outputs
+            return F.cross_entropy(logits, y), float(len(y))
+
+        both, alone = (matrix(GaussNewton(Task(Net(b), loss, data(), batch_size=5))) for b in (True, False))
+        assert close(both, alone)
+
+    def test_gauss_newton_refuses_a_loss_that_the_model_computed(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+
+            def forward(self, x, y):
+                logits = self.head(x)
+                return {"loss": F.cross_entropy(logits, y), "logits": logits}
+
+        x, y = data()
+        task = Task(Net(), lambda outputs, _: outputs["loss"], {"x": x, "y": y})
+        assert close(matrix(Hessian(task)), dense(task.model, task.model(x, y)["loss"]))
+        with pytest.raises(ObjectiveError, match="computed from the logits"):
+            matrix(GaussNewton(task))
+
+    def test_weight_norm(self):
+        """torch's own second derivative of it is wrong: differences of gradients are the oracle."""
+        x, y = data()
+        model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 3).double()))
+        parameters = list(model.parameters())
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y))))
+        start = nn.utils.parameters_to_vector(parameters).detach()
+
+        def gradient(step: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                nn.utils.vector_to_parameters(start + step, parameters)
+            grads = torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
+            return torch.cat([g.reshape(-1) for g in grads])
+
+        steps = 1e-5 * torch.eye(len(start), dtype=torch.float64)
+        expected = torch.stack([(gradient(s) - gradient(-s)) / 2e-5 for s in steps])
+        # A central difference errs by step^2 and by rounding / step: both about 1e-10.
+        assert (found - expected).abs().max() <= 1e-7 * expected.abs().max()
+
+    def test_sparse_embedding(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(12, 3)).double()
+        ids, y = torch.randint(7, (12, 3)), data()[1]
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (ids, y), batch_size=5)))
+        assert model[0].sparse
+        model[0].sparse = False
+        assert close(found, dense(model, F.cross_entropy(model(ids), y)))
+
+    @pytest.mark.parametrize("last", [False, True])
+    def test_an_operation_that_is_differentiable_once_is_refused_where_it_matters(self, last):
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x.square().mean()
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx, g):
+                return g * 2 * ctx.saved_tensors[0] / ctx.saved_tensors[0].numel()
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.early, self.late = nn.Linear(5, 5).double(), linear()
+
+            def forward(self, x):
+                h = self.early(x)
+                return self.late(x) + (0 if last else Square.apply(h))
+
+        def loss(outputs, y):
+            extra = Square.apply(outputs) if last else 0
+            return F.cross_entropy(outputs, y) + extra, float(len(y))
+
+        task = Task(Net(), loss, data())
+        with pytest.raises(ObjectiveError, match="operation Square is differentiable only once"):
+            Hessian(task) @ torch.ones(48).double()
+        if not last:
+            assert matrix(Hessian(task, "late")).abs().max() > 0
+
+    def test_a_custom_function_may_be_called_error(self):
+        class ErrorFunction(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x * x
+
+            @staticmethod
+            def backward(ctx, g):
+                return 2 * ctx.saved_tensors[0] * g
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+
+            def forward(self, x):
+                return ErrorFunction.apply(self.head(x))
+
+        model, (x, y) = Net(), data()
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y))))
+        assert close(found, dense(model, F.cross_entropy(model(x), y)))
+
+    def test_a_loss_with_a_derivative_inside(self):
+        """A physics-informed net: no pass over it may switch autograd off."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+        def residual(model, batch):
+            t = batch[0].requires_grad_(True)
+            u = model(t)
+            (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+            return (slope + u).square().mean()
+
+        t = torch.linspace(0, 1, 11).double()[:, None]
+        with Objective(Task(model, batch_loss=residual, train=(t,), batch_size=4)) as objective:
+            found = objective.evaluate(stderr=True)
+            h = matrix(Hessian(objective))
+        assert not t.requires_grad
+        expected = residual(model, (t.clone(),))
+        assert found.loss == pytest.approx(expected.item(), rel=1e-12)
+        parameters = list(model.parameters())
+        gradient = torch.autograd.grad(expected, parameters, create_graph=True, materialize_grads=True)
+        flat = torch.cat([g.reshape(-1) for g in gradient])
+        rows = [torch.autograd.grad(g, parameters, retain_graph=True, materialize_grads=True) for g in flat]
+        assert close(h, torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows]))
+
+    def test_an_autocast_inside_the_forward_does_not_lower_the_precision(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear(torch.float32)
+
+            def forward(self, x):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    return self.head(x)
+
+        model, (x, y) = Net(), data(torch.float32)
+        enter = torch.autocast.__enter__
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y))) as objective:
+            loss = objective.evaluate().loss
+        assert loss == pytest.approx(F.cross_entropy(model.head(x), y).item(), rel=1e-6)
+        assert torch.autocast.__enter__ is enter
+        assert model(x).dtype == torch.bfloat16
+
+    def test_recurrent_layers_run_without_cudnn(self):
+        """cuDNN's recurrent kernels have no second derivative, and no backward in eval mode."""
+        seen = []
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn, self.head = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 3)
+
+            def forward(self, x):
+                seen.append(torch.backends.cudnn.enabled)
+                return self.head(self.rnn(x)[0][:, -1])
+
+        model, y = Net().double(), data()[1]
+        x = torch.randn(12, 6, 5).double()
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5)))
+        assert not any(seen)
+        assert torch.backends.cudnn.enabled
+        assert close(found, dense(model, F.cross_entropy(model(x), y)))
+
+
+class TestWeights:
+    def test_a_loss_out_of_the_models_outputs_is_verified_on_parts_of_the_batch(self):
+        class Net(nn.Module):
+            def __init__(self, weight):
+                super().__init__()
+                self.head, self.weight = linear(), weight
+
+            def forward(self, x, y):
+                logits = self.head(x)
+                return {"loss": F.cross_entropy(logits, y, weight=self.weight), "logits": logits}
+
+        x, y = data()
+        weighted = torch.tensor([1.0, 5.0, 9.0]).double()
+        task = Task(Net(weighted), lambda outputs, _: outputs["loss"], {"x": x, "y": y}, batch_size=5)
+        with pytest.raises(ObjectiveError, match="can't say its weight"), Objective(task):
+            pass
+        task = Task(Net(None), lambda outputs, _: outputs["loss"], {"x": x, "y": y}, batch_size=5)
+        with Objective(task) as objective:
+            found = objective.evaluate(stderr=True)
+        losses = F.cross_entropy(task.model.head(x), y, reduction="none").detach()
+        assert found.loss == pytest.approx(losses.mean().item(), rel=1e-12)
+        assert found.stderr == pytest.approx((losses.std() / 12**0.5).item(), rel=1e-10)
+
+    def test_batches_of_one_sample_are_not_called_verified(self):
+        x, y = data()
+        task = Task(linear(), lambda o, t: F.cross_entropy(o, t), list(zip(x.split(1), y.split(1), strict=True)))
+        with Objective(task) as objective:
+            assert "not verified: batches of one sample" in objective.notes[-1]
+
+    def test_a_target_that_pairs_every_sample_with_every_other(self):
+        x, y = data()
+        task = Task(nn.Linear(5, 1).double(), nn.MSELoss(), (x, y.double()), batch_size=5)
+        with (
+            pytest.warns(UserWarning, match="different to the input size"),
+            pytest.raises(ObjectiveError, match="no plain mean over samples"),
+            Objective(task),
+        ):
+            pass
+
+    def test_the_deprecated_names_of_a_reduction(self):
+        task = Task(linear(), functools.partial(F.cross_entropy, size_average=False), data(), batch_size=5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            with pytest.raises(ObjectiveError, match="can't say its weight"), Objective(task):
+                pass
+
+    def test_a_loss_that_fails_on_a_part_of_a_batch(self):
+        lengths = torch.full((12,), 9)
+        x, y = torch.randn(12, 9, 5).double(), torch.randint(1, 3, (12, 3))
+        task = Task(
+            linear(),
+            lambda o, t: F.ctc_loss(o, t, lengths, lengths // 3),
+            (x, y),
+            forward=lambda model, batch: (model(batch[0]).log_softmax(-1).transpose(0, 1), batch[1]),
+        )
+        with pytest.raises(ObjectiveError, match=r"fails on a part of it\. Return \(mean, weight\)"), Objective(task):
+            pass
+
+    def test_a_total_beside_its_terms_is_not_added_to_them(self):
+        def loss(outputs, y):
+            ce, size = F.cross_entropy(outputs, y), outputs.square().mean()
+            return {"loss": ce + size, "ce": ce, "size": size}
+
+        with pytest.raises(ObjectiveError, match="'loss' beside ce, size"), Objective(Task(linear(), loss, data())):
+            pass
+
+    def test_a_split_where_nothing_counts(self):
+        task = Task(linear(), nn.CrossEntropyLoss(), (data()[0], torch.full((12,), -100)))
+        with pytest.raises(ObjectiveError, match="weight 0"):
+            sharpness(task)
+
+
+class TestBatches:
+    @pytest.mark.parametrize("change", ["pop", "in place"])
+    def test_a_forward_may_change_its_batch(self, change):
+        x, y = data()
+
+        def forward(model, batch):
+            if change == "pop":
+                labels = batch.pop("y")
+                return model(batch["x"]), labels
+            return model(batch["x"].mul_(2)), batch["y"]
+
+        held, model = {"x": x.clone(), "y": y}, linear()
+        task = Task(model, lambda o, t: F.cross_entropy(o, t), [held], forward=forward)
+        with Objective(task) as objective:
+            found = objective.evaluate(accuracy=True, stderr=True)
+            again = objective.evaluate()
+        assert found.loss == again.loss
+        assert found.loss == pytest.approx(F.cross_entropy(model(x if change == "pop" else 2 * x), y).item(), rel=1e-12)
+        assert torch.equal(held["x"], x)
+        assert held["y"] is y
+
+    def test_mappings_and_dataclasses_keep_their_kind(self):
+        class Encoding(UserDict):
+            def __getattr__(self, name):
+                if name not in vars(self).get("data", {}):
+                    raise AttributeError(name)
+                return self.data[name]
+
+        @dataclasses.dataclass
+        class Rows:
+            x: torch.Tensor
+            y: torch.Tensor
+
+        class Moving:
+            """A batch class that moves itself in place, as PyTorch Geometric's do."""
+
+            def __init__(self, x, y):
+                self.x, self.y = x, y
+
+            def to(self, device):
+                self.x, self.y = self.x.to(device), self.y.to(device)
+                return self
+
+        x, y = data(torch.float32)
+        model, losses = linear(torch.float32), []
+        for batch in (Encoding({"x": x, "y": y}), Rows(x, y), Moving(x, y)):
+            task = Task(
+                model,
+                nn.CrossEntropyLoss(),
+                [batch],
+                forward=lambda model, batch: (model(batch.x), batch.y),
+                dtype=torch.float64,
+            )
+            with Objective(task) as objective:
+                losses.append(objective.evaluate().loss)
+            assert batch.x is x
+        assert losses[0] == losses[1] == losses[2]
+
+    def test_outputs_in_a_dataclass(self):
+        @dataclasses.dataclass
+        class Outputs:
+            logits: torch.Tensor
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+
+            def forward(self, x):
+                return Outputs(self.head(x))
+
+        x, y = data()
+        task = Task(Net(), lambda o, t: F.cross_entropy(o.logits, t), (x, y), batch_size=5)
+        with Objective(task) as objective:
+            found = objective.evaluate(accuracy=True, stderr=True)
+            h, g = matrix(Hessian(objective)), matrix(GaussNewton(objective))
+        assert found.accuracy == (task.model.head(x).argmax(1) == y).double().mean().item()
+        assert close(h, g)  # the logits are linear in the parameters
+
+    def test_the_losses_own_tensors_follow_the_precision(self):
+        x, y = data(torch.float32)
+        weight = torch.tensor([1.0, 2.0, 3.0])
+        losses = []
+        for loss in (nn.CrossEntropyLoss(weight=weight), functools.partial(F.cross_entropy, weight=weight)):
+            task = Task(linear(torch.float32), loss, (x, y), dtype=torch.float64, batch_size=5)
+            with Objective(task) as objective:
+                losses.append(objective.evaluate().loss)
+        assert losses[0] == losses[1]
+        assert losses[0] == pytest.approx(F.cross_entropy(linear(torch.float32)(x), y, weight=weight).item(), rel=1e-6)
+        assert weight.dtype == torch.float32
+
+    def test_the_loaders_batches_may_come_from_the_data_set(self):
+        class Batches(Dataset):
+            def __len__(self):
+                return 4
+
+            def __getitem__(self, i):
+                x, y = data()
+                return x[3 * i : 3 * i + 3], y[3 * i : 3 * i + 3]
+
+        task = Task(linear(), nn.CrossEntropyLoss(), DataLoader(Batches(), batch_size=None), max_samples=5)
+        assert task.draw("train").samples == 5
+
+    def test_the_fingerprint_follows_text(self):
+        prints = [
+            Task(linear(), None, [{"text": t, "y": data()[1]}]).draw("train").fingerprint
+            for t in (["a", "b"], ["a", "b"], ["a", "c"])
+        ]
+        assert prints[0] == prints[1] != prints[2]
+
+
+class TestParameters:
+    def test_complex_parameters_are_said_to_be_held_fixed(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.wave, self.bias = nn.Parameter(torch.randn(5, 3) + 0j), nn.Parameter(torch.zeros(3))
+
+            def forward(self, x):
+                return (x.to(self.wave.dtype) @ self.wave).real + self.bias
+
+        for dtype in (torch.float32, torch.float64):
+            with Objective(Task(Net(), nn.CrossEntropyLoss(), data(torch.float32), dtype=dtype)) as objective:
+                assert objective.names == ("bias",)
+                assert "1 complex parameters are held fixed" in objective.notes[0]
+                assert objective.evaluate().loss > 0
+
+    def test_a_lazy_module_is_named(self):
+        with pytest.raises(ObjectiveError, match=r"0\.weight has no shape yet"):
+            Hessian(Task(nn.Sequential(nn.LazyLinear(3)), nn.CrossEntropyLoss(), data()))
+
+    def test_a_scripted_module_is_refused(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.script(linear())
+        with pytest.raises(ObjectiveError, match="TorchScript"), Objective(Task(model, nn.CrossEntropyLoss(), data())):
+            pass
