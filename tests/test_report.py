@@ -225,6 +225,22 @@ def test_every_trace_points_at_a_column_that_is_there():
             assert set(panel["views"]) == set(chart["layouts"]), chart["id"]
 
 
+def test_the_view_that_the_controls_choose_is_one_that_was_made():
+    """The script joins the controls of a figure in the order of the page: also where one has a single option."""
+    few = [make_run(str(i), [performance(i + 1), eigenvalues(i + 1), calibration(seed=i)], index=i) for i in range(2)]
+    for runs in (few, few[:1], sample_runs(3, points=5)):
+        found = page(runs)
+        chosen: dict[str, list[str | None]] = {}
+        figure = ""
+        for tag, attributes in found.tags:
+            figure = (attributes["data-chart"] or "") if tag == "figure" else figure
+            if "data-control" in attributes and (attributes["type"] == "hidden" or "checked" in attributes):
+                chosen.setdefault(figure, []).append(attributes["value"])
+        assert chosen
+        for name, values in chosen.items():
+            assert ".".join(str(v) for v in values) in found.charts[name]["layouts"]
+
+
 def test_a_runs_numbers_stand_in_its_row():
     text = page(sample_runs(1)).text
     for said in ("0.0720 ± 0.0066", "0.198 ± 0.011", "0.958 ± 0.011", "228.23 ± 0.024", "1246 ± 15"):
@@ -502,7 +518,7 @@ def test_checks_are_told_by_icon_and_word_and_counted():
     )
     found = page([make_run("r", [result])])
     assert "1 checks passed, 1 to look at, 1 failed." in found.text
-    for word in ("✓ pass", "! warn", "✕ fail", "raise k", "do it again", "performance: augmentation is on (r)"):
+    for word in ("✓ pass", "! warn", "✕ fail", "raise k", "do it again", "augmentation is on (performance; r)"):
         assert word in found.text
     assert found.text.index("do it again") < found.text.index("raise k")
 

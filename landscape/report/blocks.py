@@ -44,13 +44,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its label, the group it stands under, whether it holds numbers, and what it means."""
+    """A column: its label, the group it stands under, whether it holds numbers, what it means, how it breaks."""
 
     label: str
     group: str = ""
     numeric: bool = False
     note: str = ""
     wide: bool = False
+    nowrap: bool = False
 
 
 @dataclass(frozen=True)

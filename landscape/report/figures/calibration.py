@@ -233,6 +233,7 @@ def _line(i: int, run: Run, *, named: bool) -> list[dict]:
         "hovertemplate": "confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{text} samples"
         + ("" if named else "<extra></extra>"),
         "connectgaps": True,
+        "cliponaxis": False,
     }
     if named:
         trace["named"] = run.index

@@ -100,16 +100,15 @@ def _row(
 
 
 def _warnings(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Return each warning once, with the runs that it came from."""
-    came: dict[tuple[str, str], list[str]] = {}
+    """Return each warning once, with the measurements and the runs that it came from."""
+    came: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for run in runs:
         for kind, result in run.every():
             for text in result.warnings:
-                names = came.setdefault((kind, text), [])
-                if run.name not in names:
-                    names.append(run.name)
-    everyone = len(runs)
-    return [
-        ("warn", f"{kind}: {text} ({'every run' if len(names) == everyone > 1 else ', '.join(names)})")
-        for (kind, text), names in came.items()
-    ]
+                kinds, names = came.setdefault(text, ({}, {}))
+                kinds[kind] = names[run.name] = None
+    found = []
+    for text, (kinds, names) in came.items():
+        where = "every run" if len(names) == len(runs) > 1 else ", ".join(names)
+        found.append(("warn", f"{text} ({', '.join(kinds)}; {where})"))
+    return found

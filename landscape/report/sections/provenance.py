@@ -26,7 +26,7 @@ def _origin(runs: Sequence[Run]) -> Table:
         Column("checkpoint"),
         Column("fingerprint"),
         Column("step", numeric=True),
-        Column("measured"),
+        Column("measured", nowrap=True),
         Column("status"),
         Column("device"),
         Column("dtype"),

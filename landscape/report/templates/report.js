@@ -249,7 +249,6 @@
         const on = shown.has(Number(chip.dataset.run));
         chip.setAttribute("aria-pressed", String(on));
         chip.hidden = many && !on;
-        chip.style.display = chip.hidden ? "none" : "";
       });
       const some = this.element.querySelector(".some");
       some.hidden = shown.size === page.runs.length;
