@@ -347,7 +347,7 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         if isinstance(part, torch.Tensor | np.ndarray):
             return map_tensors(part, change)
         if isinstance(part, PackedSequence):
-            return part.to(device=device, dtype=in_precision(part.data.dtype, dtype))  # its sizes stay on the host
+            return part.to(in_precision(part.data.dtype, dtype)).to(device)  # its sizes stay on the host
         if isinstance(part, Mapping | list | tuple) or not callable(getattr(part, "to", None)):
             return _map_parts(part, place)
         return _place_object(part, device, change)
@@ -405,10 +405,34 @@ def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
     if isinstance(batch, np.ndarray):
         rows = index.numpy() if isinstance(index, torch.Tensor) else index
         return batch[rows] if batch.ndim > 0 and len(batch) == size else batch
-    plain = isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
-    if plain and len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch):
+    if isinstance(batch, list | tuple) and not hasattr(batch, "_fields") and _is_rows(batch, size):
         return batch[index] if isinstance(index, slice) else type(batch)(batch[i] for i in index.tolist())
     return _map_parts(batch, lambda part: pick(part, index, size))
+
+
+def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Return one batch of all these batches' samples; ValueError where they don't fit (lengths that differ, say)."""
+    first = batches[0]
+    if isinstance(first, torch.Tensor) and all(t.ndim > 0 and len(t) == n for t, n in zip(batches, sizes, strict=True)):
+        if len({(t.dtype, t.device, t.shape[1:]) for t in batches}) > 1:
+            raise ValueError("the samples of these batches have different shapes")
+        return torch.cat(list(batches))
+    if isinstance(first, Mapping) and all(type(b) is type(first) and b.keys() == first.keys() for b in batches):
+        return _mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
+    if isinstance(first, list | tuple) and all(type(b) is type(first) for b in batches):
+        if not hasattr(first, "_fields") and all(_is_rows(b, n) for b, n in zip(batches, sizes, strict=True)):
+            return type(first)(row for b in batches for row in b)
+        if len({len(b) for b in batches}) == 1 and not isinstance(first, PackedSequence):
+            found = [join(column, sizes) for column in zip(*batches, strict=True)]
+            return type(first)(*found) if hasattr(first, "_fields") else type(first)(found)
+    if first is None or (isinstance(first, str | int | float) and all(b == first for b in batches)):
+        return first
+    raise ValueError(f"batches of {type(first).__name__} can't be joined")
+
+
+def _is_rows(batch: Any, size: int) -> bool:
+    """Whether a list holds one thing (a string, a number) for each of `size` samples."""
+    return len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch)
 
 
 def fingerprint(batches: Iterable[Any]) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import first_line, map_tensors, seed_all, slice_batch, tensors_of, to_device
+from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import default_prediction, default_target, hits, known_ignore_index
 from .parameters import owners, trainable, unwrap
-from .reduction import known_weight, pieces, sample_weight, split_value
+from .reduction import known_weight, sample_weight, split_value
 from .session import prepared, quiet_rnn, recomputing
 from .tasks import Task
 from .verification import Verified, block_error, blocks, can_cut, verify
@@ -44,7 +44,8 @@ class Objective:
     Inside `with`, the model stands on the device in the precision and mode of the task, working on copies of its
     tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before.
     The first entry compares two passes and verifies the weights of the batches (2 forward passes, once for each task
-    and set of weights). `at_most` cuts batches into parts of at most so many samples, where the task allows it.
+    and set of weights). `regroup` shuffles the samples into batches of this size (the last may be smaller), where
+    the task and the batches allow it; `largest` says how many samples the largest batch then holds.
 
     Attributes, inside `with`: `names`, `parameters` (live, trainable, tied ones once), `center` (their values at
     entry), `samples`, `fingerprint` of the draw, `notes`, `has_labels`, `passes` (forward passes spent; a gradient
@@ -60,14 +61,14 @@ class Objective:
         *,
         max_samples: int | None = None,
         seed: int | None = None,
-        at_most: int | None = None,
+        regroup: int | None = None,
     ) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"Objective needs a landscape.Task, got {type(task).__name__}")
         self.task = task
         self.split = split
         self.draw = task.draw(split, max_samples=max_samples, seed=seed)
-        self._at_most = at_most
+        self._regroup = regroup
         self.model: nn.Module = unwrap(task.model)
         self.device, self.dtype, self._notes = _place(task, self.model)
         self.samples = self.draw.samples
@@ -107,7 +108,8 @@ class Objective:
             self.center = tuple(p.data for p in self.parameters)
             for p in self.parameters:
                 p.data = p.data.clone()
-            self._batches = self._cut(self._load())
+            self._batches = self._regrouped(self._load())
+            self.largest = max(batch_size_of(b) or 1 for b in self._batches)
             self._weights: list[float | None] = [None] * len(self._batches)
             self._stale_statistics = task.batchnorm == "recompute"
             self._loss = _placed_partial(task.loss, self.device, self.dtype)
@@ -143,16 +145,20 @@ class Objective:
         self._on_host = False
         return [to_device(b, self.device, self.dtype) for b in batches]
 
-    def _cut(self, batches: list[Any]) -> list[Any]:
-        """Cut batches into parts of at most `at_most` samples, where the task allows it."""
-        if self._at_most is None or not self.can_cut():
+    def _regrouped(self, batches: list[Any]) -> list[Any]:
+        sizes = [s for s in self.draw.sizes if s is not None]
+        if self._regroup is None or len(sizes) < len(batches) or not self.can_cut():
             return batches
-        found = []
-        for batch, size in zip(batches, self.draw.sizes, strict=True):
-            count = math.ceil(size / self._at_most) if size else 1
-            parts = pieces(size, count) if size and count > 1 else []
-            found += [slice_batch(batch, a, b, size or 0) for a, b in parts] or [batch]
-        return found
+        total = sum(sizes)
+        # Shuffled: data are often stored by class, and a batch of one class is another loss.
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.draw.seed))
+        with contextlib.suppress(ValueError):  # batches that can't be joined are only cut
+            batches, sizes = [pick(join(batches, sizes), order, total)], [total]
+        return [
+            slice_batch(batch, a, min(a + self._regroup, size), size)
+            for batch, size in zip(batches, sizes, strict=True)
+            for a in range(0, size, self._regroup)
+        ]
 
     def batch(self, i: int) -> Any:
         """Return batch i on the device, for one pass."""

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from landscape import Task, sharpness
+from landscape import Objective, Task, sharpness
 from landscape.curvature.sharpness import KINDS, measure_sharpness
 from landscape.errors import MeasurementError
 
@@ -67,11 +67,13 @@ class TestClosedForms:
 
     def test_m_sharpness_is_the_mean_of_the_batches_own_worst_cases(self):
         task, _, _ = regression(40)
-        x, y = task.train
+        with Objective(task, regroup=20) as objective:
+            batches = [objective.batch(i) for i in range(len(objective))]
+        assert torch.equal(torch.cat([x for x, _ in batches]).sort(0).values, task.train[0].sort(0).values)
         expected = []
-        for a, b in ((0, 20), (20, 40)):
-            h = 2 * x[a:b].T @ x[a:b] / 20
-            g = (2 * x[a:b].T @ (x[a:b] @ task.model.weight.detach().T - y[a:b]) / 20)[:, 0]
+        for x, y in batches:
+            h = 2 * x.T @ x / 20
+            g = (2 * x.T @ (x @ task.model.weight.detach().T - y) / 20)[:, 0]
             expected.append(trust_region(h.numpy(), g.numpy(), 0.3))
         found = sharpness(task, "sam", rho=0.3, batch=20, steps=300)
         assert found.values[0] == pytest.approx(np.mean(expected), rel=1e-6)
@@ -119,3 +121,32 @@ class TestUse:
     def test_bad_arguments(self, arguments, said):
         with pytest.raises(MeasurementError, match=said):
             sharpness(Task(rescalable(), nn.CrossEntropyLoss(), labelled()), **arguments)
+
+
+class TestBatches:
+    def test_the_loaders_batches_and_the_order_of_the_samples_do_not_matter(self):
+        """Both depend on how somebody trained, or stored the data; the size of m-sharpness's batches is ours."""
+        x, y = labelled(96)
+        order = y.argsort()
+        found = [
+            sharpness(Task(rescalable(), nn.CrossEntropyLoss(), data), "sam", rho=0.5, batch=32)
+            for data in ((x, y), list(zip(x.split(7), y.split(7), strict=True)))
+        ]
+        assert found[0].values[0] == pytest.approx(found[1].values[0], rel=1e-10)
+        assert found[1].settings["batch"] == 32
+        assert found[1].warnings == ()
+        by_class = sharpness(
+            Task(rescalable(), nn.CrossEntropyLoss(), (x[order], y[order])), "sam", rho=0.5, batch=32
+        ).values[0]
+        pure = [(x[order][i : i + 32], y[order][i : i + 32]) for i in range(0, 96, 32)]
+        kept = sharpness(Task(rescalable(), nn.CrossEntropyLoss(), pure, rebatch=False), "sam", rho=0.5, batch=32)
+        # Batches of one class rise much more than mixed ones, whose values differ by how they were mixed.
+        assert abs(by_class - found[0].values[0]) < 0.2 * abs(kept.values[0] - found[0].values[0])
+
+    def test_batches_that_must_stay_whole_are_said(self):
+        x, y = labelled(96)
+        task = Task(rescalable(), nn.CrossEntropyLoss(), (x, y), batch_size=24, rebatch=False)
+        found = sharpness(task, "sam", batch=32)
+        assert found.settings["batch"] == 24
+        assert "batches of at most 24 samples, not 32" in found.warnings[0]
+        assert sharpness(task, "average", batch=32).warnings == ()

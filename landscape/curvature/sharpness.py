@@ -60,7 +60,8 @@ def sharpness(
 
     The worst case is sought by the generalized power method e <- rho g / ||g||, g the gradient at w + e (Journee et
     al. 2010, JMLR 11:517), whose first step is SAM's own; the largest rise seen is kept, so the value is a lower bound
-    of the maximum. Its standard error is over batches, that of the averages over `draws`.
+    of the maximum. Its batches are the draw's samples, shuffled, `batch` at a time, whatever the task's own batches are
+    (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages over `draws`.
     Cost: `steps` gradients (worst case) or `draws` forward passes over `samples` samples.
     Raises MeasurementError for an unknown kind or a radius that is not positive.
     """
@@ -118,7 +119,7 @@ def measure_sharpness(
     if samples < (task.max_samples or math.inf):
         task = task.replace(max_samples=samples)
     found: list[tuple[float, float, float, int]] = []
-    with Objective(task, split, at_most=batch) as objective:
+    with Objective(task, split, regroup=batch) as objective:
         total = sum((steps + 1) * len(objective) if KINDS[k].worst else draws for k in kinds)
         with tqdm(total=total, desc="sharpness", disable=not progress, leave=False) as bar:
             for kind in kinds:
@@ -131,6 +132,7 @@ def measure_sharpness(
                     value = _average(objective, radius, scale, draws, seed, bar.update)
                 found.append((*value, radius, kinds.index(kind)))
         values = np.array([f[0] for f in found])
+        largest = objective.largest
         return SharpnessEstimate(
             values=values,
             stderr=np.array([f[1] for f in found]),
@@ -138,11 +140,23 @@ def measure_sharpness(
             rescaling=np.array([not KINDS[k].adaptive for k in kinds]),
             names=tuple(kinds),
             split=split,
-            settings={"samples": objective.samples, "batch": batch, "steps": steps, "draws": draws, "seed": seed},
+            settings={"samples": objective.samples, "batch": largest, "steps": steps, "draws": draws, "seed": seed},
             checks=_checks(kinds, values),
+            warnings=_other_batches(objective, batch) if any(KINDS[k].worst for k in kinds) else (),
             notes=objective.notes,
             cost=Cost(passes=objective.passes, seconds=time.perf_counter() - start),
         )
+
+
+def _other_batches(objective: Objective, batch: int) -> tuple[str, ...]:
+    """Say where the batches could not be made of the size that was asked for: the worst case depends on it."""
+    expected = min(batch, objective.samples)
+    if objective.largest == expected:
+        return ()
+    return (
+        f"the worst case is over batches of at most {objective.largest} samples, not {expected}: this task's batches "
+        "can't be regrouped; compare it only with values over batches of that size",
+    )
 
 
 def _checks(kinds: Sequence[str], values: np.ndarray) -> tuple[Check, ...]:
