@@ -443,7 +443,9 @@ def fingerprint(batches: Iterable[Any]) -> str:
         if isinstance(part, torch.Tensor | np.ndarray):
             for t in tensors_of(part):
                 digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
-                flat = t.detach().to("cpu").contiguous().reshape(-1)
+                # A clone, since a tensor of one element counts as contiguous whatever its stride is.
+                flat = t.detach().to("cpu").resolve_conj().resolve_neg().reshape(-1)
+                flat = flat.clone(memory_format=torch.contiguous_format)
                 digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         elif isinstance(part, str | bytes | int | float | complex):
             digest.update(repr(part).encode())

@@ -13,6 +13,7 @@ from .reduction import torch_loss_settings
 
 # What Transformers, segmentation and language models write for "don't count this"; torch's default as well.
 IGNORE_INDEX = -100
+_REGRESSIONS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 
 
 def known_ignore_index(loss: Any) -> int:
@@ -68,6 +69,8 @@ def _binary(
     logits: torch.Tensor, labels: torch.Tensor, kind: type[nn.Module] | None
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return a binary task's flat logits and labels; None for a regression or soft labels."""
+    if kind is not None and issubclass(kind, _REGRESSIONS):
+        return None
     if logits.numel() != labels.numel() or (logits.ndim > 1 and logits.shape[-1] != 1 and logits.ndim == 2):
         return None
     if labels.is_floating_point():

@@ -359,7 +359,15 @@ class Objective:
             raise TaskError(
                 f"the task failed on a {self.split} batch: {type(error).__name__}: {first_line(error)}"
                 + (f" (tensors: {shapes})" if shapes else "")
+                + self._about_precision(error)
             ) from error
+
+    def _about_precision(self, error: Exception) -> str:
+        text = str(error)
+        if self.task.dtype is None or ("dtype" not in text and not ("Float" in text and "Double" in text)):
+            return ""
+        asked = str(self.dtype).removeprefix("torch.")
+        return f"; {asked} was asked for: tensors made in the forward or the loss, and .float(), must follow that of x"
 
     # -------------------------------------------------------------------------------------------- the mean
 
@@ -538,6 +546,10 @@ def _place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, lis
     complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
     if complex_ones:
         notes.append(f"{complex_ones} complex parameters are held fixed: only real ones are measured")
+    own = {id(p) for p in model.parameters()}
+    theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
+    if any(p.requires_grad and id(p) not in own for p in theirs):
+        notes.append("the loss has parameters of its own, which are held fixed")
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from landscape import GaussNewton, Hessian, Objective, Task, sharpness
-from landscape.errors import ObjectiveError
+from landscape.errors import ObjectiveError, TaskError
 
 
 def data(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -400,6 +400,36 @@ class TestBatches:
         task = Task(linear(), nn.CrossEntropyLoss(), DataLoader(Batches(), batch_size=None), max_samples=5)
         assert task.draw("train").samples == 5
 
+    def test_a_tensor_of_one_element_with_a_stride(self):
+        x = data()[0]
+        task = Task(
+            linear(),
+            nn.MSELoss(),
+            (x, x[:, 0]),
+            batch_size=11,
+            forward=lambda model, batch: (model(batch[0])[:, 0], batch[1]),
+        )
+        assert task.draw("train").sizes == (11, 1)
+
+    def test_integer_targets_of_a_regression_are_no_labels(self):
+        x, y = data()
+        cases = ((y > 0).long(), nn.MSELoss(), False), ((y > 0).double(), nn.BCEWithLogitsLoss(), True)
+        for target, loss, expected in cases:
+            with Objective(Task(nn.Linear(5, 1).double(), loss, (x, target[:, None]))) as objective:
+                assert objective.has_labels == expected
+
+    def test_a_cast_inside_the_forward_is_explained(self):
+        x, y = data(torch.float32)
+        task = Task(
+            linear(torch.float32),
+            nn.CrossEntropyLoss(),
+            (x, y),
+            forward=lambda model, batch: (model(batch[0].float()), batch[1]),
+            dtype=torch.float64,
+        )
+        with pytest.raises(TaskError, match=r"float64 was asked for: .* \.float\(\)"), Objective(task):
+            pass
+
     def test_the_fingerprint_follows_text(self):
         prints = [
             Task(linear(), None, [{"text": t, "y": data()[1]}]).draw("train").fingerprint
@@ -409,6 +439,21 @@ class TestBatches:
 
 
 class TestParameters:
+    def test_a_losses_own_parameters_are_said_to_be_held_fixed(self):
+        class Scaled(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = nn.Parameter(torch.tensor(2.0))
+
+            def forward(self, outputs, y):
+                return F.cross_entropy(outputs * self.scale, y)
+
+        loss = Scaled()
+        with Objective(Task(linear(), loss, data())) as objective:
+            assert "parameters of its own" in objective.notes[0]
+            assert objective.names == ("weight", "bias")
+        assert loss.scale.dtype == torch.float32
+
     def test_complex_parameters_are_said_to_be_held_fixed(self):
         class Net(nn.Module):
             def __init__(self):

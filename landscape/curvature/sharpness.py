@@ -61,7 +61,8 @@ def sharpness(
     The worst case is sought by the generalized power method e <- rho g / ||g||, g the gradient at w + e (Journee et
     al. 2010, JMLR 11:517), whose first step is SAM's own; the largest rise seen is kept, so the value is a lower bound
     of the maximum. Its batches are the draw's samples, shuffled, `batch` at a time, whatever the task's own batches are
-    (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages over `draws`.
+    (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages
+    over `draws`.
     Cost: `steps` gradients (worst case) or `draws` forward passes over `samples` samples.
     Raises MeasurementError for an unknown kind or a radius that is not positive.
     """
