@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from .options import Command
-from .output import say
-from .probe import check_page, print_outcomes
+from .output import check_page, say
+from .probe import print_outcomes
 
 #: The plane of the standard preset, the rest of the quick one: 80 s on two cores instead of 160 (measured).
 GRID = 25

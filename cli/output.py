@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+
+from landscape.errors import ArchiveError
 
 from .main import coloured
 
@@ -23,9 +27,22 @@ def warn(text: str) -> None:
     click.echo(f"{label} {' '.join(text.split())}", err=True)
 
 
+def check_page(path: str, *, force: bool) -> None:
+    """Refuse a page that could not be written in the end, before anything is measured."""
+    target = Path(path)
+    if target.is_dir():
+        raise ArchiveError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
+    if target.exists() and not force:
+        raise ArchiveError(f"{target} exists; pass --force to replace it, or choose another name")
+    if not target.parent.is_dir():
+        raise ArchiveError(f"the folder {target.parent} does not exist; create it, or write somewhere else")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise ArchiveError(f"{target} cannot be written: permission denied")
+
+
 def json_line(value: Any) -> str:
     """Return strict JSON; NaN and the infinities must have become None by `finite` before."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=2)
+    return json.dumps(value, allow_nan=False, indent=2)
 
 
 def finite(value: Any, where: str = "") -> tuple[Any, list[str]]:
@@ -58,10 +75,3 @@ def table(rows: Sequence[Sequence[str]], *, indent: int = 0, header: bool = Fals
         if header and number == 0:
             lines.append(" " * indent + "  ".join("-" * w for w in widths))
     return "\n".join(lines)
-
-
-def shortened(names: Iterable[str], most: int = 6) -> str:
-    """Return names separated by commas, the later ones counted."""
-    names = list(names)
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import Command, MeasurementOption, Names, subject_options
-from .output import finite, json_line, say, table, warn
+from .output import check_page, finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
     from ..probes.outcome import ProbeOutcome
@@ -88,21 +87,6 @@ def command(
     if not as_json and report is None:
         shown = " ".join(os.path.relpath(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
-
-
-def check_page(path: str, *, force: bool) -> None:
-    """Refuse a page that could not be written in the end, before anything is measured."""
-    from landscape.errors import ArchiveError
-
-    target = Path(path)
-    if target.is_dir():
-        raise ArchiveError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
-    if target.exists() and not force:
-        raise ArchiveError(f"{target} exists; pass --force to replace it, or choose another name")
-    if not target.parent.is_dir():
-        raise ArchiveError(f"the folder {target.parent} does not exist; create it, or write somewhere else")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ArchiveError(f"{target} cannot be written: permission denied")
 
 
 def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json: bool) -> None:

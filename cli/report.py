@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .options import Command
+from .output import check_page
 
 
 @click.command(cls=Command, example="landscape report a.landscape.h5 b.landscape.h5 -o report.html")
@@ -24,5 +25,6 @@ def command(archives: tuple[Path, ...], out: Path, force: bool) -> None:
     """
     from landscape.report.page import write_report
 
-    write_report(archives, out, force=force)
+    check_page(str(out), force=force)
+    write_report(archives, out)
     click.echo(out)

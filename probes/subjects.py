@@ -112,8 +112,6 @@ class Tasks:
             if found.task is None:
                 raise no_task(found)
             loaded = self._named(found.task, found.path)
-        if not loaded.task.splits:
-            raise TaskError(f"the task {loaded.reference} has no data; return Task(model, loss, train=..., test=...)")
         checkpoint = load_checkpoint(path, loaded.task, weights=self.weights, trust_pickle=self.trust_pickle)
         return loaded, checkpoint, (*checkpoint.notes, *loaded.warnings, *self._left_out(checkpoint))
 
@@ -121,7 +119,7 @@ class Tasks:
         """Return the task that the user names, loaded once for all checkpoints."""
         if reference not in self._loaded:
             self.say(f"task: {call_text(reference, self.settings)}")
-            task = load_task(reference, **self.settings)
+            task = _with_data(load_task(reference, **self.settings), reference)
             where, colon, name = reference.rpartition(":")
             path = Path(where if colon else name).expanduser()
             self._loaded[reference] = LoadedTask(task, reference, path, dict(self.settings), ())
@@ -133,6 +131,7 @@ class Tasks:
         if text not in self._loaded:
             self.say(f"task: {text}, named by {path}")
             self._loaded[text] = load_named_task(named, root=self.root, settings=self.settings)
+            _with_data(self._loaded[text].task, named.reference)
         return self._loaded[text]
 
     def _left_out(self, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -142,6 +141,12 @@ class Tasks:
         if not left:
             return ()
         return (f"the checkpoint's own task was called with {', '.join(left)}; --task was not: pass them with --set",)
+
+
+def _with_data(task: Task, reference: str) -> Task:
+    if not task.splits:
+        raise TaskError(f"the task {reference} has no data; return Task(model, loss, train=..., test=...)")
+    return task
 
 
 def call_text(reference: str, settings: Mapping[str, Any]) -> str:
