@@ -271,6 +271,18 @@ class TestLightning:
 
     # Lightning's own use of a name that torch deprecates.
     @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("strength", [0.0, 1e-6])
+    def test_a_weak_regularizer_is_not_taken_for_rounding(self, strength):
+        class Regularized(Module):
+            def training_step(self, batch):
+                x, y = batch
+                penalty = sum(p.square().sum() for p in self.parameters())
+                return F.cross_entropy(self(x), y) + strength * penalty
+
+        task = Task.from_lightning(Regularized(), Data())
+        assert (task.loss is None) == (strength > 0)
+
     def test_after_training_with_a_trainer_it_is_as_before(self, tmp_path):
         module = Module()
         trainer = lightning.Trainer(
