@@ -269,8 +269,6 @@ class TestLightning:
         assert found.accuracy >= 0
         agrees_with_differences(task)
 
-    # Lightning's own use of a name that torch deprecates.
-    @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("strength", [0.0, 1e-6])
     def test_a_weak_regularizer_is_not_taken_for_rounding(self, strength):
@@ -283,6 +281,8 @@ class TestLightning:
         task = Task.from_lightning(Regularized(), Data())
         assert (task.loss is None) == (strength > 0)
 
+    # Lightning's own use of a name that torch deprecates.
+    @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
     def test_after_training_with_a_trainer_it_is_as_before(self, tmp_path):
         module = Module()
         trainer = lightning.Trainer(
