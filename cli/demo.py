@@ -45,11 +45,10 @@ def command(out: Path, seed: int, force: bool) -> None:
     checkpoints = train_demo(out, seed=seed, progress=bars)
     outcomes = []
     with one_thread():
-        with one_thread():
         for number, checkpoint in enumerate(checkpoints, 1):
-                archive = checkpoint.with_name(checkpoint.stem + SUFFIX)
-                say(f"{number} of {len(checkpoints)}: landscape probe {checkpoint} -o {archive}")
-                outcomes += probe_checkpoints([checkpoint], out=archive, force=force, seed=seed, progress=bars)
+            archive = checkpoint.with_name(checkpoint.stem + SUFFIX)
+            say(f"{number} of {len(checkpoints)}: landscape probe {checkpoint} -o {archive}")
+            outcomes += probe_checkpoints([checkpoint], out=archive, force=force, seed=seed, progress=bars)
     write_report([str(o.archive) for o in outcomes], report)
     print_outcomes(outcomes, None, as_json=False)
     say(f"done in {time.perf_counter() - start:.0f} s; open the report in a browser:")
