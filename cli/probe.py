@@ -113,6 +113,7 @@ def _text(outcome: ProbeOutcome, report: str | None) -> str:
     sizes = f"{count(outcome.parameters)} parameters, {count(outcome.samples)} samples"
     where = f"{outcome.dtype} on {outcome.device}, {seconds(outcome.seconds)}"
     rows = [["not measured", f"{name}: {reason}"] for name, reason in outcome.missing.items()]
+    rows += [["note", text] for text in outcome.notes]
     rows += [["archive", str(outcome.archive)], *([["report", report]] if report else [])]
     head = f"{outcome.checkpoint}  {outcome.task}\n{sizes}, {where}"
     return f"{head}\n\n{summarize(outcome.results, rows)}"

@@ -20,7 +20,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
 #: Keys of the object that a measurement's section must not take.
 RESERVED = frozenset(
     {"checkpoint", "task", "device", "dtype", "samples", "parameters", "loss", "accuracy"}
-    | {"archive", "report", "seconds", "warnings"}
+    | {"archive", "report", "seconds", "notes", "warnings"}
 )
 
 
@@ -29,7 +29,8 @@ class ProbeOutcome:
     """One checkpoint's results by measurement name, and why the others were not made.
 
     `samples` is the size of the draw that curvature and surface are measured on (train where there is one),
-    `seconds` the wall time of all measurements of this checkpoint.
+    `seconds` the wall time of all measurements of this checkpoint. `notes` say how the numbers came about, `warnings`
+    what to look at.
     """
 
     checkpoint: str
@@ -42,6 +43,7 @@ class ProbeOutcome:
     missing: Mapping[str, str] = field(default_factory=dict)
     archive: str | None = None
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def as_dict(self, report: str | None = None) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class ProbeOutcome:
             "archive": self.archive,
             "report": report,
             "seconds": self.seconds,
+            "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
 

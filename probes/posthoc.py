@@ -248,6 +248,7 @@ class _Run:
             missing=self.missing,
             archive=str(self.writer.path),
             seconds=seconds,
+            notes=tuple(dict.fromkeys(note for result in self.results.values() for note in result.notes)),
             warnings=tuple(dict.fromkeys(self._warnings())),
         )
 

@@ -29,7 +29,7 @@ def test_each_checkpoint_is_probed_and_compared(tmp_path, monkeypatch):
     result = landscape("demo", "-o", "shown", "--seed", 3)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "shown/report.html"
-    assert "landscape probe shown/tiny.pt --preset quick --option plane.grid=25" in result.stderr
+    assert "landscape probe shown/tiny.pt -o shown/tiny.landscape.h5" in result.stderr
     names = {"tiny.pt", "tiny.landscape.h5", "other.pt", "other.landscape.h5", "report.html"}
     assert {p.name for p in (tmp_path / "shown").iterdir()} == names
     for name in ("tiny", "other"):

@@ -26,7 +26,7 @@ def world(tmp_path, monkeypatch):
 
 KEYS = {
     "checkpoint", "task", "device", "dtype", "samples", "parameters", "loss", "accuracy", "curvature", "sharpness",
-    "surface", "calibration", "archive", "report", "seconds", "warnings",
+    "surface", "calibration", "archive", "report", "seconds", "notes", "warnings",
 }  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def test_options_settings_samples_and_precision_reach_the_measurement(world):
     archive = open_archive(found["archive"])
     assert archive.attributes["seed"] == 5
     assert archive.run["samples"] == 80
+    assert any("90 of 200 train samples, drawn with seed 5" in note for note in found["notes"])
     assert archive.subjects[0].facts["max_samples"] == 90
 
 
