@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Try a task on one batch: does it load, what will work, how long will it take.
 
-    Exit status 1 where the loss cannot be measured. The times of each preset are predicted from one batch.
+    Exit status 1 where a check fails. The times of each preset are predicted from one batch.
     """
     from ..probes.inspection import inspect_task
 

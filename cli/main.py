@@ -202,7 +202,7 @@ def main(state: State | None, debug: bool) -> None:
     First steps:
       landscape demo                          the whole way on bundled data
       landscape init ckpt.pt                  a task file for your own checkpoint
-      landscape probe ckpt.pt --task ckpt_task.py:task --report report.html
+      landscape probe ckpt.pt --task ckpt_task.py --report report.html
     """
     if state is not None:
         state.debug = state.debug or debug

@@ -8,23 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from landscape.curvature.operators import Hessian
 from landscape.data import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
-from landscape.parameters import flatten, unflatten
 from landscape.results import Check, Measurement
 from landscape.tasks import Task
 
+from .derivatives import twice_differentiable
 from .prediction import Prediction, Speed, measure_speed, one_batch, predict
 from .selection import PRESET_SAMPLES, choose, samples_to_draw
 from .subjects import Tasks, task_changes
-
-#: Step of the central difference of two gradients along a unit vector, and the relative error allowed: in float64 so
-#: small that hardly any ReLU switches between the two, and rounding still stays below 1e-6 (chosen by us).
-DIFFERENCES = {torch.float64: (1e-6, 1e-3), torch.float32: (1e-2, 5e-2)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ def inspect_task(
     except LandscapeError as error:
         findings.append(Check("loss", "fail", str(error)))
         return Inspection(task, path, *place, tuple(findings))
-    curved = _twice_differentiable(small)
+    curved = twice_differentiable(loaded)
     findings += [labels, curved]
     lacking = {
         "labels": "" if labels.level == "pass" else labels.message,
@@ -189,50 +182,3 @@ def _labels(task: Task, objective: Objective) -> Check:
     return Check(
         "labels", "warn", f"no class labels on the {split} data; give predict= to Task for accuracy and calibration"
     )
-
-
-def _twice_differentiable(task: Task) -> Check:
-    """Compare one Hessian product with a central difference of two gradients: in float64 where the task runs in it."""
-    try:
-        double = task.replace(dtype=torch.float64)
-        with Objective(double, double.splits[0]):
-            pass
-    except LandscapeError:
-        double = task  # code that insists on float32
-    try:
-        return compare_with_differences(double)
-    except LandscapeError as error:
-        return Check("twice differentiable", "fail", str(error))
-
-
-def compare_with_differences(task: Task, seed: int = 0) -> Check:
-    """Return how far H v is from (g(w + h v) - g(w - h v)) / 2h for a random unit vector v, relative to the larger.
-
-    Costs a product and two gradients. A custom backward that forgets part of its own derivative shows here.
-    """
-    with Objective(task, task.splits[0]) as objective:
-        step, limit = DIFFERENCES[objective.dtype]
-        n = sum(p.numel() for p in objective.parameters)
-        v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        v = (v / v.norm()).to(objective.device, objective.dtype)
-        product = Hessian(objective) @ v
-        sides = []
-        for sign in (1.0, -1.0):
-            objective.move([unflatten(v, objective.center)], [sign * step])
-            sides.append(flatten(objective.gradient()).double())
-        objective.reset()
-        difference = (sides[0] - sides[1]) / (2 * step)
-        size = max(float(product.double().norm()), float(difference.norm()))
-        error = float((product.double() - difference).norm()) / size if size > 0 else 0.0
-    name = "twice differentiable"
-    if size == 0:
-        return Check(
-            name, "warn", "the second derivative is exactly 0: the loss is piecewise linear in the weights", 0.0
-        )
-    text = f"a Hessian product and a difference of two gradients agree to {error:.1e}"
-    if error <= limit:
-        return Check(name, "pass", text, error, limit)
-    if error <= 0.3:
-        return Check(name, "warn", f"{text} only (limit {limit:g}): kinks, such as ReLU's, lie close by", error, limit)
-    text = f"a Hessian product and a difference of two gradients differ by {error:.0%}"
-    return Check(name, "fail", f"{text}: some backward is not differentiated (custom function? detach?)", error, limit)

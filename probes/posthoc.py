@@ -7,7 +7,7 @@ import os
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from landscape.parameters import trainable
 from landscape.provenance import provenance
 from landscape.results import Check, Measurement, Result, StoredResult
 
+from .derivatives import twice_differentiable
 from .outcome import ProbeOutcome
 from .prediction import Prediction, measure_speed, predict
 from .selection import Chosen, choose, samples_to_draw
@@ -205,6 +206,7 @@ class _Run:
         self.results: dict[str, Result] = {}
         self.missing: dict[str, str] = {}
         self.unwritten: list[Result] = []
+        self.curved: Check | None = None
 
     def measure(self, prefix: str) -> ProbeOutcome:
         start = time.perf_counter()
@@ -218,9 +220,9 @@ class _Run:
         return self._outcome(time.perf_counter() - start)
 
     def _one(self, c: Chosen) -> None:
-        m, task = c.measurement, self.ready.task
+        m = c.measurement
         try:
-            result = m.run(task, seed=task.seed, progress=self.progress, **c.options)
+            result = self._result(c)
         except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
             if not _only_this_one(error, c):
                 raise
@@ -228,12 +230,27 @@ class _Run:
             # Kept back until something is measured, so that a run without any result leaves no file.
             self.unwritten.append(not_measured(m, c.options, reason))
         else:
-            if not isinstance(result, Result):
-                raise MeasurementError(f"measurement {m.name!r} returned a {type(result).__name__}, expected a Result")
             self.results[m.name] = result
             self.writer.add(result, subject=self.subject)
         while self.results and self.unwritten:
             self.writer.add(self.unwritten.pop(0), subject=self.subject)
+
+    def _result(self, c: Chosen) -> Result:
+        """Run one measurement; where it stands on second derivatives, those are compared with differences first."""
+        m, task = c.measurement, self.ready.task
+        checks = (self._derivatives(),) if "second derivative" in m.needs else ()
+        result = m.run(task, seed=task.seed, progress=self.progress, **c.options)
+        if not isinstance(result, Result):
+            raise MeasurementError(f"measurement {m.name!r} returned a {type(result).__name__}, expected a Result")
+        return replace(result, checks=(*result.checks, *checks)) if checks else result
+
+    def _derivatives(self) -> Check:
+        """Return the check of the second derivative, made once; ObjectiveError where it fails."""
+        if self.curved is None:
+            self.curved = twice_differentiable(self.ready.task)
+        if self.curved.level == "fail":
+            raise ObjectiveError(self.curved.message)
+        return self.curved
 
     def _outcome(self, seconds: float) -> ProbeOutcome:
         ready = self.ready

@@ -8,9 +8,10 @@ import pytest
 import small_world
 import torch
 
-from landscape import open_archive, save_checkpoint
+from landscape import Task, open_archive, save_checkpoint
 from landscape import results as registry
 from landscape.errors import ArchiveError, CheckpointError, MeasurementError, ObjectiveError, TaskError
+from landscape.probes.derivatives import twice_differentiable
 from landscape.probes.inspection import inspect_task
 from landscape.probes.outcome import SECTIONS, ProbeOutcome, merged
 from landscape.probes.posthoc import archive_paths, plan_run, probe_checkpoints
@@ -335,6 +336,30 @@ def test_a_backward_that_forgets_its_own_derivative_is_found(world):
     assert check.value > 0.3
     assert "differ" in inspection.works["eigenvalues"]
     assert inspection.works["plane"] == ""
+
+
+def test_wrong_second_derivatives_are_not_measured(world):
+    (outcome,) = probe_checkpoints(["plain.pt"], task="tasks.py:once", only=["performance", "curvature"])
+    assert list(outcome.results) == ["performance"]
+    assert set(outcome.missing) == {"eigenvalues", "trace"}
+    assert "differ" in outcome.missing["trace"]
+    (entry,) = open_archive("plain.landscape.h5").select("eigenvalues")
+    assert entry.status == "failed"
+
+
+def test_right_second_derivatives_are_recorded_as_a_check(world):
+    (outcome,) = probe_checkpoints(["tiny.pt"], only=["trace"])
+    (check,) = [c for c in outcome.results["trace"].checks if c.name == "twice differentiable"]
+    assert check.level == "pass"
+    assert check.value < 1e-6
+
+
+def test_a_piecewise_linear_loss_is_said_to_be_one(world):
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    task = Task(torch.nn.Linear(3, 1).double(), torch.nn.L1Loss(), (x, x[:, :1]))
+    check = twice_differentiable(task)
+    assert check.level == "warn"
+    assert "piecewise linear" in check.message
 
 
 def test_a_task_without_labels_or_held_out_data_is_told_what_will_be_missing(world):
