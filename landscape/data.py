@@ -138,7 +138,8 @@ def _take(
         return _walk(loader, split, max_samples, rebatch, notes), None
     if _is_columns(data):
         return _take_columns(data, split, max_samples, batch_size, generator)
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)):
+    indexed = hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)
+    if indexed or isinstance(data, Dataset) or _is_samples(data):
         n = len(data)  # type: ignore[arg-type]
         chosen = _subset(n, max_samples, generator)
         dataset = data if chosen is None else Subset(data, chosen)  # type: ignore[arg-type]
@@ -275,6 +276,17 @@ def _is_columns(data: Any) -> bool:
     else:
         return False
     return bool(values) and all(isinstance(v, torch.Tensor | np.ndarray) and v.ndim > 0 for v in values)
+
+
+def _is_samples(data: Any) -> bool:
+    """Say whether a list holds single samples, not batches: a batch holds no number without a dimension."""
+    if not isinstance(data, list) or not data:
+        return False
+    first = data[0]
+    values = list(first.values()) if isinstance(first, Mapping) else first
+    if not isinstance(values, list | tuple):
+        return False
+    return any(isinstance(v, int | float) or (isinstance(v, torch.Tensor) and v.ndim == 0) for v in values)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,10 @@ class Evaluation:
     accuracy_stderr: float = math.nan
     terms: dict[str, float] = field(default_factory=dict)
     samples: int = 0
+
+
+# The entered objectives of each model, in the order in which they were entered.
+_OPEN: weakref.WeakKeyDictionary[nn.Module, list[Objective]] = weakref.WeakKeyDictionary()
 
 
 class Objective:
@@ -116,14 +121,27 @@ class Objective:
             self._facts = self._verified()
             self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
             self._stack = stack.pop_all()
+        _OPEN.setdefault(self.model, []).append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
         stack, self._stack = self._stack, None
         self._batches = []
         self.center = ()
-        if stack is not None:
-            stack.close()
+        if stack is None:
+            return
+        opened = _OPEN[self.model]
+        later = opened[opened.index(self) + 1 :]
+        # Each puts back what it found: in another order the model would be left with a working copy.
+        for objective in reversed(later):
+            objective.__exit__()
+        opened.remove(self)
+        stack.close()
+        if later:
+            raise RuntimeError(
+                "an Objective entered later on the same model was still open; both are closed now and the model is as "
+                "it was: leave the one entered last first"
+            )
 
     def _verified(self) -> Verified:
         # Other weights are verified anew: a task may have been given diverged ones since. A NaN equals no key.

@@ -112,6 +112,19 @@ class TestRestoration:
             objective.gradient()
         assert layer.weight is held
 
+    def test_objectives_left_in_the_wrong_order(self):
+        model = messy()
+        before = State(model)
+        first, second = (Objective(Task(model, nn.CrossEntropyLoss(), data(), dtype=d)) for d in (None, torch.float64))
+        first.__enter__()
+        second.__enter__()
+        with pytest.raises(RuntimeError, match="entered last first"):
+            first.__exit__()
+        before.unchanged()
+        assert not second.entered
+        second.__exit__()
+        before.unchanged()
+
     def test_state_of_the_loaders_generator(self):
         generator = torch.Generator().manual_seed(7)
         state = generator.get_state()
@@ -201,6 +214,8 @@ class TestFormsOfData:
             lambda x, y: (x, y),
             lambda x, y: (x.numpy(), y.numpy()),
             lambda x, y: TensorDataset(x, y),
+            lambda x, y: [(a, int(b)) for a, b in zip(x, y, strict=True)],
+            lambda x, y: list(zip(x, y, strict=True)),
             lambda x, y: Rows(),
             lambda x, y: Stream(),
             lambda x, y: DataLoader(TensorDataset(x, y), batch_size=4),
