@@ -384,3 +384,11 @@ def test_what_cannot_be_measured_is_a_finding(world, name, said):
 def test_a_task_without_data_is_refused(world, checkpoint):
     with pytest.raises(TaskError, match="has no data"):
         inspect_task("tasks.py:no_data", checkpoint)
+
+
+def test_the_public_names_of_probes_resolve():
+    from landscape import probes
+
+    assert probes.probe_checkpoints is probe_checkpoints
+    assert {name: getattr(probes, name).__module__ for name in probes.__all__} == probes._NAMES
+    assert set(probes.__all__) == set(probes._NAMES) <= set(dir(probes))
