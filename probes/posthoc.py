@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from landscape.archive.writer import ArchiveWriter
-from landscape.errors import ArchiveError, MeasurementError, ObjectiveError
-from landscape.parameters import trainable
+from landscape.errors import ArchiveError
 from landscape.provenance import provenance
-from landscape.results import Check, Measurement, Result, StoredResult
 
-from .derivatives import twice_differentiable
+from .execution import Execution
 from .outcome import ProbeOutcome
 from .prediction import Prediction, measure_speed, predict
 from .selection import Chosen, choose, samples_to_draw
@@ -150,7 +144,7 @@ class Plan:
             with contextlib.ExitStack() as stack:
                 writers += self._open(stack, out, append, force)
                 for i, ready in enumerate(self.loaded()):
-                    run = _Run(ready, self, writers[i], progress)
+                    run = Execution(ready, self.chosen, self.preset, self.say, writers[i], progress)
                     outcomes.append(run.measure(f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""))
                     if writers[i] not in writers[i + 1 :]:
                         writers[i].close()
@@ -192,121 +186,3 @@ def archive_paths(checkpoints: Sequence[str], out: str | os.PathLike[str] | None
     if twice is not None:
         raise ArchiveError(f"two checkpoints would both be written to {twice}; give one archive for all with -o run.h5")
     return paths
-
-
-class _Run:
-    """The measurements of one checkpoint, in order, each result to the archive at once."""
-
-    def __init__(self, ready: Prepared, plan: Plan, writer: ArchiveWriter, progress: bool) -> None:
-        self.ready = ready
-        self.plan = plan
-        self.writer = writer
-        self.progress = progress
-        self.subject = ready.subject(preset=plan.preset)
-        self.results: dict[str, Result] = {}
-        self.missing: dict[str, str] = {}
-        self.unwritten: list[Result] = []
-        self.curved: Check | None = None
-
-    def measure(self, prefix: str) -> ProbeOutcome:
-        start = time.perf_counter()
-        for number, c in enumerate(self.plan.chosen, 1):
-            label = f"{prefix}{self.subject.label}: {c.measurement.name}"
-            self.plan.say(f"{label} ({number} of {len(self.plan.chosen)})")
-            self._one(c)
-        if not self.results:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
-            raise MeasurementError(f"nothing could be measured of {self.ready.checkpoint.path} ({reasons})")
-        return self._outcome(time.perf_counter() - start)
-
-    def _one(self, c: Chosen) -> None:
-        m = c.measurement
-        try:
-            result = self._result(c)
-        except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
-            if not _only_this_one(error, c):
-                raise
-            self.missing[m.name] = reason = _reason(error)
-            # Kept back until something is measured, so that a run without any result leaves no file.
-            self.unwritten.append(not_measured(m, c.options, reason))
-        else:
-            self.results[m.name] = result
-            self.writer.add(result, subject=self.subject)
-        while self.results and self.unwritten:
-            self.writer.add(self.unwritten.pop(0), subject=self.subject)
-
-    def _result(self, c: Chosen) -> Result:
-        """Run one measurement; where it stands on second derivatives, those are compared with differences first."""
-        m, task = c.measurement, self.ready.task
-        checks = (self._derivatives(),) if "second derivative" in m.needs else ()
-        result = m.run(task, seed=task.seed, progress=self.progress, **c.options)
-        if not isinstance(result, Result):
-            raise MeasurementError(f"measurement {m.name!r} returned a {type(result).__name__}, expected a Result")
-        return replace(result, checks=(*result.checks, *checks)) if checks else result
-
-    def _derivatives(self) -> Check:
-        """Return the check of the second derivative, made once; ObjectiveError where it fails."""
-        if self.curved is None:
-            self.curved = twice_differentiable(self.ready.task)
-        if self.curved.level == "fail":
-            raise ObjectiveError(self.curved.message)
-        return self.curved
-
-    def _outcome(self, seconds: float) -> ProbeOutcome:
-        ready = self.ready
-        return ProbeOutcome(
-            checkpoint=ready.checkpoint.path,
-            task=ready.reference,
-            device=ready.device,
-            dtype=ready.dtype,
-            samples=ready.task.draw(ready.split).samples,
-            parameters=sum(p.numel() for p in trainable(ready.task.model).values()),
-            results=self.results,
-            missing=self.missing,
-            archive=str(self.writer.path),
-            seconds=seconds,
-            notes=tuple(dict.fromkeys(note for result in self.results.values() for note in result.notes)),
-            warnings=tuple(dict.fromkeys(self._warnings())),
-        )
-
-    def _warnings(self) -> Iterator[str]:
-        yield from self.ready.warnings
-        for name, reason in self.missing.items():
-            yield f"not measured: {name}: {reason}"
-        for name, result in self.results.items():
-            yield from result.warnings
-            for check in result.checks:
-                if check.level != "pass" and check.message not in result.warnings:
-                    yield f"{name}: {check.message}"
-
-
-def _only_this_one(error: Exception, c: Chosen) -> bool:
-    """Whether the other measurements can go on: not where an option of the user's is wrong, or the loss itself is."""
-    if isinstance(error, MeasurementError):
-        return not c.given
-    return isinstance(error, torch.OutOfMemoryError) or "second derivative" in c.measurement.needs
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory on the device; smaller batches need less"
-    return " ".join(str(error).split())
-
-
-def not_measured(m: Measurement, options: Mapping[str, Any], reason: str) -> Result:
-    """Return what the archive records for a measurement that a task cannot give: its kind, failed, and why."""
-    return StoredResult(
-        stored_kind=_kind_of(m),
-        status="failed",
-        settings={k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in options.items()},
-        checks=(Check("measured", "fail", reason),),
-    )
-
-
-def _kind_of(m: Measurement) -> str:
-    """Return the archive's kind of what a measurement returns, from its annotation; else its own name."""
-    try:
-        returned = typing.get_type_hints(m.run).get("return")
-    except NameError:  # an annotation that only type checkers can resolve
-        returned = None
-    return getattr(returned, "kind", "") or m.name
