@@ -37,7 +37,7 @@ from landscape.archive.schema import Subject
 from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError, LandscapeError
 from landscape.report.page import default_title, render_report, short_task, write_report
-from landscape.report.runs import make_run, unique
+from landscape.report.runs import gather, make_run, unique
 from landscape.results import Check, StoredResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path"}
@@ -158,6 +158,17 @@ def test_several_checkpoints_of_one_archive_are_several_runs(tmp_path):
     assert "2 runs of digits" in found.text
     assert "run 0" in found.text
     assert "run 1" in found.text
+
+
+def test_settings_of_the_first_writing_are_not_those_of_a_subject_appended_later(tmp_path):
+    path = tmp_path / "a.h5"
+    first, second = Subject(name="first"), Subject(name="second", checkpoint="b.pt")
+    save_archive(path, results(0, 9), subject=first, run={"loss": "focal"})
+    save_archive(path, results(1, 9), subject=second, append=True)
+    save_archive(path, results(2, 9), subject=first, append=True, run={"schedule": "cosine"})
+    found = {run.name: run.settings for run in gather([path])}
+    assert found["first"] == {"loss": "focal", "schedule": "cosine"}
+    assert found["second"] == {}
 
 
 @pytest.mark.parametrize(

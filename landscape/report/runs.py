@@ -95,10 +95,12 @@ def _runs_of(archive: Any) -> list[Run]:
     shared = {"archive": str(archive.path), "status": archive.status}
     runs = []
     for subject in archive.subjects:
-        results, problems, about, own = [], [], dict(archive.attributes), archive.run
+        results, problems, about, own = [], [], dict(archive.attributes), {}
         for entry in archive.select(subject=subject):
             about = {k: v for k, v in entry.provenance.items() if k != "run"}
-            own = entry.provenance.get("run") or archive.run
+            # /run holds the settings of the first writing alone: a subject appended later has its own, or none.
+            first = entry.provenance is archive.attributes
+            own = {**own, **(archive.run if first else entry.provenance.get("run") or {})}
             try:
                 result = entry.result
             except ArchiveError as error:
