@@ -150,6 +150,12 @@ class Result:
             if "variable" not in f.metadata and "beside" not in f.metadata
         }
 
+    def __str__(self) -> str:
+        """Return the summary, a line each: printing a result is not meant to print its arrays."""
+        lines = [f"{type(self).__name__}, {self.status}"]
+        lines += [f"  {name}: {_shortened(value)}" for name, value in self.summary().items()]
+        return "\n".join(lines)
+
     def summary(self) -> dict[str, Any]:
         """Return what `landscape probe --json` shows; by default every scalar variable."""
         return {k: v.data.item() for k, v in self.variables().items() if not v.dims}
@@ -313,6 +319,17 @@ def _modules(package: str) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------- plain data
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_shortened(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        shown = ", ".join(_shortened(v) for v in value[:10])
+        return f"[{shown}{', ...' if len(value) > 10 else ''}]"
+    return str(value)
 
 
 def _required(f: dataclasses.Field[Any]) -> bool:

@@ -160,6 +160,14 @@ def test_several_checkpoints_of_one_archive_are_several_runs(tmp_path):
     assert "run 1" in found.text
 
 
+def test_a_loss_that_was_reached_is_not_the_name_of_a_loss(tmp_path):
+    for i, value in enumerate((1.07, 0.97)):
+        subject = Subject(f"{i}.pt", str(i), "mine", i, name=f"run {i}", facts={"loss": value, "lr": 0.1})
+        save_archive(tmp_path / "a.h5", results(i, 9), subject=subject, append=i > 0)
+    assert [run.settings for run in gather([tmp_path / "a.h5"])] == [{"lr": 0.1}] * 2
+    assert "different losses" not in Page(write_report(tmp_path / "a.h5", tmp_path / "r.html").read_text("utf-8")).text
+
+
 def test_settings_of_the_first_writing_are_not_those_of_a_subject_appended_later(tmp_path):
     path = tmp_path / "a.h5"
     first, second = Subject(name="first"), Subject(name="second", checkpoint="b.pt")

@@ -116,6 +116,8 @@ def _runs_of(archive: Any) -> list[Run]:
         flat_run = flat(own)
         facts = {**flat_run, **flat(subject.facts)}
         settings = {k: v for k, v in facts.items() if k not in NOT_SETTINGS | MEASURING}
+        if not isinstance(settings.get("loss", ""), str):
+            del settings["loss"]  # torch.save({..., "loss": 1.07}): a value that was reached, not the loss's name
         about |= {k: v for k, v in facts.items() if k in MEASURING and v is not None}
         runs.append(
             make_run(

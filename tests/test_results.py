@@ -1,0 +1,25 @@
+"""What every Result can do: describe itself, survive a round trip, print in a few lines."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+from untouched import data, net
+
+from landscape import Task, plane
+from landscape.results import StoredResult, Variable, rebuild
+
+
+def test_printing_shows_the_summary_not_the_arrays():
+    text = str(plane(Task(net(), nn.CrossEntropyLoss(), data())))
+    assert text.startswith("Plane, complete")
+    assert "center_loss" in text
+    assert len(text.splitlines()) < 15
+
+
+def test_an_unknown_kind_comes_back_with_its_numbers():
+    found = rebuild("mine", {"x": Variable(np.arange(3.0), ("k",)), "s": Variable(np.array(2.0), ())}, {"who": "me"})
+    assert isinstance(found, StoredResult)
+    assert found.x.tolist() == [0, 1, 2]
+    assert (found.s, found.who) == (2.0, "me")
+    assert "s: 2" in str(found)
