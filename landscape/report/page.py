@@ -49,7 +49,9 @@ def write_report(
     if target.is_dir():
         raise LandscapeError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
     if target.exists() and not force:
-        raise LandscapeError(f"{target} exists; choose another name, or pass force to replace it")
+        raise LandscapeError(
+            f"{target} exists; choose another name, or replace it with force=True (on the command line: --force)"
+        )
     page = render_report(gather(listed), title=title)
     _write_aside(target, page)
     return target
