@@ -13,18 +13,20 @@ from ..results import Result, array
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Result, kind="calibration"):
-    """Top-label calibration of a classifier on held-out predictions.
+    """Calibration of a classifier on held-out predictions: every number is of all of them, unless its name says more.
 
     `ece` is the expected calibration error at these bins (share, 0 to 1), `mce` the largest gap of a bin. The
     reliability table has one row a bin: `counts`, mean `confidence`, `accuracy` with its Clopper-Pearson
     interval, and the consistency band: the accuracies that a perfectly calibrated model would show with these
-    counts and confidences. Empty bins are NaN.
+    counts and confidences. Empty bins are NaN. A number that does not apply or was not asked for is NaN, an array None.
     """
 
     ece: float = array(units="share", interval="ece_interval", doc="expected calibration error at these bins")
     ece_interval: np.ndarray = array("bound", units="share", doc="95% interval of the ECE at these bins")
     mce: float = array(units="share", doc="largest gap between confidence and accuracy over the bins")
-    debiased_l2: float = array(units="share^2", doc="debiased squared L2 calibration error, floored at 0")
+    debiased_l2: float = array(
+        units="share^2", interval="debiased_l2_interval", doc="debiased squared L2 calibration error, floored at 0"
+    )
     brier: float = array(units="", stderr="brier_stderr", doc="mean squared error of the probabilities")
     brier_stderr: float = array(units="", doc="standard error over the samples", default=math.nan)
     nll: float = array(units="nats", stderr="nll_stderr", doc="mean negative log likelihood")
@@ -44,6 +46,44 @@ class Calibration(Result, kind="calibration"):
     ece_after_temperature: float = array(
         units="share", doc="ECE after temperature scaling, on samples that the fit has not seen", default=math.nan
     )
+    ece_debiased: float = array(units="share", doc="ECE without its upward bias, floored at 0", default=math.nan)
+    overconfidence: float = array(
+        units="share", doc="part of the ECE from bins with confidence above accuracy", default=math.nan
+    )
+    underconfidence: float = array(
+        units="share", doc="part of the ECE from bins with accuracy above confidence", default=math.nan
+    )
+    ece_l2: float = array(
+        units="share", doc="root mean square gap over the bins, as it is (biased upward)", default=math.nan
+    )
+    debiased_l2_interval: np.ndarray | None = array(
+        "bound", units="share^2", doc="95% interval of the squared L2 calibration error at these bins", default=None
+    )
+    smooth_ece: float = array(units="share", doc="smooth ECE: without bins, at its own bandwidth", default=math.nan)
+    smooth_ece_bandwidth: float = array(
+        units="confidence", doc="kernel bandwidth at which the smooth ECE equals the bandwidth", default=math.nan
+    )
+    ks: float = array(
+        units="share", doc="Kolmogorov-Smirnov calibration error: largest cumulated gap", default=math.nan
+    )
+    classwise_ece: float = array(units="share", doc="mean over the classes of each class's ECE", default=math.nan)
+    brier_reliability: float = array(doc="Brier score's part from the gaps of the bins", default=math.nan)
+    brier_resolution: float = array(doc="what telling the bins apart takes off the Brier score", default=math.nan)
+    brier_uncertainty: float = array(doc="Brier score of always giving the observed frequencies", default=math.nan)
+    brier_within: float = array(
+        doc="Brier score's part from within the bins: brier - (reliability - resolution + uncertainty)",
+        default=math.nan,
+    )
+    aurc: float = array(
+        units="share", doc="area under the risk-coverage curve: mean error rate of the surest", default=math.nan
+    )
+    excess_aurc: float = array(
+        units="share", doc="AURC above that of a perfect order with this accuracy", default=math.nan
+    )
+    mean_confidence: float = array(units="share", doc="mean confidence", default=math.nan)
+    confidence_std: float = array(
+        units="share", doc="spread of the confidences (sharpness of the forecasts)", default=math.nan
+    )
     edges: np.ndarray = array("edge", units="confidence", coordinate=True, doc="bin edges")
     counts: np.ndarray = array("bin", doc="samples in each bin")
     confidences: np.ndarray = array("bin", units="share", doc="mean confidence in each bin")
@@ -56,8 +96,38 @@ class Calibration(Result, kind="calibration"):
     consistency_band: np.ndarray = array(
         "bin", "bound", units="share", doc="95% band of a perfectly calibrated model with these sizes"
     )
+    smooth_confidence: np.ndarray | None = array(
+        "smooth", units="confidence", coordinate=True, doc="where the smoothed curve is given", default=None
+    )
+    smooth_accuracy: np.ndarray | None = array(
+        "smooth", units="share", doc="share of right labels, smoothed; NaN where there are no samples", default=None
+    )
+    smooth_density: np.ndarray | None = array("smooth", doc="density of the confidences, smoothed", default=None)
+    coverage: np.ndarray | None = array(
+        "coverage",
+        units="share",
+        coordinate=True,
+        doc="share of the samples that are kept, the surest first",
+        default=None,
+    )
+    risk: np.ndarray | None = array("coverage", units="share", doc="error rate of the kept samples", default=None)
+    class_ece: np.ndarray | None = array(
+        "class", units="share", doc="ECE of each class's probability against its frequency", default=None
+    )
+    class_counts: np.ndarray | None = array("class", doc="labels of each class", default=None)
+    class_probabilities: np.ndarray | None = array(
+        "class", units="share", doc="mean probability given to each class", default=None
+    )
+    class_predicted: np.ndarray | None = array("class", doc="samples predicted as each class", default=None)
+    class_confidences: np.ndarray | None = array(
+        "class", units="share", doc="mean confidence where the class is predicted; NaN if never", default=None
+    )
+    class_accuracies: np.ndarray | None = array(
+        "class", units="share", doc="share that is right where the class is predicted; NaN if never", default=None
+    )
     samples: int = array(doc="number of predictions", default=0)
     classes: int = array(doc="number of classes", default=0)
+    groups: int = array(doc="groups of dependent samples (images, texts); 0: samples are independent", default=0)
     convention: str = "landscape"
     split: str = ""
 
