@@ -29,7 +29,11 @@ from .verification import Verified, block_error, blocks, can_cut, verify
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Loss (and accuracy) of one no-grad pass; `stderr` is over the samples, NaN where it was not asked for."""
+    """Loss (and accuracy) of one no-grad pass; `stderr` is over the samples, NaN where it was not asked for.
+
+    `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
+    that differences between two evaluations have a paired standard error.
+    """
 
     loss: float
     stderr: float = math.nan
@@ -37,6 +41,7 @@ class Evaluation:
     accuracy_stderr: float = math.nan
     terms: dict[str, float] = field(default_factory=dict)
     samples: int = 0
+    blocks: tuple[tuple[float, float], ...] = ()
 
 
 # The entered objectives of each model, in the order in which they were entered.
@@ -437,6 +442,7 @@ class Objective:
             accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
             terms={k: v / total_weight for k, v in terms.items()},
             samples=self.samples,
+            blocks=tuple(found_blocks),
         )
 
     def gradient(self) -> tuple[torch.Tensor, ...]:
