@@ -40,6 +40,8 @@ _NAMES = {
     "Plane": "landscape.surface.slices",
     "line": "landscape.surface.grid",
     "plane": "landscape.surface.grid",
+    "Path": "landscape.surface.routes",
+    "interpolate": "landscape.surface.path",
     "Calibration": "landscape.calibration.table",
     "calibration_error": "landscape.calibration.scores",
     "fit_temperature": "landscape.calibration.recalibration",
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from .results import Check, Cost, Option, Result, array, measurement, measurements
     from .surface.directions import Direction, random_direction
     from .surface.grid import line, plane
+    from .surface.path import interpolate
+    from .surface.routes import Path
     from .surface.slices import Line, Plane
     from .task_files import load_task
     from .tasks import Task, task

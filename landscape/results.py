@@ -29,6 +29,7 @@ Need = Literal["labels", "second derivative", "outputs"]
 RESULT_MODULES = (
     "landscape.curvature.spectrum",
     "landscape.surface.slices",
+    "landscape.surface.routes",
     "landscape.calibration.table",
     "landscape.performance",
 )

@@ -27,8 +27,8 @@ TORCH = {
 #: Modules and packages that must never bring torch in, because `show`, `export`, `figure` and `report` use them.
 TORCH_FREE = (
     "landscape.errors", "landscape.results", "landscape.performance", "landscape.curvature.spectrum",
-    "landscape.surface.slices", "landscape.calibration.table", "landscape.archive", "landscape.report",
-    "landscape.comparison",
+    "landscape.surface.slices", "landscape.surface.routes", "landscape.calibration.table", "landscape.archive",
+    "landscape.report", "landscape.comparison",
 )  # fmt: skip
 #: Third-party package -> the only folder that may import it.
 CONFINED = {
