@@ -10,9 +10,9 @@ import pytest
 from report_samples import calibration, eigenvalues, name, performance, results, sample_runs
 from scipy import stats
 
+from landscape.comparison.ranks import FEWEST, kendall
 from landscape.report.measures import measures, settings, sharpness_names
 from landscape.report.numbers import count, given, interval, number, seconds, uncertain
-from landscape.report.ranks import FEWEST, kendall
 from landscape.report.runs import flat, make_run, unique
 from landscape.report.scales import finite, scales
 from landscape.results import Check, StoredResult

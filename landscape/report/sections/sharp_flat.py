@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...comparison.ranks import FEWEST, kendall
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
 from ..figures.scatter import scatter, title
 from ..measures import Measure, measures
 from ..numbers import number
-from ..ranks import FEWEST, kendall
 from ..runs import Run
 from . import by_task, section
 

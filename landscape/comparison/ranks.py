@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .measures import Z95
-
 #: With fewer runs no interval means anything: five ranks can agree by chance in 1 case of 60 (chosen by us).
 FEWEST = 5
+_Z95 = 1.959964  # normal quantile of a two-sided 95% interval
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def kendall(x: np.ndarray, y: np.ndarray, *, draws: int = 2000, seed: int = 0) -
     again = _ratio(*(np.sum((times @ pairs) * times, axis=1) for pairs in (agree, x_apart, y_apart)))
     low, high = np.quantile(again[np.isfinite(again)], [0.025, 0.975])
     inside = 1 - 2 / (n * (n - 1))  # half a pair short of +-1, where atanh is infinite
-    z, half = math.atanh(max(-inside, min(inside, tau))), Z95 * math.sqrt(0.437 / (n - 4))
+    z, half = math.atanh(max(-inside, min(inside, tau))), _Z95 * math.sqrt(0.437 / (n - 4))
     low = min(float(low), math.tanh(z - half))
     high = max(float(high), math.tanh(z + half))
     extreme = 0

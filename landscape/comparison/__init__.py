@@ -1,0 +1,1 @@
+"""Statistics across runs: differences with their intervals, rank correlations. No torch. Begin with `paired.py`."""
