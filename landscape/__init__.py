@@ -34,6 +34,8 @@ _NAMES = {
     "eigenpairs": "landscape.curvature.lanczos",
     "trace": "landscape.curvature.traces",
     "sharpness": "landscape.curvature.sharpness",
+    "stability_threshold": "landscape.curvature.stability",
+    "Preconditioned": "landscape.curvature.preconditioned",
     "Direction": "landscape.surface.directions",
     "random_direction": "landscape.surface.directions",
     "Line": "landscape.surface.slices",
@@ -67,8 +69,10 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from .curvature.lanczos import eigenpairs
     from .curvature.operators import GaussNewton, Hessian
+    from .curvature.preconditioned import Preconditioned
     from .curvature.sharpness import sharpness
     from .curvature.spectrum import Eigenpairs, Estimate
+    from .curvature.stability import stability_threshold
     from .curvature.traces import trace
     from .errors import LandscapeError
     from .objective import Objective

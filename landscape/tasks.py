@@ -17,7 +17,7 @@ Rng = Literal["refuse", "fixed"]
 F = TypeVar("F", bound=Callable[..., Any])
 _ARGUMENTS = (
     *("model", "loss", "train", "test", "name", "forward", "batch_loss", "predict", "mode", "batchnorm", "rng"),
-    *("rebatch", "max_samples", "seed", "device", "dtype", "batch_size"),
+    *("rebatch", "max_samples", "seed", "device", "dtype", "batch_size", "optimizer"),
 )
 
 
@@ -56,6 +56,8 @@ class Task:
         device, dtype: where and in what precision to measure; default: where the model is, in its own
             precision (float16 and bfloat16 weights are measured in float32, and said).
         batch_size: for data that come without batches (256, chosen by us: fits laptops, keeps BLAS busy).
+        optimizer: the torch optimizer that trains the model, or its state_dict, for what depends on it (stability
+            thresholds); never stepped or changed. `landscape probe` puts the checkpoint's own here.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Task:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         batch_size: int = 256,
+        optimizer: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"Task needs a torch.nn.Module as its model, got {type(model).__name__}")
@@ -123,6 +126,7 @@ class Task:
         self.device = torch.device(device) if device is not None else None
         self.dtype = dtype
         self.batch_size = batch_size
+        self.optimizer = optimizer
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
 

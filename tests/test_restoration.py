@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,11 @@ def quick(name: str) -> dict:
     return {**settings, **{k: v for k, v in small.items() if k in settings}}
 
 
+def task_of(model: nn.Module, loss: Callable) -> Task:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # for what is measured against its learning rate
+    return Task(model, loss, data(60), data(61), batch_size=16, optimizer=optimizer)
+
+
 class Bomb:
     """A loss that works until its n-th call; -1 never fails."""
 
@@ -38,7 +45,7 @@ class Bomb:
 @pytest.mark.parametrize("name", NAMES)
 def test_after_a_measurement(name):
     model = messy()
-    task = Task(model, nn.CrossEntropyLoss(), data(60), data(61), batch_size=16)
+    task = task_of(model, nn.CrossEntropyLoss())
     before = State(model)
     result = measurements()[name].run(task, seed=0, progress=False, **quick(name))
     before.unchanged()
@@ -51,11 +58,11 @@ def test_after_a_measurement(name):
 def test_after_an_exception_in_its_middle(name, error):
     counting = Bomb(-1, error)
     run = measurements()[name].run
-    run(Task(messy(), counting, data(60), data(61), batch_size=16), seed=0, progress=False, **quick(name))
+    run(task_of(messy(), counting), seed=0, progress=False, **quick(name))
     assert counting.calls > 2, "this measurement never calls the loss: the test below would show nothing"
     model = messy()
     loss = Bomb(counting.calls - 1, error)
-    task = Task(model, loss, data(60), data(61), batch_size=16)
+    task = task_of(model, loss)
     before = State(model)
     with pytest.raises((LandscapeError, KeyboardInterrupt)):
         run(task, seed=0, progress=False, **quick(name))

@@ -1,0 +1,99 @@
+"""How far a checkpoint is from its optimizer's threshold of stability: the measurement that `landscape probe` makes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from ..errors import MeasurementError
+from ..objective import Objective, as_objective
+from ..results import Cost, Option, measurement
+from ..tasks import Task
+from .lanczos import eigenpairs
+from .operators import Hessian
+from .optimizer_state import OptimizerState, read_optimizer
+from .preconditioned import Preconditioned, covers
+from .stability import threshold_of
+from .thresholds import Stability
+
+
+@measurement(
+    "stability",
+    default=False,
+    order=30,
+    options={
+        "lr": Option(None, "learning rate; None: the optimizer's own, which the checkpoint carries"),
+        "optimizer": Option(None, "sgd, adam, adamw, adagrad or rmsprop, where the checkpoint's settings don't tell"),
+        "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "as for eigenvalues"),
+        "split": Option("train", "the data whose mean loss is differentiated"),
+    },
+    # The largest eigenpair alone, with its audit: about 10 products.
+    estimate=lambda **_: 6 * 10.0 + 2,
+    needs=("second derivative",),
+)
+def measure_stability(
+    task: Task | Objective,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+    lr: float | None = None,
+    optimizer: str | None = None,
+    tol: float = 1e-3,
+    split: str = "train",
+) -> Stability:
+    """Largest eigenvalue against the stability threshold of the optimizer that trained the model.
+
+    The optimizer is `task.optimizer`: what `landscape probe` finds in the checkpoint, or what Task(optimizer=...) was
+    given. `lr` replaces the learning rate of each of its groups, or stands for plain gradient descent where there is
+    no optimizer. The eigenvalue is that of the Hessian, or of the preconditioned operator where the optimizer asks for
+    it or holds a part of the weights only; of the mean loss over the draw (of a subsample it is biased upward).
+    Raises MeasurementError where no optimizer is known, where its threshold is not defined, or where its state doesn't
+    fit the model. Cost as `eigenpairs` with k = 1.
+    """
+    start = time.perf_counter()
+    with as_objective(task, split) as objective:
+        state = optimizer_of(objective.task, lr, optimizer)
+        found = threshold_of(state)
+        if not found.defined:
+            raise MeasurementError(f"the stability threshold is {found.notes[0]}")
+        A: Any = Hessian(objective)
+        if found.operator == "preconditioned" or not covers(state, A):
+            A = Preconditioned(A, state)
+            found = A.threshold
+        pairs = eigenpairs(A, 1, "largest", tol, seed=seed, progress=progress)
+        largest = float(pairs.values[0])
+        return Stability(
+            status=pairs.status,
+            eigenvalue=largest,
+            residual=float(pairs.residuals[0]),
+            threshold=found.threshold,
+            ratio=largest / found.threshold,
+            lr=found.lr,
+            products=pairs.products,
+            operator=found.operator,
+            formula=found.formula,
+            optimizer=found.optimizer,
+            split=objective.split,
+            settings={"tol": tol, "seed": seed, "samples": objective.samples},
+            checks=pairs.checks,
+            warnings=pairs.warnings,
+            notes=(*objective.notes, *found.notes),
+            cost=Cost(pairs.products, objective.passes, time.perf_counter() - start),
+        )
+
+
+def optimizer_of(task: Task, lr: float | None = None, name: str | None = None) -> OptimizerState:
+    """Return the optimizer of a task, with another learning rate if given; MeasurementError where none is known."""
+    if lr is not None and not (lr > 0 and math.isfinite(lr)):
+        raise MeasurementError(f"lr={lr} must be a positive number")
+    if task.optimizer is None:
+        if lr is None:
+            raise MeasurementError(
+                "no optimizer is known: probe a checkpoint that carries its optimizer's state, give "
+                "Task(optimizer=...), or a learning rate for plain gradient descent (lr=0.1)"
+            )
+        return read_optimizer({"lr": lr}, name)
+    state = read_optimizer(task.optimizer, name)
+    return state if lr is None else replace(state, rules=tuple(replace(r, lr=lr) for r in state.rules))

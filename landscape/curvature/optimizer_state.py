@@ -1,0 +1,187 @@
+"""What an optimizer does to a weight at its next step, from torch.optim or from a checkpoint's state_dict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import MeasurementError
+
+#: Optimizers whose step is known here, by the name that `name=` takes.
+KNOWN = ("sgd", "adam", "adamw", "adagrad", "rmsprop", "lbfgs")
+_CLASSES: tuple[tuple[type, str], ...] = (
+    (torch.optim.AdamW, "adamw"),  # before Adam, which it is one of
+    (torch.optim.Adam, "adam"),
+    (torch.optim.SGD, "sgd"),
+    (torch.optim.Adagrad, "adagrad"),
+    (torch.optim.RMSprop, "rmsprop"),
+    (torch.optim.LBFGS, "lbfgs"),
+)
+_SGD = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "differentiable", "fused"}
+#: Keys of a group that only one optimizer has, and those that it has beside them in no other's.
+_SIGNS: tuple[tuple[set[str], str], ...] = (
+    ({"betas", "amsgrad"}, "adam"),
+    ({"alpha", "centered"}, "rmsprop"),
+    ({"lr_decay"}, "adagrad"),
+    ({"history_size"}, "lbfgs"),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The step of one parameter group, linear in the gradient once its denominators D are held:
+
+    u <- momentum u + gain (g + coupled w) / D;  w <- (1 - lr decoupled) w - lr u (with nesterov: the step looks ahead).
+    """
+
+    lr: float
+    gain: float
+    momentum: float
+    nesterov: bool
+    coupled: float
+    decoupled: float
+
+    @property
+    def rate(self) -> float:
+        """What a fresh gradient moves the weight by, times D."""
+        return self.lr * self.gain
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """An optimizer's groups and state. `name` is one of KNOWN, "" for another; `title` is then its class.
+
+    `rules` belong to `groups`. `members` holds for each group its parameters as the state's keys (empty where only
+    settings were given), `live` the parameters themselves by key where the optimizer is a live one.
+    """
+
+    name: str
+    title: str
+    groups: tuple[Mapping[str, Any], ...]
+    rules: tuple[Rule, ...]
+    members: tuple[tuple[int, ...], ...]
+    state: Mapping[int, Mapping[str, Any]]
+    live: Mapping[int, torch.nn.Parameter]
+    notes: tuple[str, ...]
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether gradients are divided by denominators from the state."""
+        return self.name in ("adam", "adamw", "adagrad", "rmsprop")
+
+    def denominator(self, key: int, group: int) -> torch.Tensor | None:
+        """Return D of a parameter as torch.optim's last step had it; None where it has made no step for it."""
+        kept, settings = self.state.get(key) or {}, self.groups[group]
+        needed = {"adagrad": "sum", "rmsprop": "square_avg"}.get(self.name, "exp_avg_sq")
+        if needed not in kept:
+            return None
+        eps = float(settings["eps"])
+        if self.name == "adagrad":
+            return kept["sum"].sqrt() + eps
+        if self.name == "rmsprop":
+            square = kept["square_avg"]
+            return (
+                square.addcmul(kept["grad_avg"], kept["grad_avg"], value=-1) if settings["centered"] else square
+            ).sqrt() + eps
+        square = kept["max_exp_avg_sq" if settings.get("amsgrad") else "exp_avg_sq"]
+        correction = 1 - float(settings["betas"][1]) ** float(kept["step"])
+        # As torch.optim has it: the correction under the root, eps outside of both.
+        return square.sqrt() / math.sqrt(correction) + eps
+
+
+def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
+    """Return the rule and the state of a torch optimizer, of an optimizer's state_dict, or of plain settings.
+
+    Args:
+        optimizer: a torch.optim.Optimizer; its `state_dict()`, as a checkpoint keeps it; or one group's settings
+            (`{"lr": 0.1, "momentum": 0.9}`), or a list of them.
+        name: which of sgd, adam, adamw, adagrad, rmsprop and lbfgs it is. A state_dict does not say: by default it is
+            known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same.
+
+    Raises MeasurementError for an unknown name, and for what is no optimizer or lacks a setting.
+    """
+    if name is not None and name not in KNOWN:
+        raise MeasurementError(f"optimizer {name!r} is not one of {', '.join(KNOWN)}")
+    live: dict[int, torch.nn.Parameter] = {}
+    found, title = name, ""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        if isinstance(inner, torch.optim.Optimizer):  # Accelerate's wrapper
+            return read_optimizer(inner, name)
+        title = type(optimizer).__name__
+        found = name or next((n for kind, n in _CLASSES if isinstance(optimizer, kind)), "")
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        live = dict(enumerate(every))
+        optimizer = optimizer.state_dict()
+    groups, state = _groups(optimizer)
+    if found is None:
+        found = _recognized(groups[0])
+    try:
+        rules = tuple(_rule(found, g, state) for g in groups) if found not in ("", "lbfgs") else ()
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise MeasurementError(
+            f"the optimizer's settings don't fit {found}: {type(error).__name__} {error}; name the right one of "
+            f"{', '.join(KNOWN)}"
+        ) from None
+    members = tuple(tuple(g.get("params", ())) for g in groups)
+    return OptimizerState(found, found or title, groups, rules, members, state, live, _notes(found, name, groups))
+
+
+def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int, Mapping[str, Any]]]:
+    state: Any = {}
+    if isinstance(optimizer, Mapping) and "param_groups" in optimizer:
+        optimizer, state = optimizer["param_groups"], optimizer.get("state", {})
+    elif isinstance(optimizer, Mapping):
+        optimizer = [optimizer]
+    if not isinstance(optimizer, Sequence) or not optimizer or not all(isinstance(g, Mapping) for g in optimizer):
+        raise MeasurementError(
+            f"expected a torch optimizer, its state_dict or its settings, got {type(optimizer).__name__}"
+        )
+    lacking = next((g for g in optimizer if "lr" not in g), None)
+    if lacking is not None:
+        raise MeasurementError(f"a parameter group has no learning rate 'lr' (it has {', '.join(map(str, lacking))})")
+    return tuple(optimizer), state
+
+
+def _recognized(group: Mapping[str, Any]) -> str:
+    """Return which optimizer keeps these settings, "" for none that is known here."""
+    keys = set(group) - {"params", "param_names", "initial_lr"}
+    if "momentum_decay" in keys:  # NAdam
+        return ""
+    for signs, name in _SIGNS:
+        if signs <= keys:
+            return "adamw" if name == "adam" and group.get("decoupled_weight_decay") else name
+    return "sgd" if keys <= _SGD or {"dampening", "nesterov"} <= keys else ""
+
+
+def _rule(name: str, group: Mapping[str, Any], state: Mapping[int, Mapping[str, Any]]) -> Rule:
+    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0))
+    gain, momentum, nesterov, decoupled = 1.0, 0.0, False, False
+    if name == "sgd":
+        momentum = float(group.get("momentum", 0))
+        nesterov = bool(group.get("nesterov", False)) and momentum != 0
+        gain = 1 - float(group.get("dampening", 0)) if momentum != 0 else 1.0  # torch.optim: no buffer, no dampening
+    elif name in ("adam", "adamw"):
+        momentum = float(group["betas"][0])
+        gain = 1 - momentum
+        decoupled = bool(group.get("decoupled_weight_decay", name == "adamw"))
+    elif name == "rmsprop":
+        momentum = float(group.get("momentum", 0))
+    elif name == "adagrad":
+        steps = [float(state[i]["step"]) for i in group.get("params", ()) if "step" in state.get(i, {})]
+        lr /= 1 + max(max(steps, default=1) - 1, 0) * float(group.get("lr_decay", 0))
+    return Rule(lr, gain, momentum, nesterov, 0.0 if decoupled else decay, decay if decoupled else 0.0)
+
+
+def _notes(found: str, name: str | None, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    guessed = found == "adam" and name is None and any("decoupled_weight_decay" not in g for g in groups)
+    if guessed and any(float(g.get("weight_decay", 0)) for g in groups):
+        return (
+            "the optimizer's settings don't say whether it is Adam or AdamW (torch before 2.6): taken for Adam, whose "
+            "weight decay is added to the gradient; name it (optimizer='adamw') if it isn't",
+        )
+    return ()

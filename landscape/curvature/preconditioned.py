@@ -1,0 +1,203 @@
+"""Operators seen through a diagonal: S A S, and the Hessian as an optimizer with its state meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import MeasurementError
+from ..objective import Objective
+from ..parameters import trainable
+from ..tasks import Task
+from .lanczos import dimension_of, origin_of
+from .operators import Hessian, Operator
+from .optimizer_state import OptimizerState, read_optimizer
+from .stability import threshold_of
+
+_NAMED = (
+    "save it with its parameters' names: torch.optim.AdamW(model.named_parameters(), ...), or "
+    "landscape.save_checkpoint(path, model, optimizer=optimizer)"
+)
+
+
+class Scaled:
+    """The symmetric operator S A S + diag(d) for a symmetric A and a diagonal S, in A's precision and on its device.
+
+    Args:
+        A: an operator with `shape`, `dtype`, `device` and `A @ v`, or a dense tensor (n, n).
+        scale: the diagonal of S, (n,).
+        diagonal: d, (n,); None for 0.
+        title: what results call it.
+
+    Works wherever an operator does (`eigenpairs`, `trace`, `.to_scipy()`). A product costs one of A's.
+    """
+
+    def __init__(
+        self, A: Any, scale: torch.Tensor, diagonal: torch.Tensor | None = None, *, title: str = "scaled"
+    ) -> None:
+        n, self.dtype, self.device = dimension_of(A)
+        self.A = A
+        self.shape = (n, n)
+        self.title = f"{title} {origin_of(A)[0]}"
+        self.split = origin_of(A)[1]
+        self.names: tuple[str, ...] = getattr(A, "names", ())
+        self.products = 0
+        self.scale = self._placed(scale, "scale")
+        self.diagonal = None if diagonal is None else self._placed(diagonal, "diagonal")
+
+    def _placed(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        values = values.detach().to(self.device, self.dtype)
+        if values.shape != self.shape[:1]:
+            raise MeasurementError(f"{name} has shape {tuple(values.shape)}; expected ({self.shape[0]},)")
+        if not bool(torch.isfinite(values).all()):
+            raise MeasurementError(f"{name} is not finite")
+        return values
+
+    def __enter__(self) -> Scaled:
+        if hasattr(self.A, "__enter__"):
+            self.A.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if hasattr(self.A, "__exit__"):
+            self.A.__exit__(*error)
+
+    @property
+    def passes(self) -> float:
+        """Forward passes over the draw that A's objective has spent so far."""
+        return float(getattr(self.A, "passes", 0.0))
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        """Return (S A S + diag(d)) v; `v` is (n,) or (n, k)."""
+        v = v.to(self.device, self.dtype)
+        across = (slice(None), *(None,) * (v.ndim - 1))
+        product = self.scale[across] * (self.A @ (self.scale[across] * v))
+        self.products += 1 if v.ndim == 1 else v.shape[1]
+        return product if self.diagonal is None else product + self.diagonal[across] * v
+
+    to_scipy = Operator.to_scipy
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title}, {self.shape[0]} parameters)"
+
+
+class Preconditioned(Scaled):
+    """The symmetric R^1/2 (A + W) R^1/2 whose largest eigenvalue decides whether an optimizer's steps are stable.
+
+    R = (lr_g gain_g) / (lr gain) / D for each weight: D is the denominator of the last step exactly as torch.optim had
+    it (Adam and AMSGrad with both bias corrections and eps outside the root, AdaGrad, RMSprop plain and centered; 1
+    for SGD), lr_g the learning rate of the weight's group and lr the largest group's, so that with one learning rate
+    the operator is D^-1/2 H D^-1/2. W is the weight decay; a decoupled one (AdamW) counts (1 + b) lr_g w / (lr gain)
+    on the diagonal, which is exact too. A weight that the optimizer does not hold, or has never got a gradient for,
+    does not move: its row is 0. Source: Cohen et al. 2022, arXiv:2207.14484.
+
+    `threshold` is the largest stable eigenvalue (a `StabilityThreshold`), `notes` say what was assumed.
+
+    Args:
+        A: a Hessian (or Gauss-Newton) operator of the model, or a Task or Objective to take the Hessian of.
+        optimizer: a torch optimizer, or its state_dict as a checkpoint keeps it. Its state belongs to parameters by
+            identity, by name ("param_names"), or by the order of the model's parameters, where count and shapes agree.
+        name: which optimizer it is, where a state_dict's settings don't tell.
+
+    Raises MeasurementError where the threshold is not defined, and where the state is missing or doesn't fit.
+    """
+
+    def __init__(self, A: Any, optimizer: Any, *, name: str | None = None) -> None:
+        if isinstance(A, Task | Objective):
+            A = Hessian(A)
+        if not isinstance(A, Operator):
+            raise TypeError(f"Preconditioned needs an operator over a model's parameters, got {type(A).__name__}")
+        state = optimizer if isinstance(optimizer, OptimizerState) else read_optimizer(optimizer, name)
+        self.threshold = threshold_of(state, preconditioned=True)
+        if not self.threshold.defined:
+            raise MeasurementError(f"there is no preconditioned operator: it is {self.threshold.notes[0]}")
+        ratios, shifts, still = _diagonals(state, A)
+        self.notes = self.threshold.notes
+        if still:
+            some = f"{', '.join(still[:3])}{' ...' if len(still) > 3 else ''}"
+            self.notes += (f"the optimizer does not move {some}: rows of 0",)
+        super().__init__(A, ratios.sqrt(), shifts, title="preconditioned")
+
+
+def covers(state: OptimizerState, A: Operator) -> bool:
+    """Say whether an optimizer moves every parameter of an operator; settings alone are taken to."""
+    if not any(state.members):
+        return True
+    return set(A.names) <= set(assigned(state, A.objective.model))
+
+
+def _diagonals(state: OptimizerState, A: Operator) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Return (R, R W, names of weights that don't move), in float64 on the CPU, in the order of A's parameters."""
+    model = A.objective.model
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    places = assigned(state, model) if any(state.members) else dict.fromkeys(A.names, (-1, 0))
+    reference = max(state.rules, key=lambda r: r.rate).rate
+    ratios, shifts, still = [], [], []
+    for name in A.names:
+        ratio = torch.zeros(shapes[name], dtype=torch.float64)
+        shift = torch.zeros_like(ratio)
+        key, group = places.get(name, (-1, -1))
+        d = state.denominator(key, group) if state.adaptive and group >= 0 else torch.ones(())
+        if group < 0 or d is None:
+            still.append(name)
+        else:
+            rule = state.rules[group]
+            if not bool((d > 0).all()):
+                raise MeasurementError(f"the optimizer divides {name} by 0 (eps=0, and no gradient yet)")
+            ratio += rule.rate / reference / d.detach().cpu().double()
+            shift += ratio * rule.coupled + (1 + rule.momentum) * rule.lr * rule.decoupled / reference
+        ratios.append(ratio.reshape(-1))
+        shifts.append(shift.reshape(-1))
+    if len(still) == len(A.names):
+        raise MeasurementError(
+            f"the optimizer's state has no denominators for {still[0]} and the others: it has made no step, or a "
+            "checkpoint keeps its settings only"
+        )
+    return torch.cat(ratios), torch.cat(shifts), still
+
+
+def assigned(state: OptimizerState, model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return for each of the model's parameters that the optimizer holds its (key in the state, group).
+
+    By identity for a live optimizer, else by the names that its groups keep, else by the order of the model's
+    parameters. Raises MeasurementError where numbers, names or shapes don't agree.
+    """
+    every = dict(model.named_parameters())
+    keys = [(key, g) for g, members in enumerate(state.members) for key in members]
+    names = _names(state, model, every, len(keys))
+    found = {name: place for name, place in zip(names, keys, strict=True) if name in every}
+    if not found:
+        raise MeasurementError("the optimizer holds none of the model's parameters: is it another model's?")
+    for name, (key, _) in found.items():
+        for what, value in (state.state.get(key) or {}).items():
+            if isinstance(value, torch.Tensor) and what != "step" and value.shape != every[name].shape:
+                raise MeasurementError(
+                    f"the optimizer's state {key} ({what}) has shape {tuple(value.shape)}, the parameter {name} has "
+                    f"{tuple(every[name].shape)}: its order is not the model's; {_NAMED}"
+                )
+    return found
+
+
+def _names(state: OptimizerState, model: nn.Module, every: dict[str, nn.Parameter], count: int) -> Sequence[str]:
+    """Return the name of each parameter of the optimizer, in its own order; "" for one that is not the model's."""
+    if state.live:
+        known = {id(p): n for n, p in every.items()}
+        return [known.get(id(p), "") for p in state.live.values()]
+    if all("param_names" in g for g in state.groups):
+        said = [str(n) for g in state.groups for n in g["param_names"]]
+        return [_unwrapped(n) if n not in every else n for n in said]
+    for names in (list(every), list(trainable(model))):
+        if len(names) == count:
+            return names
+    raise MeasurementError(
+        f"the optimizer holds {count} parameters, the model {len(every)} ({len(trainable(model))} trainable): its "
+        f"state can't be matched by order; {_NAMED}"
+    )
+
+
+def _unwrapped(name: str) -> str:
+    """Return a parameter's name without what DistributedDataParallel and torch.compile put before it."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))

@@ -1,0 +1,98 @@
+"""Thresholds of stability: the largest eigenvalue at which an optimizer's steps on a quadratic do not grow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .optimizer_state import OptimizerState, Rule, read_optimizer
+from .thresholds import StabilityThreshold
+
+
+def stability_threshold(optimizer: Any, *, name: str | None = None) -> StabilityThreshold:
+    """Return the largest eigenvalue at which this optimizer's full-batch steps on a quadratic do not grow.
+
+    With the denominators D held as they are, each optimizer is a linear recursion, and its steps along an eigenvector
+    grow once a root of the characteristic polynomial leaves the unit circle at -1 (Cohen et al. 2021,
+    arXiv:2103.00065, appendix B, for SGD; Cohen et al. 2022, arXiv:2207.14484, for adaptive optimizers). lr the
+    learning rate, b the momentum (beta_1), d the dampening:
+
+    - SGD 2 / lr; heavy ball 2 (1 + b) / ((1 - d) lr); Nesterov 2 (1 + b) / ((1 + 2 b) lr): of the Hessian;
+    - Adam, AdamW, AMSGrad 2 (1 + b) / ((1 - b) lr), AdaGrad 2 / lr (lr after its decay), RMSprop 2 (1 + b) / lr,
+      centered or not: of D^-1/2 H D^-1/2, with D as torch.optim has it (`Preconditioned`);
+    - weight decay w adds w to every eigenvalue: it lowers the Hessian's threshold by w, and is a part of the
+      preconditioned operator (a decoupled one, as AdamW's, adds (1 + b) w / (1 - b) to its eigenvalues);
+    - groups with learning rates, dampening or weight decay of their own: the operator is R^1/2 (H + W) R^1/2, with
+      R = lr_g (1 - d_g) / D relative to the group with the largest; exact as long as they share one momentum;
+    - L-BFGS, groups with different momenta, a momentum of 1 or more, `maximize`: not defined, and the notes say why.
+
+    Args:
+        optimizer: a torch optimizer, its state_dict, or settings: see `read_optimizer`.
+        name: which optimizer it is, where a state_dict's settings don't tell.
+
+    Raises MeasurementError for what is no optimizer. Costs nothing.
+    """
+    return threshold_of(read_optimizer(optimizer, name))
+
+
+def threshold_of(state: OptimizerState, *, preconditioned: bool = False) -> StabilityThreshold:
+    """Return the threshold of an optimizer that has been read; `preconditioned`: for that operator in any case."""
+    why = _why_not(state)
+    if why:
+        return StabilityThreshold(
+            threshold=math.nan, operator="", optimizer=state.title, defined=False, notes=(why, *state.notes)
+        )
+    first = max(state.rules, key=lambda r: r.rate)
+    limit, formula = _limit(state, first)
+    alike = all((r.rate, r.coupled, r.decoupled) == (first.rate, first.coupled, first.decoupled) for r in state.rules)
+    plain = alike and not state.adaptive and not preconditioned
+    notes = list(state.notes)
+    if plain and first.coupled:
+        formula += " - weight decay"
+    if not alike:
+        notes.append(
+            "the groups have learning rates, dampening or weight decay of their own: the threshold is that of the "
+            "operator preconditioned by them, relative to the group with the largest"
+        )
+    return StabilityThreshold(
+        threshold=limit / first.rate - (first.coupled if plain else 0.0),
+        lr=first.lr,
+        operator="hessian" if plain else "preconditioned",
+        formula=formula,
+        optimizer=state.title,
+        notes=tuple(notes),
+    )
+
+
+def _why_not(state: OptimizerState) -> str:
+    """Return why there is no threshold; "" where there is one."""
+    if state.name == "lbfgs":
+        return "not defined for L-BFGS: its preconditioner, and with a line search its step, change at every step"
+    if not state.rules:
+        return f"not defined for {state.title or 'this optimizer'}: its linear recursion is not known here"
+    if any(g.get("maximize") for g in state.groups):
+        return "not defined for maximize=True: the steps climb"
+    if len({(r.momentum, r.nesterov) for r in state.rules}) > 1:
+        return "not defined: the groups differ in momentum, and no single eigenvalue decides"
+    if state.rules[0].momentum >= 1:
+        return f"not defined: a momentum of {state.rules[0].momentum:g} grows at every curvature"
+    if not max(r.rate for r in state.rules) > 0:
+        return "not defined: a learning rate of 0, or a dampening of 1, never moves the weights by the gradient"
+    return ""
+
+
+def _limit(state: OptimizerState, rule: Rule) -> tuple[float, str]:
+    """Return the largest stable rate * eigenvalue, and the threshold's formula.
+
+    z^2 - (1 + b - a) z + b for heavy ball with a = rate h, z^2 - (1 + b)(1 - a) z + b (1 - a) for Nesterov: the root
+    reaches -1 at these a, before any complex pair (of modulus sqrt(b), sqrt(b (1 - a))) leaves the circle. A decoupled
+    decay q = lr w changes the first to z^2 - (1 - q + b - a) z + b (1 - q), where a + (1 + b) q takes a's place.
+    """
+    b = rule.momentum
+    if b == 0:
+        return 2.0, "2 / lr"
+    if rule.nesterov:
+        return 2 * (1 + b) / (1 + 2 * b), "2 (1 + b) / ((1 + 2 b) lr)"
+    if state.name in ("adam", "adamw"):
+        return 2 * (1 + b), "2 (1 + b1) / ((1 - b1) lr)"
+    return 2 * (1 + b), "2 (1 + b) / ((1 - dampening) lr)" if rule.gain != 1 else "2 (1 + b) / lr"
