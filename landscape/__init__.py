@@ -44,6 +44,9 @@ _NAMES = {
     "plane": "landscape.surface.grid",
     "Path": "landscape.surface.routes",
     "interpolate": "landscape.surface.path",
+    "Trajectory": "landscape.surface.routes",
+    "trajectory": "landscape.surface.trajectory",
+    "trajectory_plane": "landscape.surface.trajectory",
     "Calibration": "landscape.calibration.table",
     "calibration_error": "landscape.calibration.scores",
     "fit_temperature": "landscape.calibration.recalibration",
@@ -82,7 +85,8 @@ if TYPE_CHECKING:
     from .surface.directions import Direction, random_direction
     from .surface.grid import line, plane
     from .surface.path import interpolate
-    from .surface.routes import Path
+    from .surface.routes import Path, Trajectory
     from .surface.slices import Line, Plane
+    from .surface.trajectory import trajectory, trajectory_plane
     from .task_files import load_task
     from .tasks import Task, task
