@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, 
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import default_prediction, default_target, hits, known_ignore_index
 from .parameters import owners, trainable, unwrap
-from .reduction import known_weight, sample_weight, split_value
+from .reduction import known_weight, pieces, sample_weight, split_value
 from .session import prepared, quiet_rnn, recomputing
 from .tasks import Task
 from .verification import Verified, block_error, blocks, can_cut, verify
@@ -84,6 +84,8 @@ class Objective:
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0
+        #: How often the weights were moved: what was computed at other weights is stale.
+        self.moves = 0
         self._batches: list[Any] = []
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
@@ -121,6 +123,8 @@ class Objective:
             self._batches = self._regrouped(self._load())
             self.largest = max(batch_size_of(b) or 1 for b in self._batches)
             self._weights: list[float | None] = [None] * len(self._batches)
+            # Labels of batches none of which is to be ignored, as the forward gives them.
+            self._plain: dict[int, Any] = {}
             self._stale_statistics = task.batchnorm == "recompute"
             self._loss = _placed_partial(task.loss, self.device, self.dtype)
             self._facts = self._verified()
@@ -183,6 +187,24 @@ class Objective:
             for a in range(0, size, self._regroup)
         ]
 
+    def halve(self) -> bool:
+        """Cut every batch in two, for the rest of this `with`; False, and nothing done, where that isn't allowed.
+
+        For a pass that runs out of memory. The mean over the draw stays what it is.
+        """
+        sizes = [batch_size_of(b) for b in self._batches]
+        if self.task.rng == "fixed" or not self.can_cut() or None in sizes or max(s or 0 for s in sizes) < 2:
+            return False
+        cut = []
+        for batch, size in zip(self._batches, sizes, strict=True):
+            assert size is not None
+            cut += [slice_batch(batch, a, b, size) for a, b in pieces(size, 2)]
+        self._batches, self._weights = cut, [None] * len(cut)
+        self._plain = {}
+        self.largest = max(batch_size_of(b) or 1 for b in cut)
+        self.moves += 1
+        return True
+
     def batch(self, i: int) -> Any:
         """Return batch i on the device, for one pass."""
         batch = self._batches[i]
@@ -236,6 +258,7 @@ class Objective:
                 for d, c in steps[1:]:
                     p.add_(d, alpha=c)
         self._stale_statistics = self.task.batchnorm == "recompute"
+        self.moves += 1
 
     def reset(self) -> None:
         """Put the weights back to the centre, exactly."""
@@ -394,18 +417,28 @@ class Objective:
 
     # -------------------------------------------------------------------------------------------- the mean
 
-    def evaluate(self, *, accuracy: bool = False, stderr: bool = False) -> Evaluation:
+    def evaluate(
+        self,
+        *,
+        accuracy: bool = False,
+        stderr: bool = False,
+        criteria: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    ) -> Evaluation:
         """Return the mean loss over the draw at the current weights, without gradients: one forward pass.
 
         `accuracy` adds the share of right labels (NaN where the task has none), from the same pass unless the
         task has its own `predict`. `stderr` adds the standard error of the loss over the samples, from about 64
-        blocks of samples (for a batch_loss task: a second pass).
+        blocks of samples (for a batch_loss task: a second pass). `criteria` are further losses of (outputs, target)
+        by name, each averaged by its own weights (by samples where it says none), from the same pass; their means
+        stand among `terms`.
         """
         self._refresh_statistics()
         total = total_weight = 0.0
         terms: dict[str, float] = {}
-        right = counted = 0
+        right: list[torch.Tensor] = []
+        counted = 0
         found_blocks: list[tuple[float, float]] = []
+        further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria or ()}
         with self.measuring():
             means: list[torch.Tensor] = []
             weights: list[float] = []
@@ -416,12 +449,15 @@ class Objective:
                 means.append(mean.detach().double())
                 weights.append(weight)
                 batch_terms.append(parts)
-                batch = self.batch(i)  # the forward may have taken the labels out of the other one
+                for name, criterion in (criteria or {}).items():
+                    further[name].append(self._further(name, criterion, outputs, target, batch))
                 if accuracy and self.has_labels:
-                    found = self._call(self._hits, batch, outputs, target)
-                    right, counted = right + found[0], counted + found[1]
+                    found = self._call(self._hits, i, outputs, target)
+                    right.append(found[0])
+                    counted += found[1]
                 if stderr:
-                    found_blocks += blocks(self, batch, outputs, target)
+                    # The forward may have taken the labels out of the other one.
+                    found_blocks += blocks(self, self.batch(i), outputs, target)
             # One synchronization for the whole pass.
             values = torch.stack(means).tolist()
         self.passes += 1
@@ -434,13 +470,17 @@ class Objective:
         if total_weight == 0:
             raise ObjectiveError(f"every {self.split} sample has weight 0: nothing is left to average")
         loss = total / total_weight
-        share = right / counted if counted else math.nan
+        share = sum(int(r) for r in right) / counted if counted else math.nan
+        averages = {k: v / total_weight for k, v in terms.items()}
+        for name, parts in further.items():
+            whole = sum(w for _, w in parts)
+            averages[name] = sum(w * float(m) for m, w in parts if w > 0) / whole if whole else math.nan
         return Evaluation(
             loss=loss,
             stderr=block_error(found_blocks, loss) if stderr else math.nan,
             accuracy=share,
             accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
-            terms={k: v / total_weight for k, v in terms.items()},
+            terms=averages,
             samples=self.samples,
             blocks=tuple(found_blocks),
         )
@@ -516,9 +556,27 @@ class Objective:
             return None
         return default_prediction(outputs, default_target(target), self.task.loss, ignore)
 
-    def _hits(self, batch: Any, outputs: Any, target: Any) -> tuple[int, int]:
-        pair = self._predict(batch, outputs, target)
-        return (0, 0) if pair is None else hits(*pair)
+    def _hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
+        """Return (right, all) of batch i; labels that were looked at once, and are all there, are only compared."""
+        if target is not None and self._plain.get(i) is target:
+            return (outputs.argmax(dim=1) == target).sum(), len(target)
+        pair = self._predict(self.batch(i), outputs, target)  # the forward may have emptied the other batch
+        if pair is None:
+            return torch.zeros((), dtype=torch.long), 0
+        plain = isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor) and self.task.predict is None
+        if plain and outputs.ndim == 2 and outputs.shape[1] > 1 and target.ndim == 1 and len(pair[1]) == len(target):
+            self._plain[i] = target
+        return hits(*pair)
+
+    def _further(
+        self, name: str, criterion: Callable[[Any, Any], Any], outputs: Any, target: Any, batch: Any
+    ) -> tuple[torch.Tensor, float]:
+        """Return (mean, weight) of a further criterion on one batch."""
+        mean, own, _ = split_value(self._call(criterion, outputs, target))
+        if own is not None:
+            return mean.detach().double(), float(own)
+        weight = known_weight(criterion, outputs, target)
+        return mean.detach().double(), weight if weight is not None else sample_weight(outputs, batch, f"the criterion {name}")
 
     def labels_there(self) -> bool:
         """Find out from the first batch whether the task gives logits and class labels."""

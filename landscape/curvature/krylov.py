@@ -117,10 +117,17 @@ class Subspace:
     """
 
     def __init__(
-        self, multiply: Callable[[Tensor], Tensor], n: int, dtype: torch.dtype, device: torch.device, seed: int
+        self,
+        multiply: Callable[[Tensor], Tensor],
+        n: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+        locate: Callable[[Tensor], str] | None = None,
     ) -> None:
         self.n, self.dtype, self.device = n, dtype, device
         self._multiply = multiply
+        self._locate = locate
         # The CPU's generator, so that every device starts from the same vectors.
         self._generator = torch.Generator().manual_seed(seed)
         self.products = 0
@@ -263,8 +270,9 @@ class Subspace:
     def _not_finite(self, x: Tensor) -> MeasurementError:
         bad = int((~torch.isfinite(x)).sum())
         if bad:
+            where = f", in {self._locate(x)}" if self._locate is not None else ""
             return MeasurementError(
-                f"product {self.products} is not finite (NaN or inf in {bad} of {self.n} entries): "
+                f"product {self.products} is not finite (NaN or inf in {bad} of {self.n} entries{where}): "
                 "the loss or its derivatives overflow here; look at the loss at these weights, or use float64"
             )
         return MeasurementError(

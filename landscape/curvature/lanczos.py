@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..errors import MeasurementError
 from ..results import Check, Cost
 from .krylov import Ritz, Subspace
+from .operands import account_of, dimension_of, origin_of
 from .search import Search, Wanted, Which
 from .spectrum import Eigenpairs
 
@@ -93,10 +94,11 @@ def eigenpairs(
     bar = tqdm(disable=not progress, file=sys.stderr, leave=False, desc="eigenpairs", unit="product")
     # An operator that prepares a model for each product prepares it once for all of them.
     with A if hasattr(A, "__enter__") else nullcontext(), bar:
-        space = Subspace(_multiplier(A, n, dtype, bar), n, dtype, device, seed)
+        space = Subspace(_multiplier(A, n, dtype, bar), n, dtype, device, seed, getattr(A, "locate", None))
         space.inject(_start_vector(start, space))
         search = Search(space, wanted, tol, limit, rows, verify, bar)
         search.solve()
+        strategy, remarks = account_of(A)  # before the operator lets go of its graphs
     operator, split = origin_of(A)
     ritz = space.ritz()
     first, second = (*wanted.pick(ritz.values), np.zeros(0, int))[:2]
@@ -120,9 +122,11 @@ def eigenpairs(
             "basis": rows,
             "verify": verify,
             "start": "random" if start is None else f"given, {tuple(torch.as_tensor(start).shape)}",
+            **strategy,
         },
         checks=checks,
         warnings=tuple(c.message for c in checks if c.level == "fail" or (c.level == "warn" and verify)),
+        notes=remarks,
         values=ritz.values[first],
         residuals=ritz.residuals[first],
         converged=converged[first],
@@ -171,30 +175,6 @@ def _vectors(space: Subspace, ritz: Ritz, chosen: np.ndarray) -> Tensor:
 
 def _passes(A: Any) -> float:
     return float(getattr(A, "passes", 0.0))
-
-
-def dimension_of(A: Any) -> tuple[int, torch.dtype, torch.device]:
-    """Return (n, dtype, device) of a symmetric operator; TypeError or MeasurementError if it is none."""
-    for name in ("shape", "dtype", "device"):
-        if not hasattr(A, name):
-            raise TypeError(
-                f"expected a symmetric operator with shape, dtype, device and A @ v; {type(A).__name__} has no {name}"
-            )
-    shape, dtype = tuple(A.shape), A.dtype
-    if len(shape) != 2 or shape[0] != shape[1]:
-        raise MeasurementError(f"expected a square operator (n, n), got shape {shape}; pass a symmetric one")
-    if shape[0] == 0:
-        raise MeasurementError("the operator has no parameters (shape (0, 0)); select at least one")
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"expected an operator in float32 or float64, got {dtype}; convert the model first")
-    return int(shape[0]), dtype, torch.device(A.device)
-
-
-def origin_of(A: Any) -> tuple[str, str]:
-    """Return what an operator is called and the split of the data it is taken over ("": none)."""
-    if isinstance(A, Tensor):
-        return "matrix", ""
-    return getattr(A, "title", type(A).__name__), getattr(A, "split", "")
 
 
 def _multiplier(A: Any, n: int, dtype: torch.dtype, bar: Any) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import trainable
 from ..tasks import Task
-from .lanczos import dimension_of, origin_of
+from .operands import dimension_of, origin_of
 from .operators import Hessian, Operator
 from .optimizer_state import OptimizerState, read_optimizer
 from .stability import threshold_of

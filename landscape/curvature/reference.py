@@ -20,7 +20,7 @@ from ..objective import Objective
 from ..parameters import flatten, unflatten
 from ..results import Check, Cost
 from ..tasks import Task
-from .lanczos import dimension_of, origin_of
+from .operands import dimension_of, origin_of
 from .operators import Hessian
 from .search import Wanted, Which
 from .spectrum import Eigenpairs, TraceEstimate

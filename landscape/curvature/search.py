@@ -78,6 +78,8 @@ class Search:
     verify: bool
     bar: Any
     audits: dict[int, Audit] = field(default_factory=dict)
+    #: (products, share of |lambda_1|) when the worst residual was largest.
+    peak: tuple[int, float] = (0, 0.0)
 
     def solve(self) -> None:
         space = self.space
@@ -150,10 +152,19 @@ class Search:
         return self.space.ritz()
 
     def show(self, ritz: Ritz) -> None:
-        """Show on the progress bar how far the worst wanted pair has come."""
+        """Show on the progress bar how far the worst wanted pair has come, and about how many products are left.
+
+        The residual of the worst pair falls about geometrically: the rate since it began to fall tells the rest.
+        """
         pairs = np.concatenate(self.wanted.pick(ritz.values))
         worst = ritz.outside[pairs].max(initial=0.0) / (ritz.scale or 1.0)
         self.bar.set_postfix_str(f"residual {worst:.1e}, to reach {self.tol:.0e}", refresh=False)
+        done, highest = self.space.products, max(self.peak[1], worst)
+        if len(pairs) == self.wanted.count and worst >= self.peak[1]:
+            self.peak = (done, highest)
+        elif self.tol < worst < self.peak[1]:
+            rate = math.log(self.peak[1] / worst) / (done - self.peak[0])
+            self.bar.total = min(self.limit, done + math.ceil(math.log(worst / self.tol) / rate))
 
     def checks(self) -> list[Check]:
         """Return what is known about missed eigenvalues at each end."""

@@ -1,0 +1,324 @@
+"""How a batch's products are made: through graphs that are kept, rebuilt, or by forward mode; chosen by measurement."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+
+from ..data import first_line
+from ..errors import LandscapeError, MeasurementError
+from .graphs import BatchGraph, NoGraph, Tensors, explained
+from .rewritten import cheap_second_derivatives
+
+if TYPE_CHECKING:
+    from .operators import Operator
+
+Strategy = Literal["auto", "keep", "rebuild", "forward", "linearize"]
+
+#: Share of the memory that is free, taken for kept graphs by default (chosen by us): of the host's a quarter, since
+#: others live there too, of a GPU's a half.
+HOST_SHARE, DEVICE_SHARE = 0.25, 0.5
+#: Where the host doesn't say what is free (chosen by us).
+UNKNOWN_HOST = 2 << 30
+#: Columns that are multiplied at once when vectorized, at most (chosen by us: more gains little and costs memory).
+BLOCK = 16
+#: Another way of multiplying must agree to this share with the plain one, and be faster by this factor (chosen by us).
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}
+GAIN = 1.15
+
+
+class Products:
+    """The products of one operator, batch by batch, with what is kept between them.
+
+    `strategy` "auto" keeps the gradients' graphs of as many batches as fit in `memory` bytes (the first graph is
+    measured), and rebuilds the others at each product, or takes forward mode over reverse mode for them where one
+    trial shows that it is faster. Blocks of vectors go through a kept graph in one vectorized pass where a trial
+    shows that this is faster than one by one. (A choice by time can fall out otherwise the next time, and the numbers
+    then differ by rounding; the other strategies repeat bit for bit.) Graphs are kept only while the operator is
+    entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
+    """
+
+    def __init__(self, operator: Operator, strategy: Strategy, memory: int | None) -> None:
+        if strategy not in get_args(Strategy):
+            raise MeasurementError(f"strategy={strategy!r} is unknown; choose from {', '.join(get_args(Strategy))}")
+        if memory is not None and memory < 0:
+            raise MeasurementError(f"memory={memory} must be a number of bytes, 0 or more")
+        self._operator = operator
+        self._objective = operator.objective
+        self._strategy: Strategy = strategy
+        self._memory = memory
+        self.notes: list[str] = []
+        self.release()
+
+    def release(self) -> None:
+        """Drop every graph and what was found out about them."""
+        self._kept: dict[int, Any] = {}
+        self._bytes = 0
+        self._budget = 0
+        self._to_keep: int | None = None
+        self._other: str = "forward" if self._strategy == "forward" else "rebuild"
+        self._why = ""
+        self._vectorize: bool | None = None
+        self._moves = self._objective.moves
+
+    @property
+    def how(self) -> str:
+        """How products are made, in words; what is planned, before the first one."""
+        if self._strategy in ("forward", "linearize"):
+            return {"forward": "forward over reverse mode", "linearize": "linearized gradients, kept"}[self._strategy]
+        batches, kept = len(self._objective), self._to_keep
+        other = "rebuilt at each product" if self._other == "rebuild" else "forward over reverse mode"
+        block = {None: "", True: "; blocks vectorized", False: "; blocks one by one"}[self._vectorize]
+        if kept is None:
+            return f"{self._strategy}, nothing multiplied yet"
+        if kept == 0:
+            return f"graphs {other}{self._why}{block}"
+        size = f"about {kept * self._bytes / 2**20:.0f} MiB"
+        if kept >= batches:
+            return f"graphs of {'the one batch' if batches == 1 else f'all {batches} batches'} kept, {size}{block}"
+        return f"graphs of {kept} of {batches} batches kept, {size}; the others {other}{self._why}{block}"
+
+    def multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
+        """Return (sum_i w_i A_i V, sum_i w_i) as ((k, n), float) for `columns` (k, n)."""
+        if self._moves != self._objective.moves:
+            self.release()
+        try:
+            return self._multiply(columns, parameters, keep)
+        except torch.OutOfMemoryError:
+            pass
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # the host's allocator raises nothing more precise
+                raise
+        self._economize()
+        return self._multiply(columns, parameters, keep)
+
+    def _economize(self) -> None:
+        """After running out of memory: keep nothing; where nothing was kept, halve the batches if the task allows."""
+        keeping = bool(self._kept) or self._strategy in ("keep", "linearize")
+        self.release()
+        if self._objective.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if keeping:
+            self._strategy = "rebuild"
+            self.notes.append("out of memory with the graphs kept: they are rebuilt at each product")
+        elif self._objective.halve():
+            self.notes.append("out of memory on a whole batch: the batches are cut in two")
+        else:
+            raise MeasurementError(
+                "out of memory on one batch, and the task doesn't allow it to be cut; give smaller batches, fewer "
+                "samples, or Task(device='cpu')"
+            )
+
+    def _multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
+        k = len(columns)
+        shaped = [
+            part.reshape(k, *p.shape)
+            for part, p in zip(columns.split([p.numel() for p in parameters], 1), parameters, strict=True)
+        ]
+        sums, total, built = torch.zeros_like(columns), 0.0, 0.0
+        for i in range(len(self._objective)):
+            try:
+                weight, products, fresh = self._batch(i, parameters, shaped, keep)
+            except (torch.OutOfMemoryError, LandscapeError):
+                raise
+            except RuntimeError as error:
+                if "can't allocate memory" in str(error):
+                    raise
+                if self._strategy in ("forward", "linearize"):
+                    raise MeasurementError(
+                        f"strategy={self._strategy!r} fails on this model ({first_line(error)}); use strategy='auto'"
+                    ) from error
+                raise explained(error) from error
+            built += fresh / len(self._objective)
+            if weight > 0:
+                start = 0
+                for part, p in zip(products, parameters, strict=True):
+                    sums[:, start : start + p.numel()].add_(part.reshape(k, -1), alpha=weight)
+                    start += p.numel()
+                total += weight
+        # By operation count, in forward passes: a gradient with its graph 3, a product through it 6.
+        self._objective.passes += 3 * built + 6 * k
+        return sums, total
+
+    def _batch(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, Tensors, float]:
+        """Return (weight, A_i V, graphs built) for batch i."""
+        if self._strategy == "linearize":
+            return self._linearized(i, parameters, V, keep)
+        if self._to_keep is None:
+            self._plan(parameters, keep)
+        if i not in self._kept and i >= (self._to_keep or 0) and self._other == "forward":
+            weight, multiply = self._forward(i, parameters)
+            return weight, _columns(multiply, V), 0.0
+        with cheap_second_derivatives():
+            graph, fresh = self._kept.get(i), 0.0
+            if graph is None:
+                graph, fresh = self._operator.graph(i, parameters), 1.0
+                if i < (self._to_keep or 0):
+                    self._kept[i] = graph
+            return graph.weight, self._through(graph, V, i in self._kept), fresh
+
+    # ----------------------------------------------------------------------------------------- what to keep
+
+    def _plan(self, parameters: Tensors, keep: bool) -> None:
+        """Decide how many batches' graphs are kept, and what happens to the others."""
+        objective = self._objective
+        self._to_keep = 0
+        if not keep or self._strategy in ("rebuild", "forward"):
+            return
+        with cheap_second_derivatives():
+            self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), parameters)
+        objective.passes += 3 / len(objective)
+        self._budget = free_memory(objective.device) if self._memory is None else self._memory
+        self._to_keep = len(objective)
+        if self._strategy == "keep":
+            return
+        # Batches differ in size only at the end of the draw: the first one is the measure.
+        self._to_keep = min(len(objective), self._budget // max(1, self._bytes))
+        if self._to_keep < len(objective):
+            self._why = f" (a graph takes {self._bytes / 2**20:.0f} MiB, the budget is {self._budget / 2**20:.0f} MiB)"
+            self._try_forward(len(objective) - 1, parameters)
+
+    def _try_forward(self, i: int, parameters: Tensors) -> None:
+        """Take forward mode for the batches that are not kept, if it agrees with reverse mode and is faster."""
+        generator = torch.Generator().manual_seed(0)
+        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
+
+        def rebuilt() -> Tensors:
+            with cheap_second_derivatives():
+                return self._through(self._operator.graph(i, parameters), v, False)
+
+        def forward() -> Tensors:
+            return _columns(self._forward(i, parameters)[1], v)
+
+        self._objective.passes += 36 / len(self._objective)
+        try:
+            plain, slow = _timed(rebuilt, self._objective.device)
+            other, fast = _timed(forward, self._objective.device)
+        except (RuntimeError, LandscapeError):  # no forward-mode rule for some operation
+            return
+        if _agree(plain, other) and fast * GAIN < slow:
+            self._other = "forward"
+            self._why += f"; forward mode took {fast / slow:.2f} times as long"
+
+    # ------------------------------------------------------------------------------------------ one product
+
+    def _through(self, graph: BatchGraph, V: Tensors, kept: bool) -> Tensors:
+        """Return A_i V through a graph: vectorized where that was found to be faster."""
+        k = len(V[0])
+        block: Callable[[Tensors], Tensors] | None = getattr(graph, "block", None)
+        plain = self._strategy != "auto" or self._vectorize is False or isinstance(graph, NoGraph)
+        if k == 1 or block is None or plain:
+            return _columns(graph.product, V, free=not kept)
+        width = max(1, min(BLOCK, k, (self._budget // self._bytes) if self._bytes else BLOCK))
+        if self._vectorize is None:
+            self._vectorize = width > 1 and self._vectorized_wins(graph, block, [v[:width] for v in V])
+            return self._through(graph, V, kept)
+        pieces = [_quiet(partial(block, [v[a : a + width] for v in V])) for a in range(0, k, width)]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _vectorized_wins(self, graph: BatchGraph, block: Callable[[Tensors], Tensors], V: Tensors) -> bool:
+        device = self._objective.device
+        self._objective.passes += 6 * 4 * len(V[0]) / len(self._objective)
+        plain, slow = _timed(lambda: _columns(graph.product, V), device)
+        try:
+            _quiet(lambda: block([v[:2] for v in V]))
+            other, fast = _timed(lambda: _quiet(lambda: block(V)), device)
+        except (RuntimeError, torch.OutOfMemoryError):  # no batching rule for some operation, or too wide
+            return False
+        return _agree(plain, other) and fast * GAIN < slow
+
+    def _forward(self, i: int, parameters: Tensors) -> tuple[float, Callable[[Tensors], Tensors]]:
+        """Return (weight, v -> H_i v) by forward over reverse mode: jvp of grad."""
+        function, weight = self._operator.functional(i, parameters)
+        gradient = torch.func.grad(function)
+        return weight(), lambda v: _quiet(lambda: torch.func.jvp(gradient, (tuple(parameters),), (tuple(v),))[1])
+
+    def _linearized(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, Tensors, float]:
+        found, fresh = self._kept.get(i), 0.0
+        if found is None:
+            found, fresh = _linearize(*self._operator.functional(i, parameters), parameters), 1.0
+            if keep:
+                self._kept[i] = found
+        weight, multiply = found
+        return weight, _columns(multiply, V), fresh
+
+
+def _linearize(
+    function: Callable[[Tensors], torch.Tensor], weight: Callable[[], float], parameters: Tensors
+) -> tuple[float, Callable[[Tensors], Tensors]]:
+    linear = _quiet(lambda: torch.func.linearize(torch.func.grad(function), tuple(parameters))[1])
+    return weight(), lambda v: linear(tuple(v))
+
+
+def graph_bytes(build: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of the tensors that the graph built by `build()` keeps alive beside the parameters."""
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    held: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        graph = build()
+    del graph
+    return sum(held.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the default budget for kept graphs on this device, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(DEVICE_SHARE * (free + idle))
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(HOST_SHARE * 1024 * int(found.split()[1]))
+    except (OSError, StopIteration, ValueError):
+        return UNKNOWN_HOST
+
+
+def _columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = False) -> Tensors:
+    """Return the products with each column, stacked along dimension 0; `free` frees the graph with the last one."""
+    k = len(V[0])
+    each = [multiply([v[c] for v in V], **({"last": c == k - 1} if free else {})) for c in range(k)]
+    if k == 1:
+        return [t.detach().unsqueeze(0) for t in each[0]]
+    return [torch.stack([t.detach() for t in parts]) for parts in zip(*each, strict=True)]
+
+
+def _timed(call: Callable[[], Tensors], device: torch.device) -> tuple[Tensors, float]:
+    times = []
+    for _ in range(2):  # the better of two: a busy machine delays now the one, now the other
+        _wait(device)
+        start = time.perf_counter()
+        result = call()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return result, min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _quiet(call: Callable[[], Any]) -> Any:
+    """Run without the remarks that torch's transforms make about themselves (operations run one by one: time tells)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call()
+
+
+def _agree(a: Tensors, b: Tensors) -> bool:
+    scale = max(float(x.norm()) for x in a)
+    apart = max(float((x - y).norm()) for x, y in zip(a, b, strict=True))
+    return apart <= AGREEMENT.get(a[0].dtype, 1e-3) * scale
