@@ -36,6 +36,7 @@ _NAMES = {
     "sharpness": "landscape.curvature.sharpness",
     "stability_threshold": "landscape.curvature.stability",
     "Preconditioned": "landscape.curvature.preconditioned",
+    "FiniteDifferences": "landscape.curvature.finite_differences",
     "Direction": "landscape.surface.directions",
     "random_direction": "landscape.surface.directions",
     "Line": "landscape.surface.slices",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+    from .curvature.finite_differences import FiniteDifferences
     from .curvature.lanczos import eigenpairs
     from .curvature.operators import GaussNewton, Hessian
     from .curvature.preconditioned import Preconditioned
