@@ -29,10 +29,15 @@ _NAMES = {
     "measurements": "landscape.results",
     "Hessian": "landscape.curvature.operators",
     "GaussNewton": "landscape.curvature.operators",
+    "Fisher": "landscape.curvature.fisher",
     "Eigenpairs": "landscape.curvature.spectrum",
     "Estimate": "landscape.curvature.spectrum",
     "eigenpairs": "landscape.curvature.lanczos",
     "trace": "landscape.curvature.traces",
+    "frobenius_norm": "landscape.curvature.moments",
+    "diagonal": "landscape.curvature.diagonals",
+    "spectral_density": "landscape.curvature.density",
+    "SpectralDensity": "landscape.curvature.estimates",
     "sharpness": "landscape.curvature.sharpness",
     "stability_threshold": "landscape.curvature.stability",
     "Preconditioned": "landscape.curvature.preconditioned",
@@ -71,8 +76,13 @@ if TYPE_CHECKING:
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+    from .curvature.density import spectral_density
+    from .curvature.diagonals import diagonal
+    from .curvature.estimates import SpectralDensity
     from .curvature.finite_differences import FiniteDifferences
+    from .curvature.fisher import Fisher
     from .curvature.lanczos import eigenpairs
+    from .curvature.moments import frobenius_norm
     from .curvature.operators import GaussNewton, Hessian
     from .curvature.preconditioned import Preconditioned
     from .curvature.sharpness import sharpness

@@ -363,6 +363,14 @@ class Objective:
         mean, weight, _ = self.weigh(i, value, outputs, target, batch)
         return mean, weight
 
+    def needs_outputs(self) -> None:
+        """Raise MeasurementError for a batch_loss task, whose outputs nobody knows."""
+        if self.task.batch_loss is not None:
+            raise MeasurementError(
+                "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
+                "use Hessian, or give Task(loss=..., forward=...)"
+            )
+
     def batch_outputs(self, i: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, float]:
         """Return (outputs, leaves, mean loss, weight) of batch i: the tensors that the model gives with their graph,
         and the same tensors cut off from it, of which the mean loss is a function.
@@ -371,11 +379,7 @@ class Objective:
         loss in the features would then hold the way through the logits, and count it twice.
         Raises MeasurementError for a batch_loss task, whose outputs nobody knows.
         """
-        if self.task.batch_loss is not None:
-            raise MeasurementError(
-                "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
-                "use Hessian, or give Task(loss=..., forward=...)"
-            )
+        self.needs_outputs()
         self._refresh_statistics()
         self._seed(i)
         batch = self.batch(i)
