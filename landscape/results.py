@@ -28,6 +28,7 @@ Need = Literal["labels", "second derivative", "outputs"]
 #: Torch-free modules that define Result classes, so that reading an archive never imports torch.
 RESULT_MODULES = (
     "landscape.curvature.spectrum",
+    "landscape.curvature.estimates",
     "landscape.curvature.thresholds",
     "landscape.surface.slices",
     "landscape.surface.routes",

@@ -27,6 +27,7 @@ TORCH = {
 #: Modules and packages that must never bring torch in, because `show`, `export`, `figure` and `report` use them.
 TORCH_FREE = (
     "landscape.errors", "landscape.results", "landscape.performance", "landscape.curvature.spectrum",
+    "landscape.curvature.estimates", "landscape.curvature.kernels",
     "landscape.surface.slices", "landscape.surface.routes", "landscape.calibration.table", "landscape.archive",
     "landscape.report", "landscape.comparison",
 )  # fmt: skip

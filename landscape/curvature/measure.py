@@ -10,9 +10,10 @@ from ..results import Option, Result, measurement
 from ..tasks import Task
 from .lanczos import eigenpairs
 from .operators import Hessian
+from .probing import BLOCK
 from .search import Which
 from .spectrum import Eigenpairs, TraceEstimate
-from .traces import BLOCK, trace
+from .traces import trace
 
 R = TypeVar("R", bound=Result)
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from ..errors import MeasurementError
-from ..results import Check, Cost
-from .lanczos import dimension_of, origin_of
+from .deflation import DEFLATED, FEWEST
+from .operands import origin_of
+from .probing import (
+    Probing,
+    blocks,
+    check_draws,
+    precision_check,
+    probing,
+    relative_error,
+    standard_error,
+)
 from .spectrum import TraceEstimate
 
-METHODS = ("hutchinson",)
-#: Draws that `precision` may take at most, if not said otherwise (chosen by us).
-MOST_DRAWS = 1000
-#: Vectors multiplied at once: an operator shares its forward pass among them (chosen by us), within this many bytes.
-BLOCK, _BLOCK_BYTES = 8, 1 << 28
+METHODS = ("hutchinson", *DEFLATED)
 
 
 def trace(
@@ -35,64 +36,56 @@ def trace(
     max_draws: int | None = None,
     progress: bool = False,
 ) -> TraceEstimate:
-    """Estimate the trace of a symmetric operator: the mean of v.Av over random vectors v of signs.
+    """Estimate the trace of a symmetric operator from its products with random vectors of signs.
 
-    Unbiased; the variance of one draw is twice the squared Frobenius norm of A without its diagonal, so a diagonal
-    matrix gives the exact trace from any draw. Source: Hutchinson 1990, doi:10.1080/03610919008812866 (signs have the
-    smallest variance among vectors of independent entries).
+    "hutchinson": the mean of v.Av. Unbiased; the variance of one draw is twice the squared Frobenius norm of A without
+    its diagonal, so a diagonal matrix gives the exact trace from any draw. Source: Hutchinson 1990,
+    doi:10.1080/03610919008812866 (signs have the smallest variance among vectors of independent entries).
+    "hutch++" and "xtrace": the same for what is left of A outside a random sketch of its range, whose trace is taken
+    exactly (`deflation.py`). Both unbiased; for a spectrum that decays their error falls as 1 / products instead of
+    1 / sqrt(products), and a rank below a third (hutch++) or half (xtrace) of the products gives the exact trace.
+    For few products, or a flat spectrum, Hutchinson's way is as good and holds no vectors. Sources: Meyer, Musco, Musco
+    and Woodruff 2021, doi:10.1137/1.9781611976496.16; Epperly, Tropp and Webber 2024, doi:10.1137/23M1548323.
 
     Args:
         A: symmetric operator with `shape` (n, n), `dtype`, `device` and `A @ V` for V (n, b); or a dense tensor.
-        method: "hutchinson".
-        draws: number of random vectors, at least 2 (default 32: the standard error is then about 0.18 of one draw's
-            spread; chosen by us). With `precision`, the fewest to take.
+        method: "hutchinson", "hutch++" or "xtrace".
+        draws: products to spend: at least 2, 6 for "hutch++" and 4 for "xtrace" (default 32: Hutchinson's standard
+            error is then about 0.18 of one draw's spread; chosen by us). With `precision`, the fewest to take.
         seed: of the vectors, drawn on the CPU, so that all devices see the same; more draws continue the sequence.
         precision: go on until the standard error is at most this share of |trace|; None takes exactly `draws`.
         max_draws: with `precision`, the most to take (default 1,000).
-        progress: show the draws and the relative standard error on stderr.
+        progress: show the products and the relative standard error on stderr.
 
     Returns:
-        `TraceEstimate`: the mean, its standard error (sample deviation over the square root of the draws, NaN never)
-        and each draw's estimate, in float64. Status "partial" if `precision` was not reached.
+        `TraceEstimate`: the mean, its standard error (sample deviation over the square root of the samples, NaN never)
+        and the samples, in float64: an estimate from each vector ("xtrace": each leaving its own vector out of the
+        sketch; "hutch++": each with the same exact part). Status "partial" if `precision` was not reached.
 
     Raises:
         MeasurementError: unknown method, draws or precision out of range, a product that is not finite.
 
-    Costs one product for each draw. A precision reached early by luck is reported as reached: with few draws the
-    standard error is itself uncertain (by 1 / sqrt(2 (draws - 1)) of its value).
+    "hutch++" holds 4/3 and "xtrace" 2 vectors of A's size for each product, on the device. A precision reached early
+    by luck is reported as reached: with few samples the standard error is itself uncertain (by 1 / sqrt(2 (samples -
+    1)) of its value).
     """
-    began = time.perf_counter()
-    n, dtype, device = dimension_of(A)
-    most = _checked(method, draws, precision, max_draws)
-    generator = torch.Generator().manual_seed(seed)
-    passes, samples = float(getattr(A, "passes", 0.0)), np.zeros(0)
-    bar = tqdm(total=most, disable=not progress, file=sys.stderr, leave=False, desc="trace", unit="product")
-    with A if hasattr(A, "__enter__") else nullcontext(), bar:
-        for size in _blocks(draws, most, n * dtype.itemsize):
-            if len(samples) >= draws and _error(samples) <= (precision or math.inf) * abs(samples.mean()):
-                break
-            # One vector after another, so that the sequence does not depend on the size of the blocks.
-            signs = [torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) for _ in range(size)]
-            block = (2 * torch.stack(signs, dim=1) - 1).to(device, dtype)
-            products = (A @ block).detach()
-            estimates = (block * products).sum(dim=0, dtype=torch.float64).cpu().numpy()
-            if not np.isfinite(estimates).all():
-                first = len(samples) + int(np.argmin(np.isfinite(estimates))) + 1
-                raise MeasurementError(
-                    f"product {first} is not finite: the loss or its derivatives overflow here; look at the loss at "
-                    "these weights, or use float64"
-                )
-            samples = np.concatenate([samples, estimates])
-            bar.update(size)
-            if len(samples) > 1 and samples.mean() != 0:
-                bar.set_postfix_str(f"relative error {_error(samples) / abs(samples.mean()):.1e}", refresh=False)
-    value, stderr = float(samples.mean()), _error(samples)
+    if method not in METHODS:
+        raise MeasurementError(f"trace method {method!r} is unknown; there is {', '.join(METHODS)}")
+    most = check_draws(draws, precision, max_draws, least=FEWEST.get(method, 2))
+    goal = -math.inf if precision is None else precision
+    with probing(A, seed, most=most, title="trace", progress=progress) as vectors:
+        run = _deflated if method in DEFLATED else _hutchinson
+        samples = run(vectors, method, draws, most, goal)
+        cost = vectors.cost()
+    value, stderr = float(samples.mean()), standard_error(samples)
     operator, split = origin_of(A)
-    checks = () if precision is None else (_precision_check(value, stderr, precision, len(samples)),)
+    checks = ()
+    if precision is not None:
+        checks = (precision_check(relative_error(value, stderr), precision, cost.products, of="the trace"),)
     late = tuple(c.message for c in checks if c.level == "warn")
     return TraceEstimate(
         status="partial" if late else "complete",
-        cost=Cost(len(samples), float(getattr(A, "passes", 0.0)) - passes, time.perf_counter() - began),
+        cost=cost,
         settings={
             "draws": draws,
             "seed": seed,
@@ -105,47 +98,39 @@ def trace(
         value=value,
         stderr=stderr,
         samples=samples,
-        products=len(samples),
+        products=cost.products,
         method=method,
         split=split,
     )
 
 
-def _checked(method: str, draws: int, precision: float | None, max_draws: int | None) -> int:
-    """Return the most draws to take, after looking at every setting."""
-    if method not in METHODS:
-        raise MeasurementError(f"trace method {method!r} is unknown; there is {', '.join(METHODS)}")
-    if draws < 2:
-        raise MeasurementError(f"draws={draws} has no standard error; take at least 2")
-    if precision is None:
-        if max_draws is not None:
-            raise MeasurementError(f"max_draws={max_draws} needs a precision to stop at; pass precision= too")
-        return draws
-    if not (precision > 0 and math.isfinite(precision)):
-        raise MeasurementError(f"precision={precision} must be a positive share of the trace, for instance 0.05")
-    most = max(MOST_DRAWS, draws) if max_draws is None else max_draws
-    if most < draws:
-        raise MeasurementError(f"max_draws={most} is below draws={draws}; raise one or lower the other")
-    return most
+def _hutchinson(vectors: Probing, _: str, draws: int, most: int, goal: float) -> np.ndarray:
+    samples = np.zeros(0)
+    for size in blocks(draws, most, vectors.width):
+        if len(samples) >= draws and _reached(vectors, samples) <= goal:
+            break
+        signs = vectors.signs(size)
+        samples = np.concatenate([samples, _inner(signs, vectors.multiply(signs))])
+        _reached(vectors, samples)
+    return samples
 
 
-def _blocks(draws: int, most: int, row: int) -> Iterator[int]:
-    """Yield sizes that end exactly at `draws` and at `most`."""
-    size, done = max(1, min(BLOCK, _BLOCK_BYTES // row)), 0
-    for end in (draws, most):
-        while done < end:
-            step = min(size, end - done)
-            done += step
-            yield step
+def _deflated(vectors: Probing, method: str, draws: int, most: int, goal: float) -> np.ndarray:
+    state, target = DEFLATED[method](vectors), draws
+    while True:
+        samples = state.extend(target)
+        if _reached(vectors, samples) <= goal or target >= most:
+            return samples
+        # Half as many again: the error falls at least as fast as 1 / sqrt(products), mostly as 1 / products.
+        target = min(most, target + max(target // 2, FEWEST[method]))
 
 
-def _error(samples: np.ndarray) -> float:
-    return float(samples.std(ddof=1) / math.sqrt(len(samples)))
+def _inner(v: Tensor, products: Tensor) -> np.ndarray:
+    return (v * products).sum(dim=0, dtype=torch.float64).cpu().numpy()
 
 
-def _precision_check(value: float, stderr: float, precision: float, draws: int) -> Check:
-    relative = stderr / abs(value) if value else (math.inf if stderr else 0.0)
-    if relative <= precision:
-        return Check("precision", "pass", f"standard error {relative:.2g} of the trace", relative, precision)
-    text = f"the standard error is {relative:.2g} of the trace after {draws} draws, not {precision:g}: raise max_draws"
-    return Check("precision", "warn", text, relative, precision)
+def _reached(vectors: Probing, samples: np.ndarray) -> float:
+    """Return the relative standard error, and show it."""
+    relative = relative_error(float(samples.mean()), standard_error(samples))
+    vectors.show(relative)
+    return relative

@@ -1,0 +1,134 @@
+"""Hutch++ and XTrace: a random sketch takes the large eigenvalues out, so that only a small rest is estimated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .probing import Probing
+
+#: Fewest products: two of everything that a spread is taken over, and a sketch.
+FEWEST = {"hutch++": 6, "xtrace": 4}
+#: A test vector is needed for the range of the sketch when its leverage is 1 to this tolerance (chosen by us).
+_ESSENTIAL = 1e-6
+
+
+class HutchPlusPlus:
+    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021, doi:10.1137/1.9781611976496.16), which can be continued.
+
+    A third of the products sketches the range, Q = orth(A S); a third gives tr(Q^T A Q) exactly; a third estimates
+    the trace of (I - QQ^T) A (I - QQ^T) by Hutchinson's way. Each sample is the exact part plus one draw of the rest:
+    their mean is the estimate. A continued run makes the sketch larger and corrects the products of the earlier draws
+    by those with the new columns of Q, so that none is spent twice. Holds Q, A Q, the draws and their products:
+    4/3 n numbers for each product spent.
+    """
+
+    def __init__(self, probing: Probing) -> None:
+        self._probing = probing
+        empty = torch.empty(probing.n, 0, dtype=probing.dtype, device=probing.device)
+        self._range, self._image, self._rest, self._products = empty, empty, empty, empty
+
+    def extend(self, products: int) -> np.ndarray:
+        """Spend this many products in all (earlier ones included) and return the samples (draws,), in float64."""
+        probing = self._probing
+        target = products // 3
+        fresh = min(target, probing.n) - self._range.shape[1]
+        if fresh > 0:
+            new = _orthonormal(probing.multiply(probing.signs(fresh)), self._range)
+            image = probing.multiply(new)
+            along = new.T @ self._rest
+            self._rest, self._products = self._rest - new @ along, self._products - image @ along
+            self._range = torch.cat([self._range, new], dim=1)
+            self._image = torch.cat([self._image, image], dim=1)
+        draws = products - probing.products
+        rest = probing.signs(draws)
+        rest = rest - self._range @ (self._range.T @ rest)
+        self._rest = torch.cat([self._rest, rest], dim=1)
+        self._products = torch.cat([self._products, probing.multiply(rest)], dim=1)
+        exact = float((self._range * self._image).sum(dtype=torch.float64))
+        return exact + (self._rest * self._products).sum(dim=0, dtype=torch.float64).cpu().numpy()
+
+
+class XTrace:
+    """XTrace (Epperly, Tropp and Webber 2024, doi:10.1137/23M1548323), which can be continued.
+
+    Every test vector serves twice: in the sketch Q_i of all the others, and as the draw of what Q_i leaves. Half of
+    the products are A times the test vectors, half A Q. The estimates (one for each vector) are exchangeable; their
+    mean is the estimate, and their spread the paper's error estimate. As published, the vectors have no preferred axis
+    (normal numbers, not signs), and what is left of each is scaled to the length that it has in expectation.
+    Holds the vectors, their products, Q and A Q: 2 n numbers for each product spent.
+    """
+
+    def __init__(self, probing: Probing) -> None:
+        self._probing = probing
+        empty = torch.empty(probing.n, 0, dtype=probing.dtype, device=probing.device)
+        self._vectors, self._products, self._range, self._image = empty, empty, empty, empty
+
+    def extend(self, products: int) -> np.ndarray:
+        """Spend this many products in all (earlier ones included) and return the estimates (draws,), in float64."""
+        probing = self._probing
+        fresh = min(products // 2, probing.n) - self._vectors.shape[1]
+        if fresh > 0:
+            vectors = probing.normal(fresh)
+            image = probing.multiply(vectors)
+            new = _orthonormal(image, self._range)
+            self._vectors = torch.cat([self._vectors, vectors], dim=1)
+            self._products = torch.cat([self._products, image], dim=1)
+            self._range = torch.cat([self._range, new], dim=1)
+            self._image = torch.cat([self._image, probing.multiply(new)], dim=1)
+        within = _host(self._range.T @ self._image)
+        if len(within) == probing.n:
+            return np.full(
+                max(probing.n, 2), np.trace(within)
+            )  # the sketch is the whole space: nothing is left to estimate
+        triangle = _host(self._range.T @ self._products)
+        along = _host(self._range.T @ self._vectors)
+        carried = _host(self._image.T @ self._vectors)
+        quadratic = (self._vectors * self._products).sum(dim=0, dtype=torch.float64).cpu().numpy()
+        only = _only_through(triangle, float(torch.finfo(probing.dtype).eps))
+        # P_i = Q (I - s_i s_i^T) Q^T projects on the sketch without vector i; x_i = (I - s_i s_i^T) Q^T w_i.
+        x = along - only * (only * along).sum(axis=0)
+        sketched = np.trace(within) - (only * (within @ only)).sum(axis=0)
+        rest = quadratic - 2 * (x * carried).sum(axis=0) + (x * (within @ x)).sum(axis=0)
+        lengths = self._vectors.square().sum(dim=0, dtype=torch.float64).cpu().numpy() - (x * x).sum(axis=0)
+        free = probing.n - len(x) + (only * only).sum(axis=0)
+        return sketched + rest * free / lengths
+
+
+#: Beyond Hutchinson's way: what each method is called, and the state that spends its products.
+DEFLATED: dict[str, Callable[[Probing], HutchPlusPlus | XTrace]] = {"hutch++": HutchPlusPlus, "xtrace": XTrace}
+
+
+def _orthonormal(vectors: Tensor, basis: Tensor) -> Tensor:
+    """Return an orthonormal basis (n, k) of what `vectors` have outside an orthonormal `basis`.
+
+    Twice, since the first projection leaves rounding errors that the normalization makes large. Where the vectors
+    have no more directions, those left over are arbitrary ones outside: harmless, the estimates hold for any Q.
+    """
+    for _ in range(2):
+        vectors = torch.linalg.qr(vectors - basis @ (basis.T @ vectors)).Q
+    return vectors
+
+
+def _only_through(triangle: np.ndarray, eps: float) -> np.ndarray:
+    """Return in column i the direction s_i of the sketch's range that only test vector i spans (0: there is none).
+
+    `triangle` (k, k) holds A's products with the test vectors in the coordinates of Q. s_i is orthogonal to every
+    column but the i-th: column i of the inverse's transpose, normalized. Where the sketch found the whole range of A
+    (the columns are dependent), leaving one out changes nothing.
+    """
+    left, sizes, right = np.linalg.svd(triangle)
+    kept = sizes > len(sizes) * eps * sizes.max(initial=0.0)
+    left, sizes, right = left[:, kept], sizes[kept], right[kept]
+    needed = (right**2).sum(axis=0) > 1 - max(_ESSENTIAL, math.sqrt(eps))
+    directions = (left / sizes) @ right
+    norms = np.linalg.norm(directions, axis=0)
+    return np.where(needed, directions / np.where(norms > 0, norms, 1.0), 0.0)
+
+
+def _host(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy().astype(np.float64)
