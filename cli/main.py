@@ -30,6 +30,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Read": {
         "report": ("report", "Draw archives as one self-contained HTML page."),
         "show": ("show", "Print what archives hold."),
+        "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
+        "export": ("exporting", "Write an archive in another program's format."),
         "list": ("listing", "List what can be measured, with options, defaults and presets."),
     },
 }

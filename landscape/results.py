@@ -32,6 +32,7 @@ RESULT_MODULES = (
     "landscape.curvature.thresholds",
     "landscape.surface.slices",
     "landscape.surface.routes",
+    "landscape.surface.fields",
     "landscape.calibration.table",
     "landscape.performance",
 )
