@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
 from torch import nn
 
-from landscape import Objective, Task, sharpness
-from landscape.curvature.sharpness import KINDS, measure_sharpness
+from landscape import Objective, Task, measurements, sharpness
+from landscape.curvature.logits import with_normalized_logits
+from landscape.curvature.sharpness import DEFAULT, KINDS
 from landscape.errors import MeasurementError
 
 
@@ -87,6 +90,42 @@ class TestClosedForms:
         found = sharpness(task, "sam", rho=0.2, batch=100, steps=100)
         assert found.values[0] == pytest.approx(0.5 * 0.04 * 2 * 9 / 3, rel=1e-8)
 
+    def test_asam_measures_weights_by_their_size_and_biases_by_one(self):
+        x, y = labelled(40)[0], labelled(40)[0][:, :1]
+        torch.manual_seed(1)
+        model = nn.Linear(4, 1).double()
+        ones = torch.cat([x, torch.ones(40, 1).double()], dim=1)
+        w = torch.cat([model.weight.detach()[0], model.bias.detach()])
+        hessian, gradient = 2 * ones.T @ ones / 40, 2 * ones.T @ (ones @ w - y[:, 0]) / 40
+        t = torch.cat([model.weight.detach()[0].abs() + 0.01, torch.ones(1)])
+        expected = trust_region((t[:, None] * hessian * t).numpy(), (t * gradient).numpy(), 0.5)
+        found = sharpness(Task(model, nn.MSELoss(), (x, y)), "asam", rho=0.5, batch=1000, steps=300)
+        assert found.values[0] == pytest.approx(expected, rel=1e-6)
+
+    @pytest.mark.parametrize("kind", ["keskar", "keskar_5e-4"])
+    def test_keskar_of_a_quadratic_is_the_best_corner_of_the_box(self, kind):
+        """A convex function is largest in a corner; the gradient is not small here, so that there is one maximum."""
+        task, hessian, gradient = regression()
+        w = task.model.weight.detach()[0]
+        x, y = task.train
+        loss = float((x @ w - y[:, 0]).square().mean())
+        eps = {"keskar": 1e-3, "keskar_5e-4": 5e-4}[kind]
+        corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4))).double() * eps * (w.abs() + 1)
+        rise = max(float(gradient @ e + 0.5 * e @ hessian @ e) for e in corners)
+        found = sharpness(task, kind)
+        assert found.values[0] == pytest.approx(100 * rise / (1 + loss), rel=1e-9)
+        assert found.units == ("%",)
+        assert np.isnan(found.stderr[0])
+        assert found.rho[0] == eps
+
+    def test_without_a_batch_size_there_is_one_maximum_for_all_samples(self):
+        task, hessian, gradient = regression(40)
+        several = task.replace(batch_size=9)
+        found = sharpness(several, "sam", rho=0.3, batch=None, steps=300)
+        assert found.values[0] == pytest.approx(trust_region(hessian.numpy(), gradient.numpy(), 0.3), rel=1e-6)
+        assert np.isnan(found.stderr[0])
+        assert found.settings["batch"] is None
+
 
 class TestRescaling:
     @pytest.mark.parametrize("kind", list(KINDS))
@@ -102,21 +141,81 @@ class TestRescaling:
         changed = abs(values[1] / values[0] - 1) > 0.05
         assert changed == bool(found.rescaling[0])
 
+    def test_normalized_logits_take_out_the_scale_of_the_last_layer(self):
+        values = []
+        for factor in (1.0, 10.0):
+            model = rescalable()
+            with torch.no_grad():
+                model[2].weight.mul_(factor)
+            task = Task(model, nn.CrossEntropyLoss(), labelled())
+            values.append(
+                [
+                    sharpness(task, "average_adaptive", rho=0.05, normalize_logits=normalize).values[0]
+                    for normalize in (False, True)
+                ]
+            )
+        assert abs(values[1][0]) > 2 * abs(values[0][0])
+        assert values[1][1] == pytest.approx(values[0][1], rel=1e-9)
+
+    def test_normalized_logits_are_those_of_the_paper(self):
+        x, y = labelled()
+        z = rescalable()(x).detach()
+        z = z - z.mean(dim=1, keepdim=True)
+        expected = nn.functional.cross_entropy(z / z.norm(dim=1, keepdim=True).clamp_min(1e-10), y).item()
+        for form in ("tensor", "dict"):
+            forward = None if form == "tensor" else lambda model, batch: ({"logits": model(batch[0])}, batch[1])
+            loss = (
+                nn.CrossEntropyLoss()
+                if form == "tensor"
+                else lambda out, t: nn.functional.cross_entropy(out["logits"], t)
+            )
+            with Objective(with_normalized_logits(Task(rescalable(), loss, (x, y), forward=forward))) as objective:
+                assert objective.evaluate().loss == pytest.approx(expected, rel=1e-12)
+
 
 class TestUse:
     def test_the_measurement_gives_all_kinds_with_seeds_that_repeat(self):
         task = Task(rescalable(), nn.CrossEntropyLoss(), labelled())
-        a, b, c = (measure_sharpness(task, steps=3, draws=5, batch=16, seed=s) for s in (0, 0, 1))
+        a, b, c = (sharpness(task, tuple(KINDS), steps=3, draws=5, batch=16, seed=s) for s in (0, 0, 1))
         assert a.names == tuple(KINDS)
         assert (a.values == b.values).all()
-        assert (a.stderr == b.stderr).all()
-        assert a.values[2] != c.values[2]
+        assert np.array_equal(a.stderr, b.stderr, equal_nan=True)
+        assert a.values[3] != c.values[3]
         assert set(a.summary()["sam"]) >= {"value", "stderr", "rho"}
-        assert (a.values[:2] > 0).all()
+        assert (a.values[:3] > 0).all()
+
+    def test_several_kinds_radii_and_the_command_lines_text(self):
+        task = Task(rescalable(), nn.CrossEntropyLoss(), labelled())
+        found = sharpness(task, "sam, keskar", rho={"sam": 0.2}, steps=3)
+        assert found.names == ("sam", "keskar")
+        assert found.rho.tolist() == [0.2, 1e-3]
+        with Objective(task) as objective:
+            again = sharpness(objective, ("sam", "keskar"), rho={"sam": 0.2}, steps=3)
+        assert again.values == pytest.approx(found.values, rel=1e-12)
+
+    def test_the_command_line_reaches_every_setting(self, tmp_path, monkeypatch):
+        import small_world
+
+        monkeypatch.chdir(tmp_path)
+        small_world.build(tmp_path)
+        given = {"kind": "sam,asam", "rho": 0.2, "batch": "none", "steps": 3, "normalize_logits": "true"}
+        options = [part for k, v in given.items() for part in ("--option", f"sharpness.{k}={v}")]
+        (shown,) = small_world.results("tiny.pt", "--only", "sharpness", *options)
+        assert list(shown["sharpness"]) == ["sam", "asam"]
+        assert shown["sharpness"]["asam"]["rho"] == 0.2
+        assert set(measurements()["sharpness"].options) >= set(given)
+        assert measurements()["sharpness"].options["kind"].default == DEFAULT
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
-        [({"kind": "flat"}, "not one of sam"), ({"rho": -1.0}, "positive"), ({"steps": 0}, "steps=0")],
+        [
+            ({"kind": "flat"}, "not one of sam"),
+            ({"kind": ()}, "not one of sam"),
+            ({"rho": -1.0}, "positive"),
+            ({"rho": {"flat": 1.0}}, "rho names 'flat'"),
+            ({"steps": 0}, "steps=0"),
+            ({"batch": 0}, "batch=0"),
+        ],
     )
     def test_bad_arguments(self, arguments, said):
         with pytest.raises(MeasurementError, match=said):
@@ -150,3 +249,16 @@ class TestBatches:
         assert found.settings["batch"] == 24
         assert "batches of at most 24 samples, not 32" in found.warnings[0]
         assert sharpness(task, "average", batch=32).warnings == ()
+
+
+class TestLogits:
+    def test_outputs_without_logits_are_refused(self):
+        x, y = labelled()
+        own = Task(
+            rescalable(), train=(x, y), batch_loss=lambda model, b: nn.functional.cross_entropy(model(b[0]), b[1])
+        )
+        with pytest.raises(MeasurementError, match="a batch_loss task doesn't give them"):
+            sharpness(own, normalize_logits=True)
+        flat = Task(nn.Linear(4, 1).double(), nn.MSELoss(), (x, x[:, :1]))
+        with pytest.raises(MeasurementError, match=r"gives a Tensor of shape \(64, 1\)"):
+            sharpness(flat, normalize_logits=True)

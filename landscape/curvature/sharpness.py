@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,232 +16,218 @@ from ..errors import MeasurementError
 from ..objective import Objective
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
+from .logits import with_normalized_logits
+from .neighborhood import average_rise, worst_in_ball, worst_in_box
 from .spectrum import SharpnessEstimate
 
-Tensors = Sequence[torch.Tensor]
+#: What ASAM adds to |w|, and Keskar et al.'s number of iterations.
+ETA, KESKAR_ITERATIONS = 0.01, 10
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """One measure: its default radius and where that comes from, and whether a rescaling of layers changes it."""
+class Kind:
+    """One measure: how it searches, its radius and where that comes from, and in whose norm.
 
+    `scale`: what a weight's perturbation is measured by: None for 1, "weights" for |w|, "asam" for |w| + 0.01 on
+    weights and 1 elsewhere. `rescaling` says whether a rescaling of ReLU layers changes the number.
+    """
+
+    search: Literal["ball", "noise", "box"]
     rho: float
     source: str
-    adaptive: bool
-    worst: bool
+    scale: Literal["weights", "asam"] | None = None
+    rescaling: bool = True
+    units: str = "loss"
 
 
 KINDS = {
-    "sam": _Kind(0.05, "Foret et al. 2021, arXiv:2010.01412 (their rho for CIFAR)", adaptive=False, worst=True),
-    "adaptive": _Kind(0.5, "Kwon et al. 2021, arXiv:2102.11600 (their rho for CIFAR-10)", adaptive=True, worst=True),
-    "average": _Kind(0.01, "chosen by us: keeps the rise near the quadratic regime", adaptive=False, worst=False),
-    "average_adaptive": _Kind(0.1, "chosen by us: a tenth of each weight's size", adaptive=True, worst=False),
+    "sam": Kind("ball", 0.05, "Foret et al. 2021, arXiv:2010.01412 (their rho for CIFAR)"),
+    "adaptive": Kind(
+        "ball", 0.5, "Kwon et al. 2021, arXiv:2102.11600 (their rho for CIFAR-10)", scale="weights", rescaling=False
+    ),
+    "asam": Kind("ball", 0.5, "Kwon et al. 2021, arXiv:2102.11600 (their rho for CIFAR-10)", scale="asam"),
+    "average": Kind("noise", 0.01, "chosen by us: keeps the rise near the quadratic regime"),
+    "average_adaptive": Kind(
+        "noise", 0.1, "chosen by us: a tenth of each weight's size", scale="weights", rescaling=False
+    ),
+    "keskar": Kind("box", 1e-3, "Keskar et al. 2017, arXiv:1609.04836, from memory of the paper", units="%"),
+    "keskar_5e-4": Kind("box", 5e-4, "Keskar et al. 2017, arXiv:1609.04836, from memory of the paper", units="%"),
 }
+#: What `landscape probe` measures: one of each family.
+DEFAULT = ("sam", "adaptive", "average", "average_adaptive", "keskar")
 
 
-def sharpness(
-    task: Task,
-    kind: str = "sam",
-    *,
-    rho: float | None = None,
-    samples: int = 1024,
-    batch: int = 128,
-    steps: int = 20,
-    draws: int = 20,
-    split: str = "train",
-    seed: int = 0,
-    progress: bool = False,
-) -> SharpnessEstimate:
-    """Return how much the mean loss rises within `rho` of the weights, in the loss's unit.
-
-    Kinds (Andriushchenko et al. 2023, arXiv:2302.07011, whose defaults for `samples`, `batch` and `steps` these are):
-      "sam": the mean over batches of max over ||e||_2 <= rho of L_b(w + e) - L_b(w) (m-sharpness, Foret et al. 2021);
-      "adaptive": the same over || e / |w| ||_2 <= rho, which a rescaling of ReLU layers leaves as it is;
-      "average": the mean over e_i ~ N(0, rho^2) of L(w + e) - L(w); "average_adaptive": e_i ~ N(0, (rho |w_i|)^2).
-
-    The worst case is sought by the generalized power method e <- rho g / ||g||, g the gradient at w + e (Journee et
-    al. 2010, JMLR 11:517), whose first step is SAM's own; the largest rise seen is kept, so the value is a lower bound
-    of the maximum. Its batches are the draw's samples, shuffled, `batch` at a time, whatever the task's own batches are
-    (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages
-    over `draws`.
-    Cost: `steps` gradients (worst case) or `draws` forward passes over `samples` samples.
-    Raises MeasurementError for an unknown kind or a radius that is not positive.
-    """
-    return measure_sharpness(
-        task,
-        kinds=(kind,),
-        rho=rho,
-        samples=samples,
-        batch=batch,
-        steps=steps,
-        draws=draws,
-        split=split,
-        seed=seed,
-        progress=progress,
-    )
+def _passes(*, kind: str | Sequence[str] = DEFAULT, steps: int = 20, draws: int = 20, **_: object) -> float:
+    # A gradient is 3 forward passes; a line search of L-BFGS-B makes about 1.5 of them in an iteration.
+    cost = {"ball": 3.0 * steps, "noise": 1.0 * draws, "box": 4.5 * KESKAR_ITERATIONS}
+    return sum(cost[KINDS[name].search] for name in _names(kind))
 
 
 @measurement(
     "sharpness",
     order=40,
-    preset={"quick": {"samples": 256, "steps": 10, "draws": 10}, "standard": {}, "thorough": {"samples": 4096}},
+    preset={
+        "quick": {"samples": 256, "steps": 10, "draws": 10},
+        "standard": {},
+        "thorough": {"samples": 4096, "kind": tuple(KINDS)},
+    },
     options={
-        "kinds": Option(tuple(KINDS), f"which of {', '.join(KINDS)}"),
+        "kind": Option(
+            DEFAULT,
+            f"which of {', '.join(KINDS)}; a rescaling of ReLU layers changes all but "
+            f"{', '.join(name for name, kind in KINDS.items() if not kind.rescaling)}",
+        ),
+        "rho": Option(None, "radius for all kinds, or {kind: radius}; None: each kind's own", "the papers', per kind"),
         "samples": Option(1024, "samples drawn", "Andriushchenko et al. 2023"),
-        "batch": Option(128, "m of m-sharpness", "Andriushchenko et al. 2023"),
+        "batch": Option(128, "m of m-sharpness; None: all samples at once", "Andriushchenko et al. 2023"),
         "steps": Option(20, "steps of ascent", "Andriushchenko et al. 2023"),
         "draws": Option(20, "random draws of the averages"),
+        "normalize_logits": Option(False, "take the logits' scale out of the loss", "Andriushchenko et al. 2023"),
+        "split": Option("train", "the data whose loss rises"),
     },
-    # A gradient is 3 forward passes; two worst-case kinds and two averages, over 1,024 samples of the draw at most.
-    estimate=lambda steps=20, draws=20, **_: 2 * 3.0 * steps + 2 * draws,
+    estimate=_passes,
 )
-def measure_sharpness(
-    task: Task,
+def sharpness(
+    task: Task | Objective,
+    kind: str | Sequence[str] = "sam",
     *,
-    kinds: Sequence[str] = tuple(KINDS),
-    rho: float | None = None,
+    rho: float | Mapping[str, float] | None = None,
     samples: int = 1024,
-    batch: int = 128,
+    batch: int | None = 128,
     steps: int = 20,
     draws: int = 20,
+    normalize_logits: bool = False,
     split: str = "train",
     seed: int = 0,
     progress: bool = False,
 ) -> SharpnessEstimate:
-    """Worst-case and average rise of the loss near the weights, plain and adaptive (see `sharpness`)."""
+    """How much the mean loss rises near the weights: worst case and average, plain and adaptive.
+
+    Kinds (Andriushchenko et al. 2023, arXiv:2302.07011, whose defaults for `samples`, `batch` and `steps` these are):
+
+    - "sam": the mean over batches of max over ||e||_2 <= rho of L_b(w + e) - L_b(w) (m-sharpness with m = `batch`,
+      Foret et al. 2021); with batch=None one maximum for the mean loss of all samples;
+    - "adaptive": the same over || e / |w| ||_2 <= rho, which a rescaling of ReLU layers leaves as it is;
+    - "asam": over || e / T ||_2 <= rho with T = |w| + 0.01 on weights and 1 on biases, as Kwon et al. 2021 train;
+    - "average": the mean over e_i ~ N(0, rho^2) of L(w + e) - L(w), not on a sphere; "average_adaptive":
+      e_i ~ N(0, (rho |w_i|)^2);
+    - "keskar", "keskar_5e-4": 100 (max L(w + e) - L(w)) / (1 + L(w)) over the box |e_i| <= rho (|w_i| + 1), by 10
+      iterations of L-BFGS-B, over all samples at once, in percent (Keskar et al. 2017, arXiv:1609.04836, from memory
+      of the paper, whose eps 1e-3 and 5e-4 these are).
+
+    The worst case is sought by the generalized power method e <- rho g / ||g||, g the gradient at w + e (Journee et
+    al. 2010, JMLR 11:517), whose first step is SAM's own; the largest rise seen is kept, so the value is a lower bound
+    of the maximum. Its batches are the draw's samples, shuffled, `batch` at a time, whatever the task's own batches are
+    (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages
+    over `draws`; one maximum has none (NaN).
+
+    Args:
+        task: a Task, or an Objective of one (its task is drawn anew, in batches of the size asked for).
+        kind: one of the kinds or several, also as "sam,keskar".
+        rho: radius in each measure's own norm: one for all, or {kind: radius}; None takes each kind's own.
+        normalize_logits: replace each row of logits z by (z - mean z) / ||z - mean z|| before the loss, so that a mere
+            growth of the logits changes nothing.
+        samples, batch, steps, draws: of the draw, of m-sharpness, of the ascent, of the averages.
+
+    Cost: `steps` gradients (ball), `draws` forward passes (noise) or about 15 gradients (box) over `samples` samples.
+    Raises MeasurementError for an unknown kind, a radius that is not positive, numbers below 1, missing logits.
+    """
     start = time.perf_counter()
-    for kind in kinds:
-        if kind not in KINDS:
-            raise MeasurementError(f"sharpness kind {kind!r} is not one of {', '.join(KINDS)}")
-    if rho is not None and not (rho > 0 and math.isfinite(rho)):
-        raise MeasurementError(f"rho={rho} must be a positive number: it is a radius around the weights")
-    for name, value in (("samples", samples), ("batch", batch), ("steps", steps), ("draws", draws)):
-        if value < 1:
-            raise MeasurementError(f"{name}={value} must be at least 1")
+    names = _names(kind)
+    radii = {name: _radius(name, rho) for name in names}
+    for label, value in (("samples", samples), ("batch", batch), ("steps", steps), ("draws", draws)):
+        if value is not None and value < 1:
+            raise MeasurementError(f"{label}={value} must be at least 1")
+    task = task.task if isinstance(task, Objective) else task
     if samples < (task.max_samples or math.inf):
         task = task.replace(max_samples=samples)
-    found: list[tuple[float, float, float, int]] = []
+    if normalize_logits:
+        task = with_normalized_logits(task)
+    found: list[tuple[float, float]] = []
     with Objective(task, split, regroup=batch) as objective:
-        total = sum((steps + 1) * len(objective) if KINDS[k].worst else draws for k in kinds)
+        batches = 1 if batch is None else len(objective)
+        ticks = {"ball": (steps + 1) * batches, "noise": draws, "box": KESKAR_ITERATIONS}
+        total = sum(ticks[KINDS[name].search] for name in names)
         with tqdm(total=total, desc="sharpness", disable=not progress, leave=False) as bar:
-            for kind in kinds:
-                chosen = KINDS[kind]
-                radius = rho or chosen.rho
-                scale = [c.abs() for c in objective.center] if chosen.adaptive else None
-                if chosen.worst:
-                    value = _worst(objective, radius, scale, steps, seed, bar.update)
+            for name in names:
+                search, radius, scale = KINDS[name].search, radii[name], _scale(objective, KINDS[name])
+                if search == "ball":
+                    whole = batch is None
+                    found.append(worst_in_ball(objective, radius, scale, steps, seed, bar.update, whole=whole))
+                elif search == "noise":
+                    found.append(average_rise(objective, radius, scale, draws, seed, bar.update))
                 else:
-                    value = _average(objective, radius, scale, draws, seed, bar.update)
-                found.append((*value, radius, kinds.index(kind)))
+                    found.append((worst_in_box(objective, radius, KESKAR_ITERATIONS, bar.update), math.nan))
         values = np.array([f[0] for f in found])
-        largest = objective.largest
         return SharpnessEstimate(
             values=values,
             stderr=np.array([f[1] for f in found]),
-            rho=np.array([f[2] for f in found]),
-            rescaling=np.array([not KINDS[k].adaptive for k in kinds]),
-            names=tuple(kinds),
+            rho=np.array([radii[name] for name in names]),
+            rescaling=np.array([KINDS[name].rescaling for name in names]),
+            names=names,
+            units=tuple(KINDS[name].units for name in names),
             split=split,
-            settings={"samples": objective.samples, "batch": largest, "steps": steps, "draws": draws, "seed": seed},
-            checks=_checks(kinds, values),
-            warnings=_other_batches(objective, batch) if any(KINDS[k].worst for k in kinds) else (),
+            settings={
+                "samples": objective.samples,
+                "batch": None if batch is None else objective.largest,
+                "steps": steps,
+                "draws": draws,
+                "seed": seed,
+                "normalize_logits": normalize_logits,
+            },
+            checks=_checks(names, values),
+            warnings=_other_batches(objective, batch) if any(KINDS[n].search == "ball" for n in names) else (),
             notes=objective.notes,
             cost=Cost(passes=objective.passes, seconds=time.perf_counter() - start),
         )
 
 
-def _other_batches(objective: Objective, batch: int) -> tuple[str, ...]:
+def _names(kind: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(n.strip() for n in (kind.split(",") if isinstance(kind, str) else kind)))
+    for name in names or ("",):
+        if name not in KINDS:
+            raise MeasurementError(f"sharpness kind {name!r} is not one of {', '.join(KINDS)}")
+    return names
+
+
+def _radius(name: str, rho: float | Mapping[str, float] | None) -> float:
+    if isinstance(rho, Mapping):
+        unknown = next((n for n in rho if n not in KINDS), None)
+        if unknown is not None:
+            raise MeasurementError(f"rho names {unknown!r}, which is not one of {', '.join(KINDS)}")
+        rho = rho.get(name)
+    radius = KINDS[name].rho if rho is None else rho
+    if isinstance(radius, str) or not (radius > 0 and math.isfinite(radius)):
+        raise MeasurementError(f"rho={radius} must be a positive number: it is a radius around the weights")
+    return float(radius)
+
+
+def _scale(objective: Objective, kind: Kind) -> list[torch.Tensor] | None:
+    if kind.scale is None:
+        return None
+    if kind.scale == "weights":
+        return [c.abs() for c in objective.center]
+    # Kwon et al.'s first implementation tells weights from biases by their names.
+    return [
+        c.abs() + ETA if "weight" in name else torch.ones_like(c)
+        for name, c in zip(objective.names, objective.center, strict=True)
+    ]
+
+
+def _other_batches(objective: Objective, batch: int | None) -> tuple[str, ...]:
     """Say where the batches could not be made of the size that was asked for: the worst case depends on it."""
-    expected = min(batch, objective.samples)
-    if objective.largest == expected:
+    if batch is None or objective.largest == min(batch, objective.samples):
         return ()
     return (
-        f"the worst case is over batches of at most {objective.largest} samples, not {expected}: this task's batches "
-        "can't be regrouped; compare it only with values over batches of that size",
+        f"the worst case is over batches of at most {objective.largest} samples, not {min(batch, objective.samples)}: "
+        "this task's batches can't be regrouped; compare it only with values over batches of that size",
     )
 
 
-def _checks(kinds: Sequence[str], values: np.ndarray) -> tuple[Check, ...]:
-    bad = [k for k, v in zip(kinds, values, strict=True) if not math.isfinite(v)]
+def _checks(names: Sequence[str], values: np.ndarray) -> tuple[Check, ...]:
+    bad = [k for k, v in zip(names, values, strict=True) if not math.isfinite(v)]
     if bad:
         return (
             Check("finite", "warn", f"the loss is not finite within the radius of {', '.join(bad)}: take a smaller"),
         )
     return (Check("finite", "pass", "the loss is finite at every point that was visited"),)
-
-
-def _worst(
-    objective: Objective, rho: float, scale: Tensors | None, steps: int, seed: int, tick: Callable[[int], object]
-) -> tuple[float, float]:
-    """Return (mean, standard error) over batches of the largest rise found within the ball."""
-    rises, weights = [], []
-    for i in range(len(objective)):
-        objective.reset()
-        gradient, first, weight = _slope(objective, i)
-        best = 0.0
-        for _ in range(steps if weight > 0 else 0):
-            step = _on_ball(gradient, rho, scale, seed + i)
-            objective.move([step], [1.0])
-            gradient, value, _ = _slope(objective, i)
-            tick(1)
-            if not math.isfinite(value):
-                best = math.inf
-                break
-            best = max(best, value - first)
-        tick(1)
-        if weight > 0:
-            rises.append(best)
-            weights.append(weight)
-    objective.reset()
-    objective.passes += 3 * (steps + 1)
-    w, r = np.array(weights), np.array(rises)
-    mean = float((w * r).sum() / w.sum())
-    n = len(r)
-    stderr = math.sqrt(n / (n - 1) * float(((w * (r - mean)) ** 2).sum())) / w.sum() if n > 1 else math.nan
-    return mean, float(stderr)
-
-
-def _slope(objective: Objective, i: int) -> tuple[Tensors, float, float]:
-    """Return (gradient, loss, weight) of batch i at the current weights."""
-    mean, weight = objective.batch_loss(i)
-    if weight == 0:
-        return (), math.nan, 0.0
-    gradient = torch.autograd.grad(mean, objective.parameters, allow_unused=True, materialize_grads=True)
-    return gradient, float(mean.detach()), weight
-
-
-def _on_ball(gradient: Tensors, rho: float, scale: Tensors | None, seed: int) -> list[torch.Tensor]:
-    """Return the point of the ball (of the ellipsoid, with a scale) that maximizes the linear part of the loss."""
-    slope = [g * s for g, s in zip(gradient, scale, strict=True)] if scale is not None else list(gradient)
-    norm = math.sqrt(sum(float(s.double().square().sum()) for s in slope))
-    if norm == 0:  # a stationary point has no direction of ascent: begin with a random one
-        slope = _normal(slope, seed)
-        norm = math.sqrt(sum(float(s.double().square().sum()) for s in slope))
-    if scale is not None:
-        slope = [g * s for g, s in zip(slope, scale, strict=True)]
-    return [s * (rho / norm) for s in slope]
-
-
-def _average(
-    objective: Objective, rho: float, scale: Tensors | None, draws: int, seed: int, tick: Callable[[int], object]
-) -> tuple[float, float]:
-    """Return (mean, standard error) of the rise over Gaussian perturbations."""
-    objective.reset()
-    center = objective.evaluate().loss
-    rises = []
-    for k in range(draws):
-        noise = _normal(objective.center, seed * 100_003 + k)
-        if scale is not None:
-            noise = [e * s for e, s in zip(noise, scale, strict=True)]
-        objective.move([noise], [rho])
-        rises.append(objective.evaluate().loss - center)
-        tick(1)
-    objective.reset()
-    r = np.array(rises)
-    return float(r.mean()), float(r.std(ddof=1) / math.sqrt(draws)) if draws > 1 else math.nan
-
-
-def _normal(like: Tensors, seed: int) -> list[torch.Tensor]:
-    """Draw N(0, 1) on the CPU, so that every device sees the same numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in like]

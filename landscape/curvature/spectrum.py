@@ -80,11 +80,12 @@ class TraceEstimate(Estimate, kind="trace", section="curvature"):
 
 @dataclass(frozen=True, kw_only=True)
 class SharpnessEstimate(Result, kind="sharpness"):
-    """How much the loss rises in a neighbourhood of the weights, in nats (the loss's unit).
+    """How much the loss rises in a neighbourhood of the weights.
 
-    `values` (kind,) belong to `names` in the same order; `stderr` is over batches (worst-case kinds) or over
-    draws (average kinds). `rescaling` says for each whether a rescaling of ReLU layers, which leaves the
-    function as it is, changes the number.
+    `values` (kind,) belong to `names` in the same order, and `units` say in what: "loss" (nats for cross entropy), or
+    "%" of 1 + loss. `stderr` is over batches (worst-case kinds) or over draws (average kinds), NaN where there is one
+    maximum only. `rescaling` says for each whether a rescaling of ReLU layers, which leaves the function as it is,
+    changes the number.
     """
 
     values: np.ndarray = array("measure", units="loss", stderr="stderr", doc="rise of the loss")
@@ -92,13 +93,14 @@ class SharpnessEstimate(Result, kind="sharpness"):
     rho: np.ndarray = array("measure", doc="radius of the neighbourhood, in each measure's own norm")
     rescaling: np.ndarray = array("measure", doc="True: changed by a rescaling of ReLU layers")
     names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
     split: str = ""
 
     def summary(self) -> dict[str, Any]:
         return {
             name: {
                 "value": float(self.values[i]),
-                "stderr": float(self.stderr[i]),
+                "stderr": None if math.isnan(self.stderr[i]) else float(self.stderr[i]),
                 "rho": float(self.rho[i]),
                 "rescaling_changes_it": bool(self.rescaling[i]),
             }

@@ -30,7 +30,7 @@ def build(runs: Sequence[Run]) -> Section | None:
     blocks: list[Block] = []
     if columns:
         compared = [
-            Compared(m.label, "rise of the loss", [m.read(r) for r in runs], _radius(known[m.label][0]))
+            Compared(m.label, _unit(runs, m.label), [m.read(r) for r in runs], _radius(known[m.label][0]))
             for m in columns
         ]
         caption = (
@@ -64,6 +64,16 @@ def _facts(runs: Sequence[Run], name: str) -> tuple[set[float], bool]:
             radii.add(float(np.ravel(result.rho)[at]))
             changes |= bool(np.ravel(result.rescaling)[at])
     return radii, changes
+
+
+def _unit(runs: Sequence[Run], name: str) -> str:
+    """Return what the axis of this measure says: Keskar's is a share of the loss."""
+    for run in runs:
+        result: Any = run.get("sharpness")
+        units = dict(zip(result.names, result.units, strict=False)) if result is not None else {}
+        if units.get(name) == "%":
+            return "rise, % of 1 + loss"
+    return "rise of the loss"
 
 
 def _radius(radii: set[float]) -> str:
