@@ -95,7 +95,7 @@ def _kept(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> tupl
     return logits, labels
 
 
-def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[int, int]:
-    """Return (right, all): the first class wins a tie, a binary logit of 0 counts as class 0."""
+def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return (right, all), right on the device: the first class wins a tie, a binary logit of 0 counts as class 0."""
     predicted = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
-    return int((predicted == labels).sum()), len(labels)
+    return (predicted == labels).sum(), len(labels)
