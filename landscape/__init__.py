@@ -54,6 +54,7 @@ _NAMES = {
     "trajectory": "landscape.surface.trajectory",
     "trajectory_plane": "landscape.surface.trajectory",
     "Calibration": "landscape.calibration.table",
+    "CalibrationAccumulator": "landscape.calibration.accumulator",
     "calibration_error": "landscape.calibration.scores",
     "fit_temperature": "landscape.calibration.recalibration",
     "Subject": "landscape.archive.schema",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from .archive.reader import Archive, open_archive
     from .archive.schema import Subject
     from .archive.writer import save_archive
+    from .calibration.accumulator import CalibrationAccumulator
     from .calibration.recalibration import fit_temperature
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration

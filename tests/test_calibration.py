@@ -12,6 +12,7 @@ import torch
 from landscape.calibration.bins import Bins, equal_mass_edges, equal_width_edges
 from landscape.calibration.intervals import clopper_pearson, ece_interval, simulate_correct
 from landscape.calibration.scores import calibration_error
+from landscape.calibration.totals import Atoms
 from landscape.errors import MeasurementError
 from landscape.results import rebuild
 
@@ -142,8 +143,8 @@ def test_pixels_and_tokens_are_rows() -> None:
     )
     assert pixels.ece == flat.ece == tokens.ece
     assert pixels.samples == flat.samples == int((labels != 255).sum())
-    assert any("independent" in w for w in pixels.warnings)
-    assert not any("independent" in w for w in flat.warnings)
+    assert (pixels.groups, tokens.groups, flat.groups) == (4, 4, 0)  # an image, a text: groups by themselves
+    assert pixels.brier_stderr != flat.brier_stderr
 
 
 def test_ignored_rows_may_hold_anything() -> None:
@@ -269,13 +270,27 @@ def test_simulated_labels_have_the_mean_and_variance_of_the_confidences() -> Non
     index = (confidence > 0.7).astype(np.int64)
     confidence[:50], index[:50] = 1.0, 2  # a sure bin, a small one, an empty one
     confidence[50:60], index[50:60] = 0.5, 3
-    found = simulate_correct(confidence, index, 5, np.random.default_rng(1), draws=20_000)
+    bins = Bins(equal_width_edges(5)).add(confidence, np.zeros(3000, bool), index)
+    found = simulate_correct(bins, np.random.default_rng(1), draws=20_000)
     for b in range(5):
         c = confidence[index == b]
         mean, variance = c.sum(), (c * (1 - c)).sum()
-        # 5 standard errors of 20,000 draws; the grouping adds less than 1e-3 to the variance.
+        # 5 standard errors of 20,000 draws; rounding the number of trials adds less than 1e-3 to the variance.
         assert abs(found[:, b].mean() - mean) <= 5 * math.sqrt(variance / 20_000) + 1e-9
         assert found[:, b].var() == pytest.approx(variance, rel=5 * math.sqrt(2 / 20_000) + 1e-3, abs=1e-9)
+
+
+def test_simulated_labels_of_a_small_bin_are_drawn_one_by_one() -> None:
+    confidence = np.array([0.02, 0.5, 0.98])
+    bins = Bins(equal_width_edges(1)).add(confidence, np.ones(3, bool))
+    one = np.ones(3, np.int64)
+    atoms = Atoms(confidence, one, one, 0 * confidence, exact=True)
+    found = np.bincount(simulate_correct(bins, np.random.default_rng(0), atoms, draws=40_000)[:, 0], minlength=4)
+    p, q = confidence, 1 - confidence
+    one_right = p[0] * q[1] * q[2] + q[0] * p[1] * q[2] + q[0] * q[1] * p[2]
+    two_right = q[0] * p[1] * p[2] + p[0] * q[1] * p[2] + p[0] * p[1] * q[2]
+    exact = [q.prod(), one_right, two_right, p.prod()]
+    assert found / 40_000 == pytest.approx(exact, abs=4 * math.sqrt(0.25 / 40_000))  # 4 standard errors
 
 
 def test_the_consistency_band_of_one_confidence_is_binomial() -> None:

@@ -75,6 +75,24 @@ class Bins:
         self.label_variances += summed(confidence * (1 - confidence))
         return self
 
+    def add_cells(self, bin_of: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> Bins:
+        """Add samples counted in cells that no edge cuts: the bin of each, (m,) rising; counts and summed confidences.
+
+        `counts` and `sums` (m, 2) are of the wrong and of the right ones. The squares take a cell's samples at their
+        mean: cells within 1% of the distance to 1 make the interval's variance too small by less than 1e-4 of it.
+        """
+
+        def summed(values: np.ndarray) -> np.ndarray:
+            return np.bincount(bin_of, values, minlength=len(self))
+
+        self.counts += summed(counts.sum(axis=1)).astype(np.int64)  # float64 holds them exactly, up to 2**53
+        self.correct += summed(counts[:, 1]).astype(np.int64)
+        self.confidence_sums += summed(sums.sum(axis=1))
+        mean = np.divide(sums, counts, out=np.zeros(sums.shape), where=counts > 0)
+        self.squared_errors += summed((counts * (mean - [0, 1]) ** 2).sum(axis=1))
+        self.label_variances += summed((counts * mean * (1 - mean)).sum(axis=1))
+        return self
+
     def merge(self, other: Bins) -> Bins:
         """Add what `other` has seen; raises MeasurementError when its edges differ."""
         if not np.array_equal(self.edges, other.edges):
@@ -117,6 +135,28 @@ class Bins:
     def ece(self) -> float:
         """Expected calibration error, sum_b n_b/N |conf_b - acc_b| (share; Naeini et al. 2015, Guo et al. 2017)."""
         return float(np.abs(self.signed_errors).sum())
+
+    @property
+    def ece_l2(self) -> float:
+        """Root mean square calibration error, sqrt(sum_b n_b/N (conf_b - acc_b)^2), as it is (biased upward; share)."""
+        filled = self.counts > 0
+        return float(np.sqrt((self.signed_errors[filled] ** 2 / (self.counts[filled] / self.samples)).sum()))
+
+    @property
+    def ece_debiased(self) -> float:
+        """ECE less its sampling bias, sum_b |D_b| - sqrt(2/pi) s_b exp(-D_b^2 / (2 s_b^2)), floored at 0 (share).
+
+        D_b is the bin's signed error and s_b its standard error. |D_b| of a bin without a fault is sqrt(2/pi) s_b on
+        average; that falls off as the fault grows. No estimate is unbiased for both (Cai and Low 2011,
+        doi:10.1214/10-AOS849): this one (chosen by us) is off by -0.27 to 0.23 s_b in each bin, where the plain one is
+        by 0 to 0.8 and the normal debiasing of Kumar et al. 2019 (arXiv:1909.10155) by -0.07 to 0.47.
+        """
+        filled = self.counts > 0
+        error = self.signed_errors[filled]
+        variance = np.maximum(self.squared_errors[filled] / self.samples - error**2, 0.0) / self.samples
+        seen = variance > 0
+        bias = np.sqrt(2 / np.pi * variance[seen]) * np.exp(-(error[seen] ** 2) / (2 * variance[seen]))
+        return max(0.0, float(np.abs(error).sum() - bias.sum()))
 
     @property
     def mce(self) -> float:

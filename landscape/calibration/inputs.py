@@ -2,72 +2,131 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
+import warnings as _warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.special import expit
+import torch
 
 from ..errors import MeasurementError
 
 Kind = Literal["logits", "probabilities"]
+#: What a row of predictions is: one of several classes, class 1 or not, several labels each there or not, or the
+#: confidence of a predicted label that is right or wrong.
+Form = Literal["multiclass", "binary", "multilabel", "top-label"]
 # Class scores that are widened to float64 at a time: 32 MiB (chosen by us; fits any cache hierarchy's last level).
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Checked predictions: `values` (n, C), or (n,) for a binary task, in their own precision; `labels` (n,) int64.
+    """Predictions laid out on their device: `scores` (n, C), or (n,) where one number is all, in their own precision.
 
-    `dtype` is the precision they came in ("bfloat16" values are held in float32, exactly). `dependent` says that
-    several predictions came from one sample (pixels, tokens). `warnings` are for whoever shows the numbers.
+    `truth` (n,) int64 holds the labels; `dtype` the precision that the scores came in. `form` says what a row is:
+    multi-label predictions are n * L rows here, `column` (n * L,) says of which of the `columns` = L labels. `groups`
+    (n,) int64 numbers what rows belong together: what the caller gave (`named`), or the `members` samples that pixels,
+    tokens and labels came from. `warnings` are for whoever shows the numbers, `where` names a row for messages.
     """
 
     kind: Kind
-    values: np.ndarray
-    labels: np.ndarray
+    form: Form
+    scores: torch.Tensor
+    truth: torch.Tensor
     dtype: str
     dependent: bool
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    groups: torch.Tensor | None = None
+    members: int = 0
+    named: bool = False
+    column: torch.Tensor | None = None
+    columns: int = 1
+    where: Callable[[int], str] = lambda row: f"row {row}"
 
     @property
     def binary(self) -> bool:
-        """Whether `values` belong to the positive class of a binary task."""
-        return self.values.ndim == 1
+        """Whether `scores` are those of class 1 alone (or of the predicted label)."""
+        return self.scores.ndim == 1
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return 2 if self.binary else self.values.shape[1]
+        """Number of classes; of a multi-label task, number of labels."""
+        if self.form == "multilabel":
+            return self.columns
+        return 2 if self.binary else self.scores.shape[1]
+
+    @property
+    def values(self) -> np.ndarray:
+        """The scores as a NumPy array on the host; bfloat16 as float32, which holds it exactly."""
+        scores = self.scores.cpu()
+        return (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels as a NumPy array on the host, (n,) int64."""
+        return self.truth.cpu().numpy()
+
+    def select(self, rows: Any) -> Predictions:
+        """Return the predictions of these rows (a slice: without a copy)."""
+        return dataclasses.replace(
+            self,
+            scores=self.scores[rows],
+            truth=self.truth[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            column=None if self.column is None else self.column[rows],
+        )
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Give (values in float64, labels) in blocks of rows, so that memory stays bounded."""
         step = max(1, _CHUNK // (1 if self.binary else self.classes))
-        for start in range(0, len(self.labels), step):
+        values, labels = self.values, self.labels
+        for start in range(0, len(labels), step):
             rows = slice(start, start + step)
-            yield self.values[rows].astype(np.float64), self.labels[rows]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """For each prediction, (n,): the top label's confidence and whether it is right, its Brier score and its NLL."""
-
-    confidence: np.ndarray
-    correct: np.ndarray
-    brier: np.ndarray
-    nll: np.ndarray
+            yield values[rows].astype(np.float64), labels[rows]
 
 
 def read_predictions(
-    *, logits: Any, probabilities: Any, labels: Any, ignore_index: int | None, class_dim: int
+    *,
+    logits: Any,
+    probabilities: Any,
+    labels: Any,
+    ignore_index: int | None,
+    class_dim: int,
+    kind: Form | None = None,
+    groups: Any = None,
 ) -> Predictions:
     """Check one of `logits` and `probabilities` with its labels, and lay them out one row a prediction.
 
     Raises MeasurementError (one line: expected, got, what to do) for everything that does not fit, and TypeError
     for an ignore_index or class_dim that is no integer.
     """
+    laid = lay_out(
+        logits=logits,
+        probabilities=probabilities,
+        labels=labels,
+        ignore_index=ignore_index,
+        class_dim=class_dim,
+        kind=kind,
+        groups=groups,
+    )
+    if not len(laid.truth):
+        raise MeasurementError(f"no predictions: {laid.kind} and labels are empty")
+    return verify(kept(laid, ignore_index))
+
+
+def lay_out(
+    *,
+    logits: Any,
+    probabilities: Any,
+    labels: Any,
+    ignore_index: int | None,
+    class_dim: int,
+    kind: Form | None,
+    groups: Any,
+) -> Predictions:
+    """Bring shapes and types in order, without a look at the numbers (which may lie on a device)."""
     if (logits is None) == (probabilities is None):
         raise MeasurementError(
             f"give logits= or probabilities=, exactly one of them, got {'neither' if logits is None else 'both'}: "
@@ -76,211 +135,257 @@ def read_predictions(
     for name, value in (("ignore_index", ignore_index), ("class_dim", class_dim)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
             raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    kind: Kind = "probabilities" if logits is None else "logits"
-    values, dtype = _floating(kind, probabilities if logits is None else logits)
-    truth = _whole(labels)
-    values, where = _flatten(kind, values, truth, class_dim)
-    dependent = truth.ndim > 1
-    truth = truth.reshape(-1)
-    if not len(truth):
-        raise MeasurementError(f"no predictions: {kind} and labels are empty")
-    if ignore_index is not None:
-        kept = np.flatnonzero(truth != ignore_index)
-        if not len(kept):
-            raise MeasurementError(f"no predictions: all {len(truth)} labels are ignore_index={ignore_index}")
-        if len(kept) < len(truth):
-            values, truth, where = values[kept], truth[kept], _renamed(where, kept)
-
-    warnings = _check_values(kind, values, dtype, where)
-    _check_labels(truth, 2 if values.ndim == 1 else values.shape[1], where)
-    return Predictions(kind, np.ascontiguousarray(values), truth, dtype, dependent, warnings)
-
-
-def score(predictions: Predictions) -> Scored:
-    """Return confidence, correctness, Brier score and NLL (nats) of each prediction, computed in float64.
-
-    The first class wins a tie, a binary score at its threshold counts as class 0. Brier is sum_k (p_k - 1[y=k])^2
-    over the classes, and (p - y)^2 for a binary task (half of the two-class sum). NLL of a probability of exactly 0
-    is inf; nothing is clipped.
-    """
-    parts = [_score_block(predictions, x, y) for x, y in predictions.chunks()]
-    return Scored(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def positive_probability(predictions: Predictions) -> np.ndarray:
-    """Return the probability of class 1 of a binary task, (n,) float64."""
-    values = predictions.values.astype(np.float64)
-    return expit(values) if predictions.kind == "logits" else values
-
-
-def _score_block(predictions: Predictions, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
-    from_logits = predictions.kind == "logits"
-    if predictions.binary:
-        p = expit(x) if from_logits else x
-        sure = expit(np.abs(x)) if from_logits else np.maximum(x, 1 - x)
-        right = (x > (0.0 if from_logits else 0.5)) == (y == 1)
-        signed = np.where(y == 1, -x, x)
-        nll = np.logaddexp(0.0, signed) if from_logits else _surprise(np.where(y == 1, x, 1 - x))
-        return sure, right, (p - y) ** 2, nll
-    rows = np.arange(len(y))
-    top = x.argmax(axis=1)  # of the scores themselves: exact ties only
-    if from_logits:
-        shifted = x - x[rows, top][:, None]
-        p = np.exp(shifted)
-        total = p.sum(axis=1)
-        p /= total[:, None]
-        nll = np.log(total) - shifted[rows, y]
+    if kind not in (None, *get_args(Form)):
+        raise MeasurementError(f"kind={kind!r} is not one of {', '.join(map(repr, get_args(Form)))} or None")
+    what: Kind = "probabilities" if logits is None else "logits"
+    if kind == "top-label" and what == "logits":
+        raise MeasurementError('kind="top-label" needs the confidences themselves: pass them as probabilities=')
+    values, dtype = _floating(what, probabilities if logits is None else logits)
+    truth = _whole(labels).to(values.device)
+    shape = truth.shape
+    if kind in ("binary", "top-label"):
+        scores = _one_each(what, values, truth, kind)
+    elif kind == "multilabel":
+        if values.shape != shape or values.ndim != 2:
+            raise MeasurementError(
+                f'kind="multilabel" needs {what} and labels of one shape (n, labels), labels 0 or 1; got '
+                f"{_shape(values)} and {_shape(truth)}"
+            )
+        scores = values.reshape(-1)
     else:
-        p = x
-        nll = _surprise(x[rows, y])
-    sure = p[rows, top]
-    p[rows, y] -= 1.0
-    return sure, top == y, np.einsum("nc,nc->n", p, p), nll
-
-
-def _surprise(p: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):  # log 0 = -inf is the answer here
-        return -np.log(p) + 0.0  # no -0.0
-
-
-def _host(value: Any) -> tuple[Any, str]:
-    """Return (NumPy array, name of the dtype it came in); a tensor comes to the CPU, bfloat16 as float32."""
-    torch = sys.modules.get("torch")  # whoever holds a tensor has imported it
-    if torch is not None and isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        name = str(tensor.dtype).removeprefix("torch.")
-        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy(), name
-    array = np.asarray(value)
-    return array, str(array.dtype)
-
-
-def _floating(kind: Kind, value: Any) -> tuple[np.ndarray, str]:
-    array, dtype = _host(value)
-    if dtype not in ("float16", "bfloat16", "float32", "float64"):
-        raise MeasurementError(
-            f"{kind} must be floating point numbers (float16, bfloat16, float32 or float64), got {dtype}"
-        )
-    return array, dtype
-
-
-def _whole(labels: Any) -> np.ndarray:
-    if labels is None:
-        raise MeasurementError("labels are missing: give labels=, one class index for each prediction")
-    array, dtype = _host(labels)
-    if array.dtype.kind not in "iub":
-        raise MeasurementError(
-            f"labels must be class indices (integers), got {dtype}; convert them, e.g. labels.astype(int) or "
-            "labels.long()"
-        )
-    return array.astype(np.int64)
-
-
-def _flatten(
-    kind: Kind, values: np.ndarray, labels: np.ndarray, class_dim: int
-) -> tuple[np.ndarray, Callable[[int], str]]:
-    """Return values as (n,) or (n, C) in the order of labels.reshape(-1), and the names of rows for messages."""
-    shape = labels.shape
-    if labels.ndim == 1 and values.ndim == 1:
-        if len(values) != len(labels):
-            raise MeasurementError(f"{len(values)} {kind} for {len(labels)} labels; give one label a prediction")
-        return values, _row
-    if labels.ndim == 0 or values.ndim != labels.ndim + 1:
-        raise MeasurementError(
-            f"{kind} of shape {values.shape} don't fit labels of shape {shape}: expected (n, classes) with (n,), "
-            "(n, classes, ...) with (n, ...), or (n,) with (n,) for a binary task; labels are class indices, not "
-            "one-hot"
-        )
-    if not -values.ndim <= class_dim < values.ndim:
-        raise MeasurementError(f"class_dim={class_dim} is not a dimension of {kind} of shape {values.shape}")
-    last = np.moveaxis(values, class_dim, -1)
-    if last.shape[:-1] != shape:
-        hint = "" if values.shape[:-1] != shape else "; they fit with class_dim=-1"
-        raise MeasurementError(
-            f"{kind} of shape {values.shape} with the classes along dim {class_dim} don't fit labels of shape "
-            f"{shape}: expected labels of shape {last.shape[:-1]}{hint}"
-        )
-    if last.shape[-1] < 2:
-        raise MeasurementError(
-            f"{kind} of shape {values.shape} have {last.shape[-1]} class; for a binary task give them with shape "
-            "(n,), e.g. [:, 0]"
-        )
-    if labels.ndim == 1:
-        return last, _row
+        scores = _flatten(what, values, truth, class_dim)
+        if kind == "multiclass" and scores.ndim == 1:
+            raise MeasurementError(
+                f'kind="multiclass" needs {what} of shape (n, classes), got {_shape(values)}; '
+                'for a binary task leave kind= out, or give kind="binary"'
+            )
+    form: Form = kind or ("binary" if scores.ndim == 1 else "multiclass")
+    several = truth.ndim > 1 and truth.shape[1:].numel() > 1
+    members, named = _members(groups, shape, several, values.device)
 
     def position(row: int) -> str:
         return f"position ({', '.join(str(int(i)) for i in np.unravel_index(row, shape))})"
 
-    return last.reshape(-1, last.shape[-1]), position
+    return Predictions(
+        kind=what,
+        form=form,
+        scores=scores,
+        truth=truth.reshape(-1),
+        dtype=dtype,
+        dependent=several,
+        groups=members,
+        members=shape[0],
+        named=named,
+        column=torch.arange(shape[1], device=values.device).repeat(shape[0]) if form == "multilabel" else None,
+        columns=shape[1] if form == "multilabel" else 1,
+        where=position if truth.ndim > 1 else Predictions.where,
+    )
 
 
-def _renamed(where: Callable[[int], str], kept: np.ndarray) -> Callable[[int], str]:
-    return lambda row: where(int(kept[row]))
+def kept(predictions: Predictions, ignore_index: int | None) -> Predictions:
+    """Leave out the rows whose label is `ignore_index`; raises MeasurementError where none is left."""
+    if ignore_index is None:
+        return predictions
+    rows = torch.nonzero(predictions.truth != ignore_index).reshape(-1)
+    total = len(predictions.truth)
+    if not len(rows):
+        raise MeasurementError(f"no predictions: all {total} labels are ignore_index={ignore_index}")
+    if len(rows) == total:
+        return predictions
+    name = predictions.where
+    return dataclasses.replace(predictions.select(rows), where=lambda row: name(int(rows[row])))
 
 
-def _row(row: int) -> str:
-    return f"row {row}"
+def tensor_of(value: Any) -> tuple[torch.Tensor, str]:
+    """Return (tensor on the device it lies on, name of the dtype it came in) without copying where that can be."""
+    if isinstance(value, torch.Tensor):
+        return value.detach(), str(value.dtype).removeprefix("torch.")
+    found = np.asarray(value)
+    name = str(found.dtype)
+    if found.dtype.kind not in "biuf" or name in ("float128", "longdouble"):
+        return torch.empty(found.shape, device="meta"), name
+    if found.dtype.kind == "u":
+        found = found.astype(np.int64)
+    if not found.dtype.isnative or any(stride < 0 for stride in found.strides):
+        found = found.astype(found.dtype.newbyteorder("="), order="C")
+    with _warnings.catch_warnings():
+        # A read-only array (a memory map) is only read here; copying it could double what memory holds.
+        _warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(found), name
 
 
-def _check_values(kind: Kind, values: np.ndarray, dtype: str, where: Callable[[int], str]) -> tuple[str, ...]:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        first = int(np.argmax(bad if bad.ndim == 1 else bad.any(axis=1)))
-        found = values[first] if bad.ndim == 1 else values[first][bad[first]][0]
-        rows = int(np.count_nonzero(bad if bad.ndim == 1 else bad.any(axis=1)))
+def _floating(kind: Kind, value: Any) -> tuple[torch.Tensor, str]:
+    found, dtype = tensor_of(value)
+    if dtype not in ("float16", "bfloat16", "float32", "float64"):
         raise MeasurementError(
-            f"{kind} must be finite, got {found} in {where(first)} ({rows} of {len(values)} rows are affected); "
-            "leave them out, or look for the layer that makes them"
+            f"{kind} must be floating point numbers (float16, bfloat16, float32 or float64), got {dtype}"
         )
-    # Rounding p_k to its own precision moves the sum by at most half a unit; printed ones keep a few digits.
-    eps = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype, 0.0)
-    tolerance = max(1e-3, 4 * eps)
-    inside = bool(values.min() >= 0 and values.max() <= 1)
-    if values.ndim == 1:
-        if kind == "probabilities" and not inside:
-            first = int(np.argmax((values < 0) | (values > 1)))
+    return found, dtype
+
+
+def _whole(labels: Any) -> torch.Tensor:
+    if labels is None:
+        raise MeasurementError("labels are missing: give labels=, one class index for each prediction")
+    found, dtype = tensor_of(labels)
+    if not dtype.startswith(("int", "uint", "bool")):
+        raise MeasurementError(
+            f"labels must be class indices (integers), got {dtype}; convert them, e.g. labels.astype(int) or "
+            "labels.long()"
+        )
+    return found.long()
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _one_each(what: Kind, values: torch.Tensor, truth: torch.Tensor, kind: Form) -> torch.Tensor:
+    """Return the scores of class 1 in the order of truth.reshape(-1): any shape, or one more dimension of size 1."""
+    if values.ndim == truth.ndim + 1 and 1 in (values.shape[-1], values.shape[min(1, values.ndim - 1)]):
+        values = values.squeeze(-1) if values.shape[-1] == 1 else values.squeeze(1)
+    if values.shape != truth.shape:
+        raise MeasurementError(
+            f'kind="{kind}" needs one of the {what} for each label, of one shape; got {_shape(values)} and '
+            f"{_shape(truth)}"
+        )
+    return values.reshape(-1)
+
+
+def _flatten(kind: Kind, values: torch.Tensor, labels: torch.Tensor, class_dim: int) -> torch.Tensor:
+    """Return values as (n,) or (n, C) in the order of labels.reshape(-1)."""
+    shape = tuple(labels.shape)
+    if labels.ndim == 1 and values.ndim == 1:
+        if len(values) != len(labels):
+            raise MeasurementError(f"{len(values)} {kind} for {len(labels)} labels; give one label a prediction")
+        return values
+    if labels.ndim == 0 or values.ndim != labels.ndim + 1:
+        raise MeasurementError(
+            f"{kind} of shape {_shape(values)} don't fit labels of shape {shape}: expected (n, classes) with (n,), "
+            "(n, classes, ...) with (n, ...), or (n,) with (n,) for a binary task; labels are class indices, not "
+            'one-hot (several labels for each sample: kind="multilabel"; a binary task for each pixel: kind="binary")'
+        )
+    if not -values.ndim <= class_dim < values.ndim:
+        raise MeasurementError(f"class_dim={class_dim} is not a dimension of {kind} of shape {_shape(values)}")
+    last = values.movedim(class_dim, -1)
+    if tuple(last.shape[:-1]) != shape:
+        hint = "" if tuple(values.shape[:-1]) != shape else "; they fit with class_dim=-1"
+        raise MeasurementError(
+            f"{kind} of shape {_shape(values)} with the classes along dim {class_dim} don't fit labels of shape "
+            f"{shape}: expected labels of shape {tuple(last.shape[:-1])}{hint}"
+        )
+    if last.shape[-1] < 2:
+        raise MeasurementError(
+            f"{kind} of shape {_shape(values)} have {last.shape[-1]} class; for a binary task give them with shape "
+            "(n,), e.g. [:, 0]"
+        )
+    return last if labels.ndim == 1 else last.reshape(-1, last.shape[-1])
+
+
+def _members(groups: Any, shape: torch.Size, several: bool, device: torch.device) -> tuple[torch.Tensor | None, bool]:
+    """Return each row's group and whether the caller named it; rows of one sample are a group of themselves."""
+    if groups is None:
+        if not several:
+            return None, False
+        found = torch.arange(shape[0], device=device)
+    else:
+        found, dtype = tensor_of(groups)
+        if not dtype.startswith(("int", "uint")):
             raise MeasurementError(
-                f"probabilities must lie in [0, 1], got {values[first]} in {where(first)}; "
-                "if these are logits, pass them as logits="
+                f"groups must be integers, one for each sample, got {dtype}; number names with "
+                "numpy.unique(names, return_inverse=True)[1]"
             )
+        found = found.long().to(device)
+        if found.shape == shape:
+            return found.reshape(-1), True
+        if found.shape != shape[:1]:
+            raise MeasurementError(
+                f"groups of shape {_shape(found)} don't fit labels of shape {tuple(shape)}: give one for each sample"
+            )
+    each = shape[1:].numel()
+    return found.repeat_interleave(each, output_size=len(found) * each), groups is not None
+
+
+# ------------------------------------------------------------------------------------------------ the numbers
+
+
+def verify(predictions: Predictions) -> Predictions:
+    """Return the predictions with their warnings; raises MeasurementError that names the first row that is wrong."""
+    warnings = _check_values(predictions)
+    _check_labels(predictions.truth, predictions)
+    return dataclasses.replace(predictions, warnings=warnings) if warnings else predictions
+
+
+def sum_tolerance(dtype: str) -> float:
+    """How far the probabilities of a row may sum from 1.
+
+    Rounding p_k to its own precision moves the sum by at most half a unit; printed ones keep a few digits.
+    """
+    return max(1e-3, 4 * {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(dtype, 0.0))
+
+
+def _check_values(predictions: Predictions) -> tuple[str, ...]:
+    kind, values, where = predictions.kind, predictions.scores, predictions.where
+    low, high = (float(x) for x in torch.aminmax(values))
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = ~torch.isfinite(values)
+        rows = bad if bad.ndim == 1 else bad.any(dim=1)
+        first = int(rows.int().argmax())
+        found = values[first] if bad.ndim == 1 else values[first][bad[first]][0]
+        raise MeasurementError(
+            f"{kind} must be finite, got {float(found)} in {where(first)} ({int(rows.sum())} of {len(values)} rows are "
+            "affected); leave them out, or look for the layer that makes them"
+        )
+    inside = low >= 0 and high <= 1
+    if kind == "probabilities" and not inside:
+        outside = (values < 0) | (values > 1)
+        rows = outside if outside.ndim == 1 else outside.any(dim=1)
+        first = int(rows.int().argmax())
+        found = values[first] if outside.ndim == 1 else values[first][outside[first]][0]
+        raise MeasurementError(
+            f"probabilities must lie in [0, 1], got {_number(found)} in {where(first)}; "
+            "if these are logits, pass them as logits="
+        )
+    if values.ndim == 1:
         if kind == "logits" and inside:
             return ("all logits lie in [0, 1]: if they are probabilities, pass them as probabilities=",)
         return ()
-    sums = values.sum(axis=1, dtype=np.float64)
-    unit = np.abs(sums - 1) <= tolerance
+    if kind == "logits" and not inside:
+        return ()
+    tolerance = sum_tolerance(predictions.dtype)
+    sums = values.sum(dim=1, dtype=torch.float64)
+    unit = (sums - 1).abs() <= tolerance
     if kind == "logits":
-        if inside and bool(unit.all()):
+        if bool(unit.all()):
             raise MeasurementError(
                 "these logits lie in [0, 1] and every row sums to 1: they are probabilities; "
                 "pass them as probabilities="
             )
         return ()
-    if not inside:
-        outside = (values < 0) | (values > 1)
-        first = int(np.argmax(outside.any(axis=1)))
+    if not bool(unit.all()):
+        first = int(unit.int().argmin())
         raise MeasurementError(
-            f"probabilities must lie in [0, 1], got {values[first][outside[first]][0]} in {where(first)}; "
-            "if these are logits, pass them as logits="
-        )
-    if not unit.all():
-        first = int(np.argmin(unit))
-        raise MeasurementError(
-            f"the probabilities of a row must sum to 1 (within {tolerance:g}), got {sums[first]:.6g} in "
+            f"the probabilities of a row must sum to 1 (within {tolerance:g}), got {float(sums[first]):.6g} in "
             f"{where(first)}; if these are logits, pass them as logits="
         )
     return ()
 
 
-def _check_labels(labels: np.ndarray, classes: int, where: Callable[[int], str]) -> None:
-    wrong = (labels < 0) | (labels >= classes)
-    if not wrong.any():
+def _number(value: torch.Tensor) -> str:
+    return str(value.item()) if value.dtype == torch.float64 else f"{value.item():.7g}"
+
+
+def _check_labels(labels: torch.Tensor, predictions: Predictions) -> None:
+    classes = 2 if predictions.binary else predictions.classes
+    low, high = (int(x) for x in torch.aminmax(labels))
+    if low >= 0 and high < classes:
         return
-    first = int(np.argmax(wrong))
-    label = int(labels[first])
+    first = int(((labels < 0) | (labels >= classes)).int().argmax())
+    label, where = int(labels[first]), predictions.where(first)
     if label < 0:
         raise MeasurementError(
-            f"label {label} in {where(first)} is negative; if it marks what shall not count, pass ignore_index={label}"
+            f"label {label} in {where} is negative; if it marks what shall not count, pass ignore_index={label}"
         )
     raise MeasurementError(
-        f"label {label} in {where(first)} lies outside the {classes} classes, 0 to {classes - 1}; "
+        f"label {label} in {where} lies outside the {classes} classes, 0 to {classes - 1}; "
         "check the labels, or pass ignore_index= if it marks what shall not count"
     )

@@ -1,0 +1,85 @@
+"""What is left of any number of predictions once they are counted: the sums that every measure is made of. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .bins import Bins
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Samples by confidence, rising, (m,): mean confidence, how many, and how many of them are right.
+
+    `exact` says that each atom is one confidence; else it is a cell of neighbouring ones, with `wrong_sums` (m,) the
+    summed confidence of those that are wrong, for bounds on what the order inside a cell could change.
+    """
+
+    confidence: np.ndarray
+    counts: np.ndarray
+    correct: np.ndarray
+    wrong_sums: np.ndarray
+    exact: bool
+
+    @property
+    def samples(self) -> int:
+        return int(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Sums for each class, (K,) or (K, bins); the tables are None where they weren't asked for.
+
+    `labels` of each class (None: there are no classes); `predicted` as it, `right` among these and the sum of their
+    `confidence` (None where nothing is predicted: several labels at once). `counts`, `hits` and `sums` are the class's
+    own probability in equal-width bins: samples, labels of the class, summed probability.
+    """
+
+    labels: np.ndarray | None = None
+    predicted: np.ndarray | None = None
+    right: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    hits: np.ndarray | None = None
+    sums: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Sums for each group of samples that belong together: counts, right ones and confidences in bins, and scores.
+
+    `counts`, `correct` and `confidence_sums` (G, bins); `brier`, `nll` and `right`, the right top labels, (G,).
+    """
+
+    counts: np.ndarray
+    correct: np.ndarray
+    confidence_sums: np.ndarray
+    brier: np.ndarray
+    nll: np.ndarray
+    right: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Samples of each group, (G,)."""
+        return self.counts.sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Everything that `evaluate` needs; `moments` are the sums of Brier, Brier^2, NLL, NLL^2 (None: not asked for).
+
+    `right` counts right top labels, `infinite` NLLs that are inf and not in the sums.
+    """
+
+    table: Bins
+    atoms: Atoms
+    classes: Classes
+    right: int
+    moments: np.ndarray | None
+    infinite: int
+    groups: Groups | None = None
