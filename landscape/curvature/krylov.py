@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -208,7 +207,7 @@ class Subspace:
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the basis (float64 on the host, O(j^3); j is at most about 1,000)."""
-        values, weights = scipy.linalg.eigh((self.projected + self.projected.T) / 2)
+        values, weights = np.linalg.eigh((self.projected + self.projected.T) / 2)
         coupling = self.coupling @ weights
         outside = np.linalg.norm(coupling, axis=0)
         inside = np.linalg.norm(self.projected @ weights - weights * values, axis=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,8 +13,8 @@ import torch
 
 from ..data import first_line
 from ..errors import LandscapeError, MeasurementError
-from .graphs import BatchGraph, NoGraph, Tensors, explained
-from .rewritten import cheap_second_derivatives
+from .graphs import BatchGraph, Tensors, explained
+from .rewritten import cheap_second_derivatives, torch_derivatives
 
 if TYPE_CHECKING:
     from .operators import Operator
@@ -116,51 +117,58 @@ class Products:
 
     def _multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
         k = len(columns)
-        shaped = [
-            part.reshape(k, *p.shape)
-            for part, p in zip(columns.split([p.numel() for p in parameters], 1), parameters, strict=True)
-        ]
-        sums, total, built = torch.zeros_like(columns), 0.0, 0.0
-        for i in range(len(self._objective)):
-            try:
-                weight, products, fresh = self._batch(i, parameters, shaped, keep)
-            except (torch.OutOfMemoryError, LandscapeError):
-                raise
-            except RuntimeError as error:
-                if "can't allocate memory" in str(error):
+        cut = columns.split([p.numel() for p in parameters], dim=1)
+        shaped = [part.view(k, *p.shape) for part, p in zip(cut, parameters, strict=True)]
+        sums = [torch.zeros_like(v) for v in shaped]
+        total, built = 0.0, 0.0
+        with cheap_second_derivatives() if self._reverse else nullcontext():
+            for i in range(len(self._objective)):
+                try:
+                    weight, products, fresh = self._batch(i, parameters, shaped, keep)
+                except (torch.OutOfMemoryError, LandscapeError):
                     raise
-                if self._strategy in ("forward", "linearize"):
-                    raise MeasurementError(
-                        f"strategy={self._strategy!r} fails on this model ({first_line(error)}); use strategy='auto'"
-                    ) from error
-                raise explained(error) from error
-            built += fresh / len(self._objective)
-            if weight > 0:
-                start = 0
-                for part, p in zip(products, parameters, strict=True):
-                    sums[:, start : start + p.numel()].add_(part.reshape(k, -1), alpha=weight)
-                    start += p.numel()
-                total += weight
+                except RuntimeError as error:
+                    raise self._explained(error) from error
+                built += fresh / len(self._objective)
+                if weight > 0:
+                    torch._foreach_add_(sums, products, alpha=weight)
+                    total += weight
         # By operation count, in forward passes: a gradient with its graph 3, a product through it 6.
         self._objective.passes += 3 * built + 6 * k
-        return sums, total
+        return torch.cat([t.view(k, -1) for t in sums], dim=1), total
 
-    def _batch(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, Tensors, float]:
+    @property
+    def _reverse(self) -> bool:
+        """Whether all derivatives are taken in reverse mode; forward mode goes through torch's own functions."""
+        return self._strategy not in ("forward", "linearize")
+
+    def _explained(self, error: RuntimeError) -> Exception:
+        if "can't allocate memory" in str(error):
+            return error
+        if not self._reverse:
+            return MeasurementError(
+                f"strategy={self._strategy!r} fails on this model ({first_line(error)}); use strategy='auto'"
+            )
+        return explained(error)
+
+    def _batch(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, list[Any], float]:
         """Return (weight, A_i V, graphs built) for batch i."""
         if self._strategy == "linearize":
             return self._linearized(i, parameters, V, keep)
         if self._to_keep is None:
             self._plan(parameters, keep)
-        if i not in self._kept and i >= (self._to_keep or 0) and self._other == "forward":
+        if i >= (self._to_keep or 0) and self._other == "forward":
             weight, multiply = self._forward(i, parameters)
-            return weight, _columns(multiply, V), 0.0
-        with cheap_second_derivatives():
-            graph, fresh = self._kept.get(i), 0.0
-            if graph is None:
-                graph, fresh = self._operator.graph(i, parameters), 1.0
-                if i < (self._to_keep or 0):
-                    self._kept[i] = graph
-            return graph.weight, self._through(graph, V, i in self._kept), fresh
+            with torch_derivatives():
+                return weight, _columns(multiply, V), 0.0
+        graph, fresh = self._kept.get(i), 0.0
+        if graph is None:
+            graph, fresh = self._operator.graph(i, parameters), 1.0
+            if i < (self._to_keep or 0):
+                self._kept[i] = graph
+        if graph.weight == 0:
+            return 0.0, [], fresh
+        return graph.weight, self._through(graph, V, i in self._kept), fresh
 
     # ----------------------------------------------------------------------------------------- what to keep
 
@@ -170,8 +178,7 @@ class Products:
         self._to_keep = 0
         if not keep or self._strategy in ("rebuild", "forward"):
             return
-        with cheap_second_derivatives():
-            self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), parameters)
+        self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), parameters)
         objective.passes += 3 / len(objective)
         self._budget = free_memory(objective.device) if self._memory is None else self._memory
         self._to_keep = len(objective)
@@ -189,11 +196,11 @@ class Products:
         v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
 
         def rebuilt() -> Tensors:
-            with cheap_second_derivatives():
-                return self._through(self._operator.graph(i, parameters), v, False)
+            return self._through(self._operator.graph(i, parameters), v, False)
 
         def forward() -> Tensors:
-            return _columns(self._forward(i, parameters)[1], v)
+            with torch_derivatives():
+                return _columns(self._forward(i, parameters)[1], v)
 
         self._objective.passes += 36 / len(self._objective)
         try:
@@ -207,12 +214,11 @@ class Products:
 
     # ------------------------------------------------------------------------------------------ one product
 
-    def _through(self, graph: BatchGraph, V: Tensors, kept: bool) -> Tensors:
+    def _through(self, graph: BatchGraph, V: Tensors, kept: bool) -> list[Any]:
         """Return A_i V through a graph: vectorized where that was found to be faster."""
         k = len(V[0])
         block: Callable[[Tensors], Tensors] | None = getattr(graph, "block", None)
-        plain = self._strategy != "auto" or self._vectorize is False or isinstance(graph, NoGraph)
-        if k == 1 or block is None or plain:
+        if k == 1 or block is None or self._strategy != "auto" or self._vectorize is False:
             return _columns(graph.product, V, free=not kept)
         width = max(1, min(BLOCK, k, (self._budget // self._bytes) if self._bytes else BLOCK))
         if self._vectorize is None:
@@ -236,9 +242,13 @@ class Products:
         """Return (weight, v -> H_i v) by forward over reverse mode: jvp of grad."""
         function, weight = self._operator.functional(i, parameters)
         gradient = torch.func.grad(function)
-        return weight(), lambda v: _quiet(lambda: torch.func.jvp(gradient, (tuple(parameters),), (tuple(v),))[1])
 
-    def _linearized(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, Tensors, float]:
+        def multiply(v: Tensors) -> Tensors:
+            return [t.detach() for t in _quiet(lambda: torch.func.jvp(gradient, (tuple(parameters),), (tuple(v),))[1])]
+
+        return weight(), multiply
+
+    def _linearized(self, i: int, parameters: Tensors, V: Tensors, keep: bool) -> tuple[float, list[Any], float]:
         found, fresh = self._kept.get(i), 0.0
         if found is None:
             found, fresh = _linearize(*self._operator.functional(i, parameters), parameters), 1.0
@@ -252,7 +262,7 @@ def _linearize(
     function: Callable[[Tensors], torch.Tensor], weight: Callable[[], float], parameters: Tensors
 ) -> tuple[float, Callable[[Tensors], Tensors]]:
     linear = _quiet(lambda: torch.func.linearize(torch.func.grad(function), tuple(parameters))[1])
-    return weight(), lambda v: linear(tuple(v))
+    return weight(), lambda v: [t.detach() for t in linear(tuple(v))]
 
 
 def graph_bytes(build: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
@@ -286,13 +296,13 @@ def free_memory(device: torch.device) -> int:
         return UNKNOWN_HOST
 
 
-def _columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = False) -> Tensors:
+def _columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = False) -> list[Any]:
     """Return the products with each column, stacked along dimension 0; `free` frees the graph with the last one."""
     k = len(V[0])
     each = [multiply([v[c] for v in V], **({"last": c == k - 1} if free else {})) for c in range(k)]
     if k == 1:
-        return [t.detach().unsqueeze(0) for t in each[0]]
-    return [torch.stack([t.detach() for t in parts]) for parts in zip(*each, strict=True)]
+        return [t.unsqueeze(0) for t in each[0]]
+    return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
 def _timed(call: Callable[[], Tensors], device: torch.device) -> tuple[Tensors, float]:

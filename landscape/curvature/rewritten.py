@@ -32,17 +32,27 @@ def cheap_second_derivatives() -> Iterator[None]:
     For graphs that will be differentiated twice in reverse mode. Must also be active while they are: checkpointed
     layers run their forward again. Code that holds its own reference to torch's function keeps using that one.
     """
-    kept = {name: getattr(F, name) for name in ("conv1d", "conv2d", "conv3d", "batch_norm")}
-    if any(getattr(f, "__module__", "") == __name__ for f in kept.values()):
+    with _functions(_OURS):
         yield
-        return
-    for name, original in kept.items():
-        setattr(F, name, _batch_norm(original) if name == "batch_norm" else _convolution(original, int(name[4])))
+
+
+@contextlib.contextmanager
+def torch_derivatives() -> Iterator[None]:
+    """Let them be torch's own again, inside `cheap_second_derivatives`: forward mode has no rule for ours."""
+    with _functions(_TORCHS):
+        yield
+
+
+@contextlib.contextmanager
+def _functions(wanted: dict[str, Callable[..., Tensor]]) -> Iterator[None]:
+    found = {name: getattr(F, name) for name in wanted}
     try:
+        for name, function in wanted.items():
+            setattr(F, name, function)
         yield
     finally:
-        for name, original in kept.items():
-            setattr(F, name, original)
+        for name, function in found.items():
+            setattr(F, name, function)
 
 
 def _convolution(original: Callable[..., Tensor], dims: int) -> Callable[..., Tensor]:
@@ -195,3 +205,12 @@ def _gradient(g: Tensor, x: Tensor, w: Tensor, geometry: Sequence[Any], wanted: 
     stride, padding, dilation, groups = geometry
     zero = (0,) * len(stride)
     return torch.ops.aten.convolution_backward(g, x, w, None, stride, padding, dilation, False, zero, groups, wanted)
+
+
+_TORCHS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(F, name) for name in ("conv1d", "conv2d", "conv3d", "batch_norm")
+}
+_OURS: dict[str, Callable[..., Tensor]] = {
+    name: _batch_norm(original) if name == "batch_norm" else _convolution(original, int(name[4]))
+    for name, original in _TORCHS.items()
+}

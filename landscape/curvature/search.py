@@ -104,7 +104,9 @@ class Search:
         while True:
             size, row = len(space), 0
             spent = space.products >= self.limit
-            if size and (space.products >= test_at or size == space.n or spent or len(space.pending) > 1):
+            # The dense eigenproblem tells nothing before there are as many Ritz values as pairs are wanted.
+            due = size >= self.wanted.count and space.products >= test_at
+            if size and (due or size == space.n or spent or len(space.pending) > 1):
                 ritz = space.ritz()
                 self.show(ritz)
                 lacking = self.lacking(ritz)
