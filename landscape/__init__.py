@@ -56,7 +56,12 @@ _NAMES = {
     "Calibration": "landscape.calibration.table",
     "CalibrationAccumulator": "landscape.calibration.accumulator",
     "calibration_error": "landscape.calibration.scores",
-    "fit_temperature": "landscape.calibration.recalibration",
+    "Recalibration": "landscape.calibration.recalibrated",
+    "Calibrated": "landscape.calibration.calibrated",
+    "fit_temperature": "landscape.calibration.temperature",
+    "recalibrate": "landscape.calibration.recalibration",
+    "save_recalibration": "landscape.calibration.calibrated",
+    "load_recalibration": "landscape.calibration.calibrated",
     "Subject": "landscape.archive.schema",
     "Archive": "landscape.archive.reader",
     "open_archive": "landscape.archive.reader",
@@ -74,9 +79,12 @@ if TYPE_CHECKING:
     from .archive.schema import Subject
     from .archive.writer import save_archive
     from .calibration.accumulator import CalibrationAccumulator
-    from .calibration.recalibration import fit_temperature
+    from .calibration.calibrated import Calibrated, load_recalibration, save_recalibration
+    from .calibration.recalibrated import Recalibration
+    from .calibration.recalibration import recalibrate
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration
+    from .calibration.temperature import fit_temperature
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from .curvature.density import spectral_density
     from .curvature.diagonals import diagonal

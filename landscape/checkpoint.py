@@ -24,6 +24,7 @@ from .parameters import unwrap
 from .task_files import TaskReference, file_sha256, resolve_reference
 
 if TYPE_CHECKING:
+    from .calibration.recalibrated import Recalibration
     from .tasks import Task
 
 _FORMAT = 1
@@ -153,6 +154,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     step: int | None = None,
     epoch: int | None = None,
+    recalibration: Recalibration | None = None,
     **facts: Any,
 ) -> None:
     """Write a checkpoint that names its task, so that `landscape probe` needs nothing else.
@@ -168,6 +170,7 @@ def save_checkpoint(
             landscape itself ("landscape.probes.demo.digits:digits").
         settings: plain values that the task was called with.
         optimizer: its state is kept, with the names of its parameters.
+        recalibration: of `recalibrate`, for this model; `load_recalibration` gives it back.
         facts: plain values (text, numbers, True, None, lists and dicts of these), such as loss="focal".
 
     Raises CheckpointError for a task that a checkpoint may not name, sharded tensors, or a path that cannot be
@@ -184,6 +187,10 @@ def save_checkpoint(
     own: dict[str, Any] = {"format": _FORMAT, "version": _version(), "task": None, "facts": _plain_copy(facts)}
     if task is not None:
         own |= _task_entry(task, settings or {})
+    if recalibration is not None:
+        from .calibration.stored import pack
+
+        own["recalibration"] = pack(recalibration)
     module = unwrap(model) if isinstance(model, nn.Module) else None
     content: dict[str, Any] = {
         "model": _to_cpu(dict(model) if isinstance(model, Mapping) else unwrap(model).state_dict())

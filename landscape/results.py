@@ -34,6 +34,8 @@ RESULT_MODULES = (
     "landscape.surface.routes",
     "landscape.surface.fields",
     "landscape.calibration.table",
+    "landscape.calibration.recalibrated",
+    "landscape.calibration.samples",
     "landscape.performance",
 )
 #: Packages that are searched for `@measurement` functions. A new file in one of them is found by itself.
@@ -120,6 +122,7 @@ class Result:
     warnings: tuple[str, ...] = ()
     #: How the numbers came about (the draw, the precision, the weights of the batches): to know, not to act on.
     notes: tuple[str, ...] = ()
+    along: tuple[Result, ...] | None = beside("further results of the same measurement, archived in their own right")
 
     def __init_subclass__(cls, kind: str = "", section: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -13,7 +13,7 @@ import torch
 from landscape.archive.writer import ArchiveWriter
 from landscape.errors import MeasurementError, ObjectiveError
 from landscape.parameters import trainable
-from landscape.results import Check, Measurement, Result, StoredResult
+from landscape.results import Check, Measurement, Result, StoredResult, kind_of
 
 from .derivatives import twice_differentiable
 from .outcome import ProbeOutcome
@@ -66,8 +66,9 @@ class Execution:
             # Kept back until something is measured, so that a run without any result leaves no file.
             self.unwritten.append(not_measured(m, c.options, reason))
         else:
-            self.results[m.name] = result
-            self.writer.add(result, subject=self.subject)
+            for name, found in [(m.name, result), *((kind_of(r), r) for r in result.along or ())]:
+                self.results[name] = found
+                self.writer.add(found, subject=self.subject)
         while self.results and self.unwritten:
             self.writer.add(self.unwritten.pop(0), subject=self.subject)
 

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from landscape.calibration import samples
 from landscape.calibration.measure import measure_calibration
-from landscape.calibration.recalibration import fit_temperature
+from landscape.calibration.recalibrated import Recalibration
+from landscape.calibration.samples import SampleScores
 from landscape.calibration.scores import calibration_error
+from landscape.calibration.temperature import fit_temperature
 from landscape.errors import LandscapeError, MeasurementError
 from landscape.objective import Objective
 from landscape.results import Result, measurements
@@ -67,10 +70,40 @@ def test_the_temperature_is_fitted_on_one_half_and_judged_on_the_other() -> None
     assert measure_calibration(task, seed=5).temperature == found.temperature
 
 
+def test_the_recalibration_and_the_single_scores_come_along_from_the_same_pass() -> None:
+    found = measure_calibration(make(), method="vector")
+    assert found.along is not None
+    mended, scores = found.along
+    assert isinstance(mended, Recalibration)
+    assert isinstance(scores, SampleScores)
+    assert (mended.method, mended.split, mended.judged) == ("vector", "test", 750)
+    assert mended.fingerprint == scores.fingerprint
+    assert len(mended.fingerprint) == 64
+    assert math.isnan(found.temperature)
+    assert scores.correct.mean() == pytest.approx(found.accuracy, rel=1e-12)
+    assert scores.nll.mean(dtype=float) == pytest.approx(found.nll, rel=1e-6)  # kept in float32
+    assert scores.brier.mean(dtype=float) == pytest.approx(found.brier, rel=1e-6)
+    assert scores.confidence.mean() == pytest.approx(found.mean_confidence, rel=1e-12)
+    assert scores.predictions == len(scores.confidence) == 1500
+    assert measure_calibration(make()).along[0].temperature == measure_calibration(make()).temperature  # type: ignore[index, attr-defined]
+
+
+def test_of_many_predictions_evenly_spaced_ones_are_kept(monkeypatch) -> None:
+    monkeypatch.setattr(samples, "KEPT", 100)
+    found = measure_calibration(make())
+    scores = found.along[1]  # type: ignore[index]
+    assert isinstance(scores, SampleScores)
+    assert (len(scores.confidence), scores.predictions) == (100, 1500)
+    x, _ = data(1500, 1)
+    confidence = make().model(x).detach().softmax(dim=1).amax(dim=1)
+    np.testing.assert_allclose(scores.confidence, confidence[::15], rtol=1e-12)
+    assert scores.notes[-1] == "the scores of 100 of 1,500 predictions are kept, evenly spaced"
+
+
 def test_it_is_registered_with_its_options() -> None:
     known = measurements()["calibration"]
     assert known.run is measure_calibration
-    assert known.settings("quick") == {"bins": 15, "split": "test"}
+    assert known.settings("quick") == {"bins": 15, "split": "test", "method": "temperature"}
     assert isinstance(known.run(make(), seed=0, progress=False, **known.settings()), Result)
 
 
