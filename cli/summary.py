@@ -15,7 +15,7 @@ from landscape.results import Result, kind_of
 from .output import table
 
 #: Kinds whose numbers stand in the columns of the report's table.
-IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "calibration"}
+IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
 #: Arrays up to this length are written out, longer ones by their range (chosen by us: one line of a terminal).
 WRITTEN_OUT = 5
 

@@ -11,10 +11,12 @@ from report_samples import calibration, eigenvalues, name, performance, results,
 from scipy import stats
 
 from landscape.comparison.ranks import FEWEST, kendall
+from landscape.curvature.spectrum import ScaledCurvature, SharpnessEstimate
 from landscape.report.measures import measures, settings, sharpness_names
 from landscape.report.numbers import count, given, interval, number, seconds, uncertain
 from landscape.report.runs import flat, make_run, unique
 from landscape.report.scales import finite, scales
+from landscape.report.sections.sharpness import build as sharpness_section
 from landscape.results import Check, StoredResult
 
 # ------------------------------------------------------------------------------------------------ text
@@ -150,8 +152,35 @@ def test_names_are_made_unique_by_what_differs():
 
 
 def test_sharpness_measures_come_from_the_runs():
-    assert sharpness_names(sample_runs(2)) == ["sam", "adaptive", "average"]
+    assert sharpness_names(sample_runs(2)) == [("sharpness", name) for name in ("sam", "adaptive", "average")]
     assert "sharpness.sam" in {m.key for m in measures(sample_runs(1))}
+
+
+def test_scaled_curvature_stands_among_the_sharpness_measures_with_its_mark_and_unit():
+    found = ScaledCurvature(
+        values=np.array([4.0, 0.5]),
+        stderr=np.array([0.1, 0.01]),
+        rescaling=np.array([True, False]),
+        names=("trace", "trace_filter"),
+        units=("loss / parameter^2", "loss"),
+    )
+    keskar = SharpnessEstimate(
+        values=np.array([0.25]),
+        stderr=np.array([math.nan]),
+        rho=np.array([1e-3]),
+        rescaling=np.array([True]),
+        names=("keskar",),
+        units=("%",),
+    )
+    runs = [make_run("a", [found, keskar])]
+    columns = {m.key: m.read(runs[0]) for m in measures(runs) if m.group == "Sharpness"}
+    assert (columns["scaled.trace_filter"].number, columns["scaled.trace_filter"].error) == (0.5, 0.01)
+    assert columns["sharpness.keskar"].text() == ("0.2500", "")
+    built = sharpness_section(runs)
+    assert built is not None
+    text = repr(built)
+    for shown in ("rise, % of 1 + loss", "loss / parameter^2", "trace_filter", "yes: compare with care"):
+        assert shown in text
     assert name(0)
     assert len(results(0)) == 7
 

@@ -56,6 +56,32 @@ class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerCurvature(Result, kind="layers"):
+    """The largest eigenvalue of each layer's own diagonal block of an operator, in the model's order.
+
+    `largest` (layer,) belong to `names`; a block's largest eigenvalue is at most the whole operator's, whose own is
+    `whole`. `residuals` and `converged` as in `Eigenpairs`, relative to each block's own |lambda_1|.
+    """
+
+    largest: np.ndarray = array("layer", units="loss / parameter^2", doc="largest eigenvalue of the layer's block")
+    residuals: np.ndarray = array("layer", units="loss / parameter^2", doc="||A v - lambda v|| of each")
+    converged: np.ndarray = array("layer", doc="residual <= tol * |lambda_1|")
+    sizes: np.ndarray = array("layer", doc="parameters of each layer")
+    whole: float = array(units="loss / parameter^2", doc="largest eigenvalue over all layers together")
+    products: int = array(units="products", doc="operator products spent, verification included", default=0)
+    operator: str = "Hessian"
+    split: str = ""
+    names: tuple[str, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        layers = {
+            name: {"largest": float(v), "residual": float(r)}
+            for name, v, r in zip(self.names, self.largest, self.residuals, strict=True)
+        }
+        return {"layers": layers, "whole": self.whole, "products": int(self.products)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Estimate(Result, kind="estimate"):
     """A number with its standard error, from independent random draws."""
 
@@ -106,3 +132,32 @@ class SharpnessEstimate(Result, kind="sharpness"):
             }
             for i, name in enumerate(self.names)
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledCurvature(Result, kind="scaled_curvature", section="sharpness"):
+    """Largest eigenvalue, trace and Frobenius norm of the Hessian H, and of S H S with the filters' norms in S.
+
+    `values` (measure,) belong to `names`: "lambda_max", "trace", "frobenius", and the same with "_filter" for S H S.
+    `stderr` is over draws; for the eigenvalues it is the residual. `units` say "loss / parameter^2" for H and "loss"
+    for S H S, whose perturbations are shares of each filter's norm. `rescaling` as in `SharpnessEstimate`.
+    """
+
+    values: np.ndarray = array("measure", stderr="stderr", doc="measures of curvature, in their own units")
+    stderr: np.ndarray = array("measure", doc="standard error over draws; the residual of an eigenvalue")
+    rescaling: np.ndarray = array("measure", doc="True: changed by a rescaling of ReLU layers")
+    products: int = array(units="products", doc="operator products spent", default=0)
+    names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    split: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            name: {
+                "value": float(self.values[i]),
+                "stderr": float(self.stderr[i]),
+                "rescaling_changes_it": bool(self.rescaling[i]),
+            }
+            for i, name in enumerate(self.names)
+        }
+        return {**found, "products": int(self.products)}

@@ -122,11 +122,15 @@ def _ece(run: Run) -> Value:
     return Value(float(result.ece), math.nan, low, high, "interval")
 
 
-def _sharpness(name: str) -> Callable[[Run], Value]:
+#: Kinds whose results hold several named measures of sharpness, and how the keys of their columns begin.
+SHARPNESS = {"sharpness": "sharpness.", "scaled_curvature": "scaled."}
+
+
+def _sharpness(kind: str, name: str) -> Callable[[Run], Value]:
     def read(run: Run) -> Value:
-        result: Any = run.get("sharpness")
+        result: Any = run.get(kind)
         if result is None:
-            return Value(missing=run.missing("sharpness"))
+            return Value(missing=run.missing(kind))
         if name not in result.names:
             return Value(missing="not measured")
         at = list(result.names).index(name)
@@ -135,13 +139,14 @@ def _sharpness(name: str) -> Callable[[Run], Value]:
     return read
 
 
-def sharpness_names(runs: Sequence[Run]) -> list[str]:
-    """Return the sharpness measures that any of these runs has, in the order first seen."""
-    names: dict[str, None] = {}
-    for run in runs:
-        result: Any = run.get("sharpness")
-        if result is not None:
-            names.update(dict.fromkeys(result.names))
+def sharpness_names(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return (kind, name) of the sharpness measures that any of these runs has, in the order first seen."""
+    names: dict[tuple[str, str], None] = {}
+    for kind in SHARPNESS:
+        for run in runs:
+            result: Any = run.get(kind)
+            if result is not None:
+                names.update(dict.fromkeys((kind, name) for name in result.names))
     return list(names)
 
 
@@ -182,8 +187,15 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         ),
     ]
     columns += [
-        Measure(f"sharpness.{name}", name, "Sharpness", _sharpness(name), f"rise of the loss: {name}", sharpness=True)
-        for name in sharpness_names(runs)
+        Measure(
+            f"{SHARPNESS[kind]}{name}",
+            name,
+            "Sharpness",
+            _sharpness(kind, name),
+            f"rise of the loss: {name}" if kind == "sharpness" else f"curvature: {name} (_filter: per filter's norm)",
+            sharpness=True,
+        )
+        for kind, name in sharpness_names(runs)
     ]
     columns += [
         Measure("ece", "ECE", "Calibration", _ece, "expected calibration error, share, with its 95% interval"),

@@ -11,7 +11,9 @@ from . import section
 from .missing import missing
 
 #: Kinds that the other sections show.
-SHOWN = frozenset({"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "calibration"})
+SHOWN = frozenset(
+    {"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
+)
 
 
 @section(order=90)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
 from ..figures.dots import Compared, dots
-from ..measures import Measure, measures, sharpness_names
+from ..measures import SHARPNESS, Measure, measures, sharpness_names
 from ..numbers import given
 from ..runs import Run
 from . import section
@@ -23,9 +23,9 @@ SHOWN_ACROSS = 6
 @section(order=70)
 def build(runs: Sequence[Run]) -> Section | None:
     """Return a dot plot and a row for each measure."""
-    if not any(r.results.get("sharpness") for r in runs):
+    if not any(r.results.get(kind) for r in runs for kind in SHARPNESS):
         return None
-    columns = [m for m in measures(runs) if m.key.startswith("sharpness.")]
+    columns = [m for m in measures(runs) if m.key.startswith(tuple(SHARPNESS.values()))]
     known = {m.label: _facts(runs, m.label) for m in columns}
     blocks: list[Block] = []
     if columns:
@@ -48,7 +48,8 @@ def build(runs: Sequence[Run]) -> Section | None:
                     "the function (Dinh et al. 2017): a difference between two runs can be one of scale alone."
                 )
             )
-    notes = missing(runs, "sharpness", "sharpness")
+    kinds = [kind for kind in SHARPNESS if any(r.results.get(kind) for r in runs)]
+    notes = [note for kind in kinds for note in missing(runs, kind, kind.replace("_", " "))]
     if notes:
         blocks.append(Notes(notes))
     return Section("sharpness", "Sharpness", blocks)
@@ -57,23 +58,30 @@ def build(runs: Sequence[Run]) -> Section | None:
 def _facts(runs: Sequence[Run], name: str) -> tuple[set[float], bool]:
     """Return the radii that this measure was taken at, and whether a rescaling changes it."""
     radii, changes = set(), False
-    for run in runs:
-        result: Any = run.get("sharpness")
-        if result is not None and name in result.names:
-            at = list(result.names).index(name)
+    for result, at in _holding(runs, name):
+        if hasattr(result, "rho"):
             radii.add(float(np.ravel(result.rho)[at]))
-            changes |= bool(np.ravel(result.rescaling)[at])
+        changes |= bool(np.ravel(result.rescaling)[at])
     return radii, changes
 
 
 def _unit(runs: Sequence[Run], name: str) -> str:
-    """Return what the axis of this measure says: Keskar's is a share of the loss."""
-    for run in runs:
-        result: Any = run.get("sharpness")
-        units = dict(zip(result.names, result.units, strict=False)) if result is not None else {}
-        if units.get(name) == "%":
-            return "rise, % of 1 + loss"
+    """Return what the axis of this measure says: Keskar's is a share of the loss, a curvature has its own units."""
+    for result, at in _holding(runs, name):
+        unit = result.units[at] if len(result.units) > at else "loss"
+        if not hasattr(result, "rho"):
+            return unit
+        return "rise, % of 1 + loss" if unit == "%" else "rise of the loss"
     return "rise of the loss"
+
+
+def _holding(runs: Sequence[Run], name: str) -> Iterator[tuple[Any, int]]:
+    """Yield the results that hold a measure, with its place in them."""
+    for run in runs:
+        for kind in SHARPNESS:
+            result: Any = run.get(kind)
+            if result is not None and name in result.names:
+                yield result, list(result.names).index(name)
 
 
 def _radius(radii: set[float]) -> str:
