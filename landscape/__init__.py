@@ -33,11 +33,15 @@ _NAMES = {
     "Eigenpairs": "landscape.curvature.spectrum",
     "Estimate": "landscape.curvature.spectrum",
     "eigenpairs": "landscape.curvature.lanczos",
+    "layer_curvature": "landscape.curvature.layers",
     "trace": "landscape.curvature.traces",
     "frobenius_norm": "landscape.curvature.moments",
     "diagonal": "landscape.curvature.diagonals",
     "spectral_density": "landscape.curvature.density",
     "SpectralDensity": "landscape.curvature.estimates",
+    "SamplingError": "landscape.curvature.estimates",
+    "sampling_error": "landscape.curvature.sampling",
+    "to_precision": "landscape.curvature.sampling",
     "sharpness": "landscape.curvature.sharpness",
     "stability_threshold": "landscape.curvature.stability",
     "Preconditioned": "landscape.curvature.preconditioned",
@@ -53,6 +57,10 @@ _NAMES = {
     "Trajectory": "landscape.surface.routes",
     "trajectory": "landscape.surface.trajectory",
     "trajectory_plane": "landscape.surface.trajectory",
+    "EigenvalueMap": "landscape.surface.fields",
+    "eigenvalue_map": "landscape.surface.curvature_map",
+    "Basin": "landscape.surface.fields",
+    "basin": "landscape.surface.basin",
     "Calibration": "landscape.calibration.table",
     "CalibrationAccumulator": "landscape.calibration.accumulator",
     "calibration_error": "landscape.calibration.scores",
@@ -88,13 +96,15 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from .curvature.density import spectral_density
     from .curvature.diagonals import diagonal
-    from .curvature.estimates import SpectralDensity
+    from .curvature.estimates import SamplingError, SpectralDensity
     from .curvature.finite_differences import FiniteDifferences
     from .curvature.fisher import Fisher
     from .curvature.lanczos import eigenpairs
+    from .curvature.layers import layer_curvature
     from .curvature.moments import frobenius_norm
     from .curvature.operators import GaussNewton, Hessian
     from .curvature.preconditioned import Preconditioned
+    from .curvature.sampling import sampling_error, to_precision
     from .curvature.sharpness import sharpness
     from .curvature.spectrum import Eigenpairs, Estimate
     from .curvature.stability import stability_threshold
@@ -104,7 +114,10 @@ if TYPE_CHECKING:
     from .report.figures import draw
     from .report.page import write_report
     from .results import Check, Cost, Option, Result, array, measurement, measurements
+    from .surface.basin import basin
+    from .surface.curvature_map import eigenvalue_map
     from .surface.directions import Direction, random_direction
+    from .surface.fields import Basin, EigenvalueMap
     from .surface.grid import line, plane
     from .surface.path import interpolate
     from .surface.routes import Path, Trajectory

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from numbers import Integral
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from ..errors import MeasurementError
 from ..results import Check, Cost
 from .krylov import Ritz, Subspace
 from .operands import account_of, dimension_of, origin_of
+from .reference import arpack_eigenpairs, pyhessian_eigenpairs
 from .search import Search, Wanted, Which
 from .spectrum import Eigenpairs
+
+Method = Literal["lanczos", "arpack", "pyhessian"]
 
 #: Default budget of the basis in bytes, with SPARE vectors beyond the wanted ones at least; FEWEST is what a memory
 #: set by hand must leave (all chosen by us).
@@ -43,6 +46,7 @@ def eigenpairs(
     max_products: int | None = None,
     memory: int | None = None,
     verify: bool = True,
+    method: Method = "lanczos",
     progress: bool = False,
 ) -> Eigenpairs:
     """Compute eigenpairs at one or both ends of a symmetric operator, with residuals and a check for missed ones.
@@ -70,7 +74,10 @@ def eigenpairs(
         max_products: products to spend at most, audit included (default 1,000 + 50 for each pair: chosen by us).
         memory: bytes for the basis (default 1 GiB, or 20 vectors more than the pairs wanted, if that is more).
         verify: audit the ends; without it the residuals alone are reported, and the check says so.
-        progress: show products and the worst residual on stderr.
+        method: "lanczos" is this one; "arpack" and "pyhessian" ask scipy's ARPACK or the PyHessian package for a second
+            opinion, and return what they find in the same form, with true residuals; see `reference.py`. PyHessian
+            finds eigenvalues by magnitude: give which="magnitude". They take no start, memory or max_products.
+        progress: show products, the worst residual and about how many products are left, on stderr.
 
     Returns:
         `Eigenpairs`: values, residuals and convergence as float64 arrays, vectors (n, k) on A's device, of unit norm
@@ -84,6 +91,9 @@ def eigenpairs(
     4 n j operations for the orthogonalization at step j. Sources: Parlett, The Symmetric Eigenvalue Problem, 1998,
     doi:10.1137/1.9781611971163, chapter 13; Wu and Simon 2000, doi:10.1137/S0895479898334605, for the restart.
     """
+    if method != "lanczos":
+        given = {"start": start, "memory": memory, "max_products": max_products}
+        return _second_opinion(A, k, which, tol, seed, k_smallest, method, progress, given)
     began = time.perf_counter()
     n, dtype, device = dimension_of(A)
     wanted = Wanted(which, k, k_smallest)
@@ -143,6 +153,29 @@ def eigenpairs(
         vectors=_vectors(space, ritz, first),
         smallest_vectors=_vectors(space, ritz, second),
     )
+
+
+def _second_opinion(
+    A: Any,
+    k: int,
+    which: Which,
+    tol: float,
+    seed: int,
+    k_smallest: int | None,
+    method: Method,
+    progress: bool,
+    unusable: dict[str, Any],
+) -> Eigenpairs:
+    if method not in get_args(Method):
+        raise MeasurementError(f"method={method!r} is unknown; choose from {', '.join(get_args(Method))}")
+    extra = next((name for name, value in unusable.items() if value is not None), None)
+    if extra is not None:
+        raise MeasurementError(f"method={method!r} takes no {extra}: leave it out, or use method='lanczos'")
+    if method == "arpack":
+        return arpack_eigenpairs(A, k, which, tol, seed, k_smallest=k_smallest, progress=progress)
+    if which != "magnitude":
+        raise MeasurementError(f"PyHessian finds eigenvalues by magnitude, not which={which!r}: give which='magnitude'")
+    return pyhessian_eigenpairs(A, k, tol, seed, progress=progress)
 
 
 def _convergence(ritz: Ritz, pairs: list[int], tol: float, products: int, limit: int) -> Check:

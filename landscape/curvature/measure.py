@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from ..errors import MeasurementError
 from ..objective import Objective
 from ..results import Option, Result, measurement
 from ..tasks import Task
-from .lanczos import eigenpairs
-from .operators import Hessian
-from .probing import BLOCK
+from .fisher import Fisher
+from .lanczos import Method, eigenpairs
+from .operators import GaussNewton, Hessian, Operator
 from .search import Which
 from .spectrum import Eigenpairs, TraceEstimate
 from .traces import trace
 
 R = TypeVar("R", bound=Result)
 
-#: Forward passes for one product (a gradient 3, a backward pass through it 3), and beside all products.
-_PRODUCT, _BESIDE = 6, 2
+#: Forward passes for one product through a kept graph, and beside all products: the graphs 3, to verify the task 2.
+_PRODUCT, _BESIDE = 6, 5
+#: What the eigenvalues may be those of.
+OPERATORS: dict[str, type[Operator]] = {"hessian": Hessian, "gauss-newton": GaussNewton, "fisher": Fisher}
 
 
 def _eigenvalue_passes(*, k: int = 10, k_smallest: int = 1, which: str = "both", **_: object) -> float:
@@ -28,7 +31,7 @@ def _eigenvalue_passes(*, k: int = 10, k_smallest: int = 1, which: str = "both",
 
 
 def _trace_passes(*, draws: int = 32, **_: object) -> float:
-    return 3.0 * draws + 3.0 * -(-draws // BLOCK) + _BESIDE
+    return _PRODUCT * draws + _BESIDE
 
 
 @measurement(
@@ -41,6 +44,9 @@ def _trace_passes(*, draws: int = 32, **_: object) -> float:
         "k_smallest": Option(1, 'smallest eigenvalues, with which="both"'),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "the published tools' tolerance"),
         "which": Option("both", "largest, smallest, both or magnitude"),
+        "operator": Option("hessian", "hessian, gauss-newton or fisher (type 2)"),
+        "parameters": Option(None, "names or prefixes of the parameters to differentiate in, separated by +; or all"),
+        "method": Option("lanczos", "lanczos, arpack or pyhessian (by magnitude)"),
         "split": Option("train", "the data whose mean loss is differentiated"),
     },
     estimate=_eigenvalue_passes,
@@ -55,20 +61,27 @@ def measure_eigenvalues(
     k_smallest: int = 1,
     tol: float = 1e-3,
     which: Which = "both",
+    operator: str = "hessian",
+    parameters: str | None = None,
+    method: Method = "lanczos",
     split: str = "train",
 ) -> Eigenpairs:
     """Largest and smallest eigenvalues of the Hessian, with residuals and a check for missed ones.
 
-    Of the mean loss over the task's draw; see `eigenpairs` for the method and the cost.
+    Of the mean loss over the task's draw; see `eigenpairs` for the methods and the cost.
     """
+    if operator not in OPERATORS:
+        raise MeasurementError(f"operator={operator!r} is unknown; choose from {', '.join(OPERATORS)}")
+    chosen = None if parameters is None else [name.strip() for name in str(parameters).split("+")]
     with Objective(task, split) as objective:
         found = eigenpairs(
-            Hessian(objective),
+            OPERATORS[operator](objective, chosen),
             k,
             which,
             tol,
             seed=seed,
             k_smallest=k_smallest if which == "both" else None,
+            method=method,
             progress=progress,
         )
         return _noted(found, objective)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from ..parameters import trainable
 from ..tasks import Task
 from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, loss_curvature, only_once
 from .products import Products, Strategy
+
+By = Literal["layer", "tensor"]
 
 
 class Operator:
@@ -57,6 +60,7 @@ class Operator:
         self.device = self.objective.device
         self.split = self.objective.split
         self.products = 0
+        self._how: tuple[Strategy, int | None] = (strategy, memory)
         self._products = Products(self, strategy, memory)
         self._depth = 0
         self._ours = False
@@ -113,6 +117,32 @@ class Operator:
                 raise ObjectiveError(f"every {self.split} sample has weight 0: there is no mean to differentiate")
         self.products += len(rows)
         return (found / total).T.reshape(v.shape).contiguous()
+
+    def restricted(self, parameters: str | Sequence[str]) -> Self:
+        """Return the diagonal block of these parameters (names or prefixes), on the same objective."""
+        return self._block(_select(self.names, parameters))
+
+    def blocks(self, by: By = "layer") -> dict[str, Self]:
+        """Return the diagonal blocks of each layer (the module that holds the parameters), or of each tensor, by name.
+
+        Multiply them one after the other, inside `with` of the whole operator: the model is then prepared once.
+        """
+        if by not in get_args(By):
+            raise MeasurementError(f"by={by!r} is unknown; choose from {', '.join(get_args(By))}")
+        groups: dict[str, list[str]] = {}
+        for name in self.names:
+            groups.setdefault((name.rpartition(".")[0] or name) if by == "layer" else name, []).append(name)
+        return {group: self._block(names) for group, names in groups.items()}
+
+    def _block(self, names: Sequence[str]) -> Self:
+        block = copy.copy(self)
+        block.names = tuple(names)
+        block._sizes = {name: self._sizes[name] for name in names}
+        block.shape = (sum(block._sizes.values()),) * 2
+        block.products = 0
+        block._products = Products(block, *self._how)
+        block._depth, block._ours, block._seen = 0, False, False
+        return block
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         """Return the graph of batch i, to multiply vectors by its matrix."""

@@ -1,0 +1,111 @@
+"""Diagonal blocks of operators: each layer's matrix, and its largest eigenvalue, against the dense Hessian."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from landscape import Fisher, GaussNewton, Hessian, Task, layer_curvature
+from landscape.curvature.measure import measure_eigenvalues
+from landscape.errors import MeasurementError
+
+# float64 sums in another order.
+EXACT = 1e-10
+
+
+class Named(nn.Module):
+    """Layers of which one's name is the beginning of another's, and a parameter held by the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.layer2 = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.layer.inner = nn.Linear(5, 5)
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.layer2(torch.tanh(self.layer.inner(torch.tanh(self.layer(x)))))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    torch.manual_seed(0)
+    x = torch.randn(31, 4, generator=torch.Generator().manual_seed(1)).double()
+    return Task(Named().double(), nn.CrossEntropyLoss(), (x, torch.arange(31) % 3), batch_size=12)
+
+
+def matrix(operator) -> torch.Tensor:
+    with operator as a:
+        return a @ torch.eye(a.shape[0], dtype=a.dtype)
+
+
+LAYERS = {"scale": ["scale"], "layer": ["layer.weight", "layer.bias"], "layer2": ["layer2.weight", "layer2.bias"]}
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton, Fisher])
+def test_blocks_are_those_of_the_whole_matrix(task, kind):
+    whole = kind(task)
+    dense, start, where = matrix(whole), 0, {}
+    for name in whole.names:
+        where[name] = range(start, start + whole._sizes[name])
+        start += whole._sizes[name]
+    blocks = whole.blocks()
+    assert list(blocks) == ["scale", "layer", "layer.inner", "layer2"]
+    for block in blocks.values():
+        rows = [i for name in block.names for i in where[name]]
+        expected = dense[rows][:, rows]
+        assert (matrix(block) - expected).abs().max() <= EXACT * dense.abs().max()
+    assert list(blocks["layer"].names) == LAYERS["layer"]
+    assert list(whole.blocks("tensor")) == list(whole.names)
+    assert set(whole.restricted("layer").names) == {n for n in whole.names if n.startswith("layer.")}
+
+
+def test_the_largest_eigenvalue_of_each_layer(task):
+    found = layer_curvature(Hessian(task), tol=1e-6)
+    for name, value in zip(found.names, found.largest, strict=True):
+        dense = matrix(Hessian(task).blocks()[name])
+        assert value == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-9)
+    assert found.whole == pytest.approx(float(torch.linalg.eigvalsh(matrix(Hessian(task)))[-1]), rel=1e-9)
+    assert found.largest.max() <= found.whole * (1 + EXACT)
+    assert found.sizes.tolist() == [3, 25, 30, 18]
+    assert found.status == "complete"
+    assert found.converged.all()
+    assert found.cost.products == found.products > 4
+
+
+def test_selected_parameters_and_other_operators_from_the_command_line(task):
+    part = measure_eigenvalues(task, k=1, which="largest", parameters="layer2+scale", operator="gauss-newton", tol=1e-6)
+    dense = matrix(GaussNewton(task, ["layer2", "scale"]))
+    assert part.values[0] == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-9)
+    assert part.operator == "Gauss-Newton"
+    assert part.parameters == 21
+
+
+def test_second_opinions_have_the_same_form(task):
+    ours = measure_eigenvalues(task, k=2, which="magnitude", tol=1e-6)
+    for method in ("arpack", "pyhessian"):
+        theirs = measure_eigenvalues(task, k=2, which="magnitude", tol=1e-6, method=method)
+        # PyHessian stops when two iterates agree to its tolerance, which bounds no error: a percent is what it reaches.
+        assert theirs.values == pytest.approx(ours.values, rel=1e-2 if method == "pyhessian" else 1e-6)
+        assert theirs.settings["method"] == method
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"operator": "jacobian"}, "choose from hessian, gauss-newton, fisher"),
+        ({"parameters": "layer9"}, "lies under 'layer9'"),
+        ({"method": "power"}, "choose from lanczos, arpack, pyhessian"),
+        ({"method": "pyhessian"}, "give which='magnitude'"),
+    ],
+)
+def test_bad_options(task, options, message):
+    with pytest.raises(MeasurementError, match=message):
+        measure_eigenvalues(task, k=1, **options)
+
+
+def test_other_ways_of_cutting_and_other_operators_are_refused(task):
+    with pytest.raises(MeasurementError, match="by='filter' is unknown; choose from layer, tensor"):
+        Hessian(task).blocks("filter")
+    with pytest.raises(MeasurementError, match="such as Hessian"):
+        layer_curvature(torch.eye(3))
