@@ -53,3 +53,58 @@ class EigenvalueMap(Result, kind="eigenvalue_map", section="eigenvalue_map"):
             "median_ratio": float(np.median(known)) if len(known) else math.nan,
             "products": int(np.sum(self.products)),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basin(Result, kind="basin", section="basin"):
+    """The basin around the weights along random lines: widths, volume and roughness, with their spread over lines.
+
+    A step of 1 moves each filter by about its own norm. `radius` is the first step at which the loss has risen by
+    `rise`, on each side of each line (NaN: not up to the limit); `width` the mean of both radii together. Volumes are
+    natural logarithms, in units in which every filter has the root mean square 1 and `dimensions` weights move;
+    `log_volume_bound` is a lower bound of the true one. What exactly is estimated: `landscape.surface.basin.basin`.
+    """
+
+    ray: np.ndarray = array("ray", coordinate=True, doc="number of the line")
+    rise: np.ndarray = array("rise", units="loss", coordinate=True, doc="rise of the loss")
+    step: np.ndarray = array("step", units="step along d", coordinate=True, doc="step along the line")
+    loss: np.ndarray = array("ray", "step", units="loss", doc="mean loss over the samples")
+    radius: np.ndarray = array(
+        "ray", "side", "rise", units="step along d", doc="first step of that rise; - side, + side"
+    )
+    width: np.ndarray = array("rise", units="step along d", stderr="width_stderr", doc="mean over the lines")
+    width_stderr: np.ndarray = array("rise", units="step along d", doc="standard error over the lines")
+    width_spread: np.ndarray = array("rise", units="step along d", doc="standard deviation over the lines")
+    log_volume: np.ndarray = array(
+        "rise", units="nats", stderr="log_volume_stderr", doc="log volume; a lower estimate where few lines rule it"
+    )
+    log_volume_stderr: np.ndarray = array("rise", units="nats", doc="jackknife over the lines")
+    log_volume_bound: np.ndarray = array(
+        "rise", units="nats", stderr="log_volume_bound_stderr", doc="lower bound of the log volume (Jensen)"
+    )
+    log_volume_bound_stderr: np.ndarray = array("rise", units="nats", doc="standard error over the lines")
+    effective_rays: np.ndarray = array("rise", doc="lines that count in the volume")
+    roughness: float = array(
+        stderr="roughness_stderr", doc="total variation over that of the least valley, minus 1; mean over the lines"
+    )
+    roughness_stderr: float = array(doc="standard error over the lines", default=math.nan)
+    roughness_spread: float = array(doc="standard deviation over the lines", default=math.nan)
+    line_roughness: np.ndarray = array("ray", doc="roughness of each line")
+    normalized_variation: np.ndarray = array("ray", doc="total variation over range of each line")
+    extremes: np.ndarray = array("ray", doc="local extremes inside each line")
+    dimensions: int = array(doc="number of weights that move", default=0)
+    samples: int = array(doc="number of samples", default=0)
+    split: str = "train"
+    seed: int | None = None
+    batchnorm: str = "eval"
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "widths": [
+                {"rise": float(r), "value": float(w), "stderr": float(e), "spread": float(s)}
+                for r, w, e, s in zip(self.rise, self.width, self.width_stderr, self.width_spread, strict=True)
+            ],
+            "log_volume_bound_per_weight": [float(v) / max(1, self.dimensions) for v in self.log_volume_bound],
+            "roughness": {"value": self.roughness, "stderr": self.roughness_stderr, "spread": self.roughness_spread},
+            "lines": len(self.ray),
+        }
