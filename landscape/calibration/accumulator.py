@@ -15,7 +15,7 @@ from .bins import Bins, equal_mass_edges, equal_width_edges, right_closed
 from .cells import Cells
 from .evaluate import evaluate
 from .inputs import Form, Predictions, kept, lay_out, verify
-from .scoring import Scored, View, blocks, score
+from .scoring import Scored, View, blocks, faulty, in_range, score, sound, within_unit
 from .table import Calibration
 from .totals import Atoms, Classes, Groups, Totals
 
@@ -224,6 +224,7 @@ class CalibrationAccumulator:
         if self._tabled:
             self._sums |= {"class counts": zeros(tables), "class hits": zeros(tables)}
             self._sums["class sums"] = zeros(tables, whole=False)
+        self._ones = zeros(0)
         self._fault = torch.full((1,), _NEVER, dtype=torch.int64, device=device)
 
     def _open_groups(self, predictions: Predictions) -> tuple[Predictions, _GroupSums | None]:
@@ -249,42 +250,58 @@ class CalibrationAccumulator:
                 f"this batch lies on {device}, those before it on {self._sums['counts'].device}; give each device its "
                 "own accumulator and merge them"
             )
-        view, start, fine = self._view(predictions), 0, True
+        view, start = self._view(predictions), 0
         # Logits that are probabilities: looked for in every batch on the CPU, in the first on an accelerator, where
         # each look waits for the device.
         suspect = predictions.kind == "logits" and (not self._deferred or not self._updates)
-        for part in parts:
-            rows = len(part.truth)
-            keep = None if self.ignore_index is None else part.truth != self.ignore_index
-            if keep is not None and not self._deferred:
-                if not bool(keep.all()):
-                    part = part.select(keep.nonzero().reshape(-1))
-                keep = None
-            if len(part.truth):
-                scored = score(part, view, self.scores)
-                wrong = scored.faulty if keep is None else scored.faulty & keep
-                if self._deferred:
-                    found = torch.where(wrong.any(), (self._updates << 32) + start + wrong.int().argmax(), _NEVER)
-                    self._fault = torch.minimum(self._fault, found)
-                    keep = ~scored.faulty if keep is None else keep & ~scored.faulty
-                elif bool(wrong.any()):
-                    fine = False
-                    break
-                suspect = suspect and bool((scored.inside if keep is None else scored.inside | ~keep).all())
+        classes = 2 if predictions.binary else predictions.classes
+        share = 1 / self.bins if self._tabled and not predictions.binary else None
+        for i, part in enumerate(parts):
+            rows, fine = len(part.truth), True
+            keep = lost = None
+            if self._deferred:
+                keep = torch.ones_like(part.truth, dtype=torch.bool)
+                if self.ignore_index is not None:
+                    keep = part.truth != self.ignore_index
+                there = (part.truth >= 0) & (part.truth < classes)
+                keep, lost = keep & there, keep & ~there
+                part = dataclasses.replace(part, truth=part.truth.where(keep, 0))
+            elif self.ignore_index is not None:
+                counted = part.truth != self.ignore_index
+                part = part if bool(counted.all()) else part.select(counted.nonzero().reshape(-1))
+            if not len(part.truth):
+                start += rows
+                continue
+            scored = None
+            if keep is not None or in_range(part.truth, classes):
+                scored = score(part, view, self.scores, share, keep)
+                if keep is not None and lost is not None:
+                    bad = faulty(scored, part)
+                    lost |= keep & bad
+                    keep &= ~bad
+                    first = torch.where(lost.any(), (self._updates << 32) + start + lost.int().argmax(), _NEVER)
+                    self._fault = torch.minimum(self._fault, first)
+                else:
+                    fine = sound(scored, part)
+                suspect = suspect and within_unit(scored)
+            if scored is None or not fine or (suspect and i == len(parts) - 1):
+                for warning in verify(kept(predictions, self.ignore_index)).warnings:
+                    self._warnings[warning] = None
+            if scored is not None:
                 self._tally(part, scored, keep, group)
             start += rows
-        if not fine or suspect:
-            for warning in verify(kept(predictions, self.ignore_index)).warnings:
-                self._warnings[warning] = None
 
     def _tally(self, part: Predictions, scored: Scored, keep: torch.Tensor | None, group: _GroupSums | None) -> None:
         """Add the rows of a block that `keep` marks (None: all)."""
         assert self._cells is not None
-        sums, sure, correct = self._sums, scored.confidence, scored.correct
+        sums, sure, correct, right = self._sums, scored.confidence, scored.correct, scored.right
         if keep is None:
-            one = torch.ones((), dtype=torch.int64, device=sure.device).expand(len(sure))
+            if len(self._ones) < len(sure):
+                self._ones = torch.ones_like(correct)
+            one = self._ones[: len(sure)]
         else:
-            sure, correct, one = sure.where(keep, 0), correct & keep, keep.long()
+            one = keep.long()
+            sure, correct, right = sure.where(keep, 0), correct * one, right * one
 
         def add(name: str, at: torch.Tensor, of: torch.Tensor) -> None:
             sums[name].scatter_add_(0, at, of)
@@ -293,7 +310,6 @@ class CalibrationAccumulator:
         wide = sure.double()
         add("counts", keys, one)
         add("confidence", keys, wide)
-        right = scored.right if keep is None else scored.right & keep
         sums["right"] += right.sum()
         brier = nll = None
         if scored.brier is not None and scored.nll is not None:
@@ -360,37 +376,22 @@ class CalibrationAccumulator:
                 add("class sums", at, p if keep is None else p.where(keep, 0))
             return
         add("class labels", y, one)
-        if scored.predicted is None or scored.odds is None or scored.total is None:
+        if scored.predicted is None:
             return
         add("class predicted", scored.predicted, one)
-        add("class right", scored.predicted, correct.long())
+        add("class right", scored.predicted, correct)
         add("class confidence", scored.predicted, sure)
-        if not self._tabled:
+        if scored.likely is None or scored.own is None:
             return
-        odds, total = scored.odds, scored.total
-        share = 1 / total if keep is None else (1 / total).where(keep, 0)
-        if keep is not None:
-            odds = odds.where(keep[:, None], 0)
-        sums["class mass"] += share @ odds
-        own = (odds.gather(1, y[:, None])[:, 0] / total).clamp_max_(1)
-        add("class hits", y * bins + place(own), one)
         # A class with less than 1 / bins lies in the first bin, which is what the others leave: few are counted one by
-        # one. The limit is a hair low, so that none is missed; what it lets into the first bin is not read.
-        limit = total * (1 - 1e-12) / bins
-        if odds.device.type == "cpu":
-            found = torch.from_numpy(np.flatnonzero(odds.numpy() > limit.numpy()[:, None]))
-            rows = found // self._classes
-            at, p = found - rows * self._classes, odds.view(-1)[found] / total[rows]
-            count = torch.ones_like(at)
-        else:
-            top, at = odds.topk(min(bins, self._classes), dim=1)
-            count = (top > limit[:, None]).long().reshape(-1)
-            at, p = at.reshape(-1), (top / total[:, None]).reshape(-1)
-            p = p * count
-        p = p.clamp_max(1)
-        at = at * bins + place(p)
-        add("class counts", at, count)
-        add("class sums", at, p)
+        # one, and what falls in the first bin all the same is not read.
+        likely = scored.likely
+        sums["class mass"] += likely.mass
+        own = scored.own.clamp_max(1)
+        add("class hits", y * bins + place(own if keep is None else own.where(keep, 0)), one)
+        at = likely.classes * bins + place(likely.probability)
+        add("class counts", at, torch.ones_like(at) if keep is None else (likely.probability > 0).long())
+        add("class sums", at, likely.probability)
 
     # ---------------------------------------------------------------------------------------------- together
 
