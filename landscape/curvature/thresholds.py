@@ -88,8 +88,8 @@ class BatchSharpness(Result, kind="batch_sharpness", section="stability"):
         return {
             "batch_sharpness": {
                 "value": self.value,
-                "stderr": self.stderr,
-                "threshold": self.threshold,
+                "stderr": None if math.isnan(self.stderr) else self.stderr,
+                "threshold": None if math.isnan(self.threshold) else self.threshold,
                 "batch": int(self.batch),
             },
             "products": int(self.products),
@@ -101,30 +101,34 @@ class Coherence(Result, kind="coherence", section="stability"):
     """How alike the samples' own curvatures are, and the eigenvalue from which on SGD diverges in mean square.
 
     sigma = lambda_1(S) / max_i lambda_1(H_i) with S_ij = ||H_i^1/2 H_j^1/2||_F = sqrt(tr H_i H_j); H_i is sample i's
-    Gauss-Newton matrix, and H their mean.
+    Gauss-Newton matrix, and H their mean. It grows with the number of samples: for `population` of them it is taken
+    as sigma * population / samples.
     """
 
-    sigma: float = array(stderr="stderr", doc="coherence of the samples; 1 to n for rank-one H_i")
+    sigma: float = array(stderr="stderr", doc="coherence of the samples; 1 to their number for rank-one H_i")
     stderr: float = array(doc="standard error over samples (jackknife over groups of them)")
     eigenvalue: float = array(units="loss / parameter^2", doc="lambda_1(H), exact over these samples")
-    largest: float = array(units="loss / parameter^2", doc="max_i lambda_1(H_i)")
     threshold: float = array(
-        units="loss / parameter^2", doc="min(2, sigma / sqrt(n/B - 1)) / lr; NaN where no learning rate is known"
+        units="loss / parameter^2",
+        doc="min(2, sigma_n / sqrt(n/B - 1)) / lr with n the population; NaN where no learning rate is known",
     )
-    samples: int = array(units="samples", doc="n, the samples that sigma is over")
+    largest: np.ndarray = array("sample", units="loss / parameter^2", doc="lambda_1(H_i) of each sample")
+    samples: int = array(units="samples", doc="samples that sigma is over")
+    population: int = array(units="samples", doc="n, the samples that the steps draw from")
     batch: int = array(units="samples", doc="B, the batch size of the steps")
-    spectrum: np.ndarray = array("sample", units="loss / parameter^2", doc="lambda_1(H_i) of each sample")
     lr: float = array(doc="learning rate; NaN where none is known", default=math.nan)
     split: str = ""
 
     def summary(self) -> dict[str, Any]:
+        known = not math.isnan(self.threshold)
         return {
             "coherence": {
                 "sigma": self.sigma,
-                "stderr": self.stderr,
+                "stderr": None if math.isnan(self.stderr) else self.stderr,
                 "eigenvalue": self.eigenvalue,
-                "threshold": self.threshold,
+                "threshold": self.threshold if known else None,
                 "samples": int(self.samples),
+                "population": int(self.population),
                 "batch": int(self.batch),
             }
         }
