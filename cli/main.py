@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("init", "Write a commented task file that fits a checkpoint, ready to fill in."),
         "check": ("check", "Try a task on one batch: does it load, what will work, how long will it take."),
         "probe": ("probe", "Measure checkpoints: loss, curvature, sharpness, surface, calibration."),
+        "calibrate": ("calibrate", "Calibrate saved predictions or checkpoints; write a calibrated model."),
     },
     "Read": {
         "report": ("report", "Draw archives as one self-contained HTML page."),

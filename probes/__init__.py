@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from landscape._lazy import attach
 
 _NAMES = {
+    "CalibrationOutcome": "landscape.probes.calibrating",
+    "calibrate_files": "landscape.probes.calibrating",
     "ProbeOutcome": "landscape.probes.outcome",
     "Inspection": "landscape.probes.inspection",
     "inspect_task": "landscape.probes.inspection",
@@ -18,9 +20,19 @@ _NAMES = {
 }
 
 __getattr__, __dir__ = attach(__name__, _NAMES)
-__all__ = ["Inspection", "ProbeOutcome", "inspect_task", "plan_run", "probe_checkpoints"]
+__all__ = [
+    "CalibrationOutcome",
+    "Inspection",
+    "ProbeOutcome",
+    "calibrate_files",
+    "inspect_task",
+    "plan_run",
+    "probe_checkpoints",
+]
 
 if TYPE_CHECKING:
+    from .calibrating import CalibrationOutcome as CalibrationOutcome
+    from .calibrating import calibrate_files as calibrate_files
     from .inspection import Inspection as Inspection
     from .inspection import inspect_task as inspect_task
     from .outcome import ProbeOutcome as ProbeOutcome

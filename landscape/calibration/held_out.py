@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ..objective import Objective, as_objective
+from ..reduction import torch_loss_settings
 from ..tasks import Task
 from .inputs import Kind
 from .together import Judged
@@ -13,8 +15,8 @@ from .together import Judged
 def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
     """Return the predictions on one split's draw; the train split where the task has no test data, with a warning.
 
-    Logits, but probabilities for a binary task whose loss takes them and some of which are exactly 0 or 1: these have
-    no finite logit, and are calibrated as any. Costs one forward pass (of the draw). Raises MeasurementError where
+    Logits, or the probabilities that the model gives where its loss takes them (torch.nn.BCELoss). Costs one forward
+    pass (of the draw). Raises MeasurementError where
     the task has no class labels there, or its outputs are no class scores.
     """
     warnings: list[str] = []
@@ -38,8 +40,10 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
             "take them as independent, and are too narrow"
         )
     kind: Kind = "logits"
-    if logits.ndim == 1 and bool(torch.isinf(logits).any()) and not bool(torch.isnan(logits).any()):
-        kind, logits = "probabilities", torch.sigmoid(logits)
+    own = task.task if isinstance(task, Objective) else task
+    loss = torch_loss_settings(own.loss) if own.predict is None else None
+    if logits.ndim == 1 and loss is not None and issubclass(loss[0], nn.BCELoss):
+        kind, logits = "probabilities", torch.sigmoid(logits)  # back to what the model returned
     return Judged(
         kind=kind,
         scores=logits,

@@ -21,7 +21,7 @@ def score_samples(predictions: Predictions) -> Samples:
         found = score(block, "top")
         predicted = found.predicted
         if predicted is None:  # one score a row: right means the label, wrong means the other one
-            predicted = torch.where(found.correct, block.truth, 1 - block.truth)
-        columns = (found.confidence.double(), found.correct, found.brier, found.nll, predicted)
+            predicted = torch.where(found.correct.bool(), block.truth, 1 - block.truth)
+        columns = (found.confidence.double(), found.correct.bool(), found.brier, found.nll, predicted)
         parts.append([np.asarray(x.cpu()) for x in columns if x is not None])
     return Samples(*(np.concatenate(column) for column in zip(*parts, strict=True)))
