@@ -19,8 +19,8 @@ from .scoring import Scored, View, blocks, faulty, in_range, score, sound, withi
 from .table import Calibration
 from .totals import Atoms, Classes, Groups, Totals
 
-#: Pairs that are kept as they are, so that ranks are exact up to there (chosen by us: 9 MiB).
-EXACT = 1 << 20
+#: Pairs that are kept as they are, so that ranks are exact up to there (chosen by us: 2 MiB).
+EXACT = 1 << 18
 #: Classes up to which each class gets its own table unasked (chosen by us: ImageNet's; it costs as much as the rest).
 CLASSWISE = 1000
 _NEVER = torch.iinfo(torch.int64).max
@@ -38,7 +38,7 @@ class CalibrationAccumulator:
         print(accumulator.compute())
 
     Counts are int64 and exact, sums float64, on the device of the first batch; memory is O(bins) (and O(classes)),
-    however many samples come: 0.2 MiB, and up to 9 MiB for the first `exact` pairs. On an accelerator no update waits
+    however many samples come: 0.2 MiB, and up to 2 MiB for the first `exact` pairs. On an accelerator no update waits
     for the device, save for the first batch, named groups, and a change of `groups` (below). Faulty numbers raise at
     once on the CPU, and leave the accumulator as it was; on an accelerator they raise in `compute`, which names update
     and row (`defer` chooses).
@@ -642,7 +642,7 @@ class CalibrationAccumulator:
         """Return the calibration of everything counted so far; arguments and result as for `calibration_error`.
 
         `strict` refuses fewer samples than bins and labels of one class only, which are warnings otherwise. Costs
-        milliseconds, and a sort of the pairs that are kept (0.3 s for a million). Waits for the device.
+        milliseconds, and a sort of the pairs that are kept (0.1 s). Waits for the device.
         """
         totals = self.totals()
         assert self._form is not None

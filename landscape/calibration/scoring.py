@@ -13,7 +13,7 @@ from .inputs import Predictions, sum_tolerance
 
 View = Literal["top", "positive"]
 # Rows in a block (chosen by us: a few columns of them fit a core's own cache), and on an accelerator class scores.
-_ROWS, _DEVICE_SCORES = 1 << 15, 1 << 26
+_ROWS, _DEVICE_SCORES = 1 << 16, 1 << 26
 # Class scores whose float64 copy is held at a time on a CPU: 1 MiB, which stays in a core's own cache (measured: 128
 # rows of 1,000 classes take half as long a row as 1,024).
 _CACHED = 1 << 17
