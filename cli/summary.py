@@ -15,7 +15,7 @@ from landscape.results import Result, kind_of
 from .output import table
 
 #: Kinds whose numbers stand in the columns of the report's table.
-IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
+IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration", "sample_scores"}
 #: Arrays up to this length are written out, longer ones by their range (chosen by us: one line of a terminal).
 WRITTEN_OUT = 5
 
@@ -32,9 +32,17 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
             groups.setdefault(measure.group.lower(), []).append(f"{measure.label} {text}")
     for result in good:
         if kind_of(result) not in IN_COLUMNS:
-            found = _surface(result) if kind_of(result) in ("plane", "line") else _numbers(result)
+            tell = {"plane": _surface, "line": _surface, "recalibration": _recalibration}.get(kind_of(result), _numbers)
+            found = tell(result)
             groups.setdefault(kind_of(result).replace("_", " "), []).extend(found)
     return table([*([name, "   ".join(texts)] for name, texts in groups.items()), *rows], indent=2)
+
+
+def _recalibration(result: Any) -> list[str]:
+    before, after = (number(float(x), 3) for x in result.ece)
+    change = " ".join(interval(float(result.ece_change), *(float(x) for x in result.ece_change_interval)))
+    how = "cross-fitted" if result.folds else "on predictions that the fit has not seen"
+    return [f"{result.method}, {how}", f"ECE {before} to {after}", f"change {change}"]
 
 
 def _surface(result: Any) -> list[str]:

@@ -122,6 +122,12 @@ def _ece(run: Run) -> Value:
     return Value(float(result.ece), math.nan, low, high, "interval")
 
 
+def _temperature(run: Run) -> Value:
+    result: Any = run.get("calibration")
+    none = result is not None and any(w.startswith("no temperature: no minimum") for w in result.warnings)
+    return _scalar(run, "calibration", "temperature", "temperature_stderr", nan="no minimum" if none else "not fitted")
+
+
 #: Kinds whose results hold several named measures of sharpness, and how the keys of their columns begin.
 SHARPNESS = {"sharpness": "sharpness.", "scaled_curvature": "scaled."}
 
@@ -203,7 +209,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             "temperature",
             "T",
             "Calibration",
-            lambda r: _scalar(r, "calibration", "temperature", "temperature_stderr", nan="not fitted"),
+            _temperature,
             "fitted temperature: above 1 the model is overconfident, below 1 underconfident",
         ),
     ]

@@ -13,6 +13,7 @@ from .missing import missing
 #: Kinds that the other sections show.
 SHOWN = frozenset(
     {"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
+    | {"recalibration", "sample_scores"}
 )
 
 
