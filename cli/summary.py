@@ -31,18 +31,23 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
             text = " ".join(part for part in value.text() if part)
             groups.setdefault(measure.group.lower(), []).append(f"{measure.label} {text}")
     for result in good:
-        if kind_of(result) not in IN_COLUMNS:
+        if kind_of(result) == "reference":
+            groups.update(_comparisons(result))
+        elif kind_of(result) not in IN_COLUMNS:
             tell = {"plane": _surface, "line": _surface, "recalibration": _recalibration}.get(kind_of(result), _numbers)
             found = tell(result)
             groups.setdefault(kind_of(result).replace("_", " "), []).extend(found)
     return table([*([name, "   ".join(texts)] for name, texts in groups.items()), *rows], indent=2)
 
 
-def _recalibration(result: Any) -> list[str]:
-    before, after = (number(float(x), 3) for x in result.ece)
-    change = " ".join(interval(float(result.ece_change), *(float(x) for x in result.ece_change_interval)))
-    how = "cross-fitted" if result.folds else "on predictions that the fit has not seen"
-    return [f"{result.method}, {how}", f"ECE {before} to {after}", f"change {change}"]
+def _comparisons(result: Any) -> dict[str, list[str]]:
+    """Return a row for each comparison with another program, without the name that the row has already."""
+    compared = {"product", *(f"{name}, {tool}" for name, tool in zip(result.names, result.tools, strict=True))}
+    return {
+        c.name: [c.message.removeprefix(f"{c.name.partition(',')[0]}: ") + ("" if c.level == "pass" else " (!)")]
+        for c in result.checks
+        if c.name in compared
+    }
 
 
 def _surface(result: Any) -> list[str]:
@@ -55,7 +60,8 @@ def _surface(result: Any) -> list[str]:
     if finite.size < loss.size:
         found.append(f"{loss.size - finite.size} not finite")
     if kind_of(result) == "plane" and not np.all(result.evaluated):
-        found.append(f"{int(np.sum(result.evaluated))} evaluated, the others within {number(float(result.error))}")
+        within = f"the others within an estimated {100 * float(result.error):.2g}% of the range"
+        found.append(f"{int(np.sum(result.evaluated))} evaluated, {within}")
     return found
 
 

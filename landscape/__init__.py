@@ -47,6 +47,10 @@ _NAMES = {
     "Preconditioned": "landscape.curvature.preconditioned",
     "FiniteDifferences": "landscape.curvature.finite_differences",
     "Direction": "landscape.surface.directions",
+    "direction_between": "landscape.surface.derived",
+    "gradient_direction": "landscape.surface.derived",
+    "hessian_directions": "landscape.surface.derived",
+    "project": "landscape.surface.derived",
     "random_direction": "landscape.surface.directions",
     "Line": "landscape.surface.slices",
     "Plane": "landscape.surface.slices",
@@ -116,6 +120,7 @@ if TYPE_CHECKING:
     from .results import Check, Cost, Option, Result, array, measurement, measurements
     from .surface.basin import basin
     from .surface.curvature_map import eigenvalue_map
+    from .surface.derived import direction_between, gradient_direction, hessian_directions, project
     from .surface.directions import Direction, random_direction
     from .surface.fields import Basin, EigenvalueMap
     from .surface.grid import line, plane

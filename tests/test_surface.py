@@ -396,7 +396,7 @@ def test_an_entered_objective_stays_entered_and_at_its_centre():
         assert found.loss[1] == found.checkpoint_loss == line(made, alphas=[0.0], split="test").center_loss
         assert all(torch.equal(p, c) for p, c in zip(objective.parameters, objective.center, strict=True))
         spent = objective.passes
-        assert line(objective, alphas=axis(1, 3)).cost.passes == objective.passes - spent == 3 + 1 + 7
+        assert line(objective, alphas=axis(1, 3)).cost.passes == objective.passes - spent == 3 + 1 + 7 + 9
 
 
 def test_live_weights_as_a_direction_are_taken_as_they_stand():
@@ -413,7 +413,9 @@ def test_live_weights_as_a_direction_are_taken_as_they_stand():
 
 def test_checks_and_labels_of_a_plane():
     found = plane(task(), alphas=axis(1, 3), betas=axis(1, 3), seed=7)
-    assert [c.name for c in found.checks] == ["center", "finite", "directions", "batchnorm", "samples", "slope"]
+    assert [c.name for c in found.checks] == [
+        "center", "finite", "directions", "batchnorm", "samples", "slope", "bend", "interpolation",
+    ]  # fmt: skip
     assert {c.level for c in found.checks} == {"pass"}
     said = {c.name: c.message for c in found.checks}
     assert "(BatchNorm layers: 1)" in said["batchnorm"]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..curvature.operators import Hessian
 from ..data import first_line
+from ..errors import LandscapeError
 from ..objective import Evaluation, Objective
+from ..parameters import flatten
 from ..results import Check
 from ..session import batchnorm_layers
+from .adaptive import Filled
 from .directions import Direction
+from .points import Points
 
 #: Above this |cosine| the two axes of a plane are said to be oblique (chosen by us: 84 degrees).
 OBLIQUE = 0.1
@@ -20,6 +26,8 @@ OBLIQUE = 0.1
 #: scatter to be seen, longer ones miss more wrong slopes (chosen by us: no false alarm on 960 slices of small networks,
 #: ReLU and tanh, trained and not, in both precisions).
 STEP = 2e-3
+#: Error of autocast, as a share of the picture's range, above which it is a warning (chosen by us: it shows).
+AUTOCAST = 0.02
 #: Relative error of a mean loss in units of its precision's epsilon (chosen by us, from the same slices).
 ROUNDING = 8.0
 
@@ -43,7 +51,7 @@ def finite(loss: np.ndarray) -> Check:
     """The share of points whose loss is not finite; they are kept, and drawn as holes."""
     wrong = int(loss.size - np.isfinite(loss).sum())
     message = f"{wrong} of {loss.size} points are not finite" if wrong else f"all {loss.size} points are finite"
-    return Check("finite", "warn" if wrong else "pass", message, value=wrong / loss.size, limit=0.0)
+    return Check("finite", "warn" if wrong else "pass", message, value=wrong / max(loss.size, 1), limit=0.0)
 
 
 def directions(chosen: Sequence[Direction], weight_norm: float, cosine: float = math.nan) -> Check:
@@ -91,37 +99,71 @@ def samples(checkpoint: Evaluation, loss: np.ndarray) -> Check:
     return Check("samples", level, message, value=checkpoint.stderr, limit=span)
 
 
-def slope(objective: Objective, chosen: Sequence[Direction], checkpoint: Evaluation) -> Check | None:
+@dataclass(frozen=True)
+class Derivatives:
+    """The exact derivatives of the loss at the checkpoint along each direction; NaN, with a reason, where not known."""
+
+    slopes: tuple[float, ...]
+    curvatures: np.ndarray
+    products: int
+    reason: str = ""
+
+
+def derivatives(objective: Objective, chosen: Sequence[Direction], *, curved: bool) -> Derivatives:
+    """Return gradient . d_i and, with `curved`, d_i^T H d_j from one Hessian product for each direction.
+
+    Costs a gradient (3 passes), and 3 passes and 6 for each product. With recomputed BatchNorm statistics both are
+    those of another function, so they are not given.
+    """
+    k = len(chosen)
+    unknown = np.full((k, k), np.nan)
+    if policy(objective) == "recompute":
+        return Derivatives((math.nan,) * k, unknown, 0, "BatchNorm statistics are recomputed at each point")
+    try:
+        gradient = objective.gradient()
+    except RuntimeError as error:  # not differentiable, or too large for the memory: the picture needs no gradient
+        return Derivatives((math.nan,) * k, unknown, 0, first_line(error))
+    along = [d.tensors(objective.names) for d in chosen]
+    slopes = tuple(_dot(gradient, t) for t in along)
+    if not curved:
+        return Derivatives(slopes, unknown, 0)
+    try:
+        products = Hessian(objective, strategy="rebuild") @ torch.stack([flatten(t) for t in along], dim=1)
+    except (LandscapeError, RuntimeError) as error:  # no second derivative, or no memory for it
+        return Derivatives(slopes, unknown, 0, first_line(error))
+    found = [[float(flatten(t).double() @ p.double()) for p in products.T] for t in along]
+    return Derivatives(slopes, (np.array(found) + np.array(found).T) / 2, k)
+
+
+def slope(
+    objective: Objective, chosen: Sequence[Direction], checkpoint: Evaluation, exact: Derivatives
+) -> Check | None:
     """The slope of the loss along each direction, by central differences, against gradient . d.
 
     The slopes of four neighbouring steps of h = 0.002 ||theta|| / ||d|| tell how much the slope changes there, by
     curvature and by kinks: gradient . d may differ from the central one by twice their range and the loss's rounding.
-    Costs a gradient, and 4 passes for each direction. None with recomputed BatchNorm statistics, which make the slope
-    another one than the gradient's.
+    Costs 4 passes for each direction. None with recomputed BatchNorm statistics, which make the slope another one than
+    the gradient's.
     """
     if policy(objective) == "recompute":
         return None
-    objective.reset()
-    try:
-        gradient = objective.gradient()
-    except RuntimeError as error:  # not differentiable, or too large for the memory: the picture needs no gradient
-        return Check("slope", "warn", f"the picture's slope was not compared with the gradient: {first_line(error)}")
+    if math.isnan(exact.slopes[0]) and exact.reason:
+        return Check("slope", "warn", f"the picture's slope was not compared with the gradient: {exact.reason}")
     eps = torch.finfo(objective.dtype).eps
     weights = norm(objective.center) or 1.0
     spread = 0.0 if math.isnan(checkpoint.stderr) else checkpoint.stderr * math.sqrt(checkpoint.samples)
     rounding = ROUNDING * eps * (abs(checkpoint.loss) + spread)  # losses of both signs cancel, their errors don't
     said = []
     found = []
-    for d in chosen:
+    for d, expected in zip(chosen, exact.slopes, strict=True):
         along = d.tensors(objective.names)
-        exact = sum(float((g.double() * t.double()).sum()) for g, t in zip(gradient, along, strict=True))
         h = STEP * weights / d.norm
         values = [checkpoint.loss if k == 0 else _loss_at(objective, along, k * h) for k in (-2, -1, 0, 1, 2)]
         with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite makes a slope that isn't
             slopes = np.diff(values) / h
             seen = float(slopes[1] + slopes[2]) / 2
-            found.append((abs(seen - exact), 2 * float(np.ptp(slopes)) + rounding / h))
-        said.append(f"{seen:.6g} against gradient . d = {exact:.6g}")
+            found.append((abs(seen - expected), 2 * float(np.ptp(slopes)) + rounding / h))
+        said.append(f"{seen:.6g} against gradient . d = {expected:.6g}")
     message = f"the picture's slope at the checkpoint is {' and '.join(said)}"
     wrong = [(gap, limit) for gap, limit in found if not gap <= limit]  # a gap of NaN is wrong too
     if wrong:
@@ -130,9 +172,86 @@ def slope(objective: Objective, chosen: Sequence[Direction], checkpoint: Evaluat
     return Check("slope", "warn" if wrong else "pass", message, value=gap, limit=limit)
 
 
+def bend(
+    exact: Derivatives, center: float, at: Sequence[tuple[float, ...]], loss: np.ndarray
+) -> tuple[Check | None, float]:
+    """How far the picture leaves the quadratic model L + g.x + x^T H x / 2 of exact derivatives at the checkpoint.
+
+    The value is the largest departure at the nearest points that were evaluated (2 for a line, 8 for a plane), as a
+    share of the larger of the two rises; 0 for a quadratic loss. Nothing is wrong with a large one: then the
+    eigenvalues at the checkpoint say little about the shape drawn, and a smaller span would show them.
+    """
+    if np.isnan(exact.curvatures).any():
+        reason = exact.reason or "no second derivative"
+        return Check("bend", "pass", f"the picture was not compared with its quadratic model: {reason}"), math.nan
+    steps = np.array(at, dtype=float).reshape(len(at), len(exact.slopes))
+    known = np.isfinite(loss) & steps.any(axis=1)
+    said = "the exact curvature along the directions is " + " and ".join(f"{c:.4g}" for c in np.diag(exact.curvatures))
+    if not known.any():
+        return Check("bend", "pass", f"{said}; no other point is finite"), math.nan
+    steps, rise = steps[known], loss[known] - center
+    model = steps @ np.array(exact.slopes) + 0.5 * np.einsum("ni,ij,nj->n", steps, exact.curvatures, steps)
+    size = np.maximum(np.abs(rise), np.abs(model))
+    departure = np.abs(rise - model) / np.where(size > 0, size, 1.0)
+    away = np.linalg.norm(steps, axis=1)
+    near = np.argsort(away, kind="stable")[: 2 if steps.shape[1] == 1 else 8]
+    value, farthest = float(departure[near].max()), float(departure[np.argmax(away)])
+    message = (
+        f"{said}; the quadratic model misses the rise by up to {value:.1%} at the nearest points (up to "
+        f"{away[near].max():.3g} away) and by {farthest:.1%} at the farthest"
+    )
+    return Check("bend", "pass", message, value=value), value
+
+
+def autocast(points: Points, at: Sequence[tuple[float, ...]], loss: np.ndarray, kind: str) -> Check:
+    """The error of autocast at five points, spread over the losses found, as a share of their range. Costs 5 passes."""
+    known = np.flatnonzero(np.isfinite(loss))
+    if not len(known):
+        return Check("autocast", "warn", f"no loss is finite under {kind} autocast: measure without")
+    order = known[np.argsort(loss[known], kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, 5).round().astype(int))]
+    errors = [abs(float(loss[i]) - points.at(at[i], autocast=False)[0]) for i in chosen]
+    span = float(np.ptp(loss[known])) or 1.0
+    worst, typical = (
+        max(errors),
+        max(e / max(abs(float(loss[i])), np.finfo(float).tiny) for i, e in zip(chosen, errors, strict=True)),
+    )
+    level = "warn" if worst > AUTOCAST * span else "pass"
+    message = (
+        f"{kind} autocast is off by up to {worst:.2g} at {len(chosen)} points ({typical:.1%} of the loss there, "
+        f"{worst / span:.1%} of the picture's range)"
+    )
+    return Check("autocast", level, message, value=worst / span, limit=AUTOCAST)
+
+
+def interpolation(filled: Filled, tol: float | None) -> Check:
+    """How much of the picture was evaluated, and how far off the rest may be."""
+    total, evaluated = filled.loss.size, int(filled.evaluated.sum())
+    if evaluated == total:
+        reason = "" if tol is None else f" ({filled.reason})"
+        return Check("interpolation", "pass", f"all {total} points were evaluated{reason}", value=0.0)
+    words = {"log": "log loss", "asinh": f"asinh(loss / {filled.heights.width:.3g}), a loss being 0 or below"}
+    message = f"{evaluated} of {total} points were evaluated"
+    if math.isnan(filled.error):
+        return Check("interpolation", "warn", f"{message}, too few to interpolate the others: {filled.reason}")
+    message += (
+        f"; the others are off by at most an estimated {filled.error:.2%} of the range of {words[filled.heights.scale]}"
+    )
+    if not math.isnan(filled.error_p95):
+        message += f", and 95% of them by at most {filled.error_p95:.2%} (from 59 points held out, 95% confidence)"
+    limit = math.nan if tol is None else tol
+    if filled.finished:
+        return Check("interpolation", "pass", message, value=filled.error, limit=limit)
+    return Check("interpolation", "warn", f"{message}; {filled.reason}", value=filled.error, limit=limit)
+
+
 def norm(tensors: Sequence[torch.Tensor]) -> float:
     """Return the Euclidean norm over all tensors, summed in float64."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
+
+
+def _dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
+    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
 
 
 def _loss_at(objective: Objective, along: Sequence[torch.Tensor], step: float) -> float:

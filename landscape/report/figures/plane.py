@@ -291,10 +291,19 @@ def _facts(plane: Any) -> tuple[str, ...]:
     total, evaluated = int(np.size(plane.loss)), int(np.sum(plane.evaluated))
     holes = total - int(np.isfinite(plane.loss).sum())
     if evaluated < total:
-        lines.append(f"{count(evaluated)} of {count(total)} points evaluated, error ≤ {number(float(plane.error), 2)}")
+        lines.append(f"{count(evaluated)} of {count(total)} points evaluated, {_error(plane)}")
     if holes:
         lines.append(f"{count(holes)} points not finite (holes)")
     return tuple(lines)
+
+
+def _error(plane: Any) -> str:
+    """Return the stated error of the points that were not evaluated, with its bound."""
+    stated, bound = float(plane.error), float(plane.error_p95)
+    if not np.isfinite(stated):
+        return "error unknown"
+    text = f"error ≲ {number(100 * stated, 2)}% of the range"
+    return text + (f" (95%: {number(100 * bound, 2)}%)" if np.isfinite(bound) else "")
 
 
 def _caption(planes: Sequence[tuple[Run, Any]]) -> str:
