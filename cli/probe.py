@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace an archive, or a report, that exists.")
 @click.option("--report", metavar="FILE", help="Draw the archives as one HTML page, too.")
 @click.option("--max-samples", type=click.IntRange(1), help="Samples to draw of each split, instead of the preset's.")
+@click.option("--check", is_flag=True, help="Compute lambda_1 and the trace by ARPACK and PyHessian, too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be measured, with the time and memory of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; NaN and inf as null, with a warning.")
 @subject_options
@@ -49,6 +50,7 @@ def command(
     append: bool,
     force: bool,
     report: str | None,
+    check: bool,
     dry_run: bool,
     as_json: bool,
     settings: tuple[tuple[str, Any], ...],
@@ -71,7 +73,8 @@ def command(
     for name, key, value in options:
         given.setdefault(name, {})[key] = value
     try:
-        plan = plan_run(checkpoints, settings=dict(settings), options=given, say=say, **how)
+        also = ("reference",) if check else ()
+        plan = plan_run(checkpoints, settings=dict(settings), options=given, also=also, say=say, **how)
     except UnknownName as error:
         raise click.UsageError(str(error)) from error
     if dry_run:

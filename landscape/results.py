@@ -30,6 +30,7 @@ RESULT_MODULES = (
     "landscape.curvature.spectrum",
     "landscape.curvature.estimates",
     "landscape.curvature.thresholds",
+    "landscape.curvature.agreement",
     "landscape.surface.slices",
     "landscape.surface.routes",
     "landscape.surface.fields",

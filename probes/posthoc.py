@@ -56,6 +56,7 @@ def plan_run(
     settings: Mapping[str, Any] | None = None,
     only: Sequence[str] | None = None,
     preset: str = "standard",
+    also: Sequence[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
     device: str = "auto",
     dtype: str | None = None,
@@ -71,6 +72,7 @@ def plan_run(
     Args:
         task, settings: "file.py:name" and its keyword arguments; None takes the task that a checkpoint names.
         only: names or sections of measurements; None runs the default ones.
+        also: measurements to make beside those, such as "reference".
         preset: quick (1,024 samples), standard (4,096) or thorough (all); a task's own smaller max_samples stays.
         options: {measurement: {option: value}}, over those of the preset.
         device: "auto" is CUDA where there is one, else where the model is. dtype: "float32" or "float64".
@@ -98,7 +100,7 @@ def plan_run(
     )
     prepared = tuple(tasks.prepare(path) for path in paths)
     # A task file may register measurements of its own, so the names are looked up after the tasks are loaded.
-    return Plan(paths, tasks, prepared, tuple(choose(only, preset, options)), preset, say)
+    return Plan(paths, tasks, prepared, tuple(choose(only, preset, options, also)), preset, say)
 
 
 @dataclass(frozen=True)

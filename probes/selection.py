@@ -34,17 +34,19 @@ def choose(
     only: Sequence[str] | None = None,
     preset: str = "standard",
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    also: Sequence[str] = (),
 ) -> list[Chosen]:
     """Return the measurements to run, in order: those named by name or section, else all that run by default.
 
-    `options` maps a measurement's name to settings of its own. Raises UnknownName with the nearest names.
+    `also` are made beside them. `options` maps a measurement's name to settings of its own. Raises UnknownName with
+    the nearest names.
     """
     if preset not in PRESET_SAMPLES:
         raise UnknownName(f"no preset {preset!r}; {nearest(preset, PRESET_SAMPLES)}")
     every = measurements()
     options = options or {}
     names = {*every, *(m.section for m in every.values())}
-    for name in only or ():
+    for name in (*(only or ()), *also):
         if name not in names:
             raise UnknownName(f"no measurement {name!r}; {nearest(name, names)}")
     for name, given in options.items():
@@ -55,7 +57,7 @@ def choose(
                 raise UnknownName(f"measurement {name!r} has no option {key!r}; {nearest(key, every[name].options)}")
     chosen = []
     for name, m in every.items():
-        asked = bool(only) and (name in (only or ()) or m.section in (only or ()))
+        asked = not {name, m.section}.isdisjoint((*(only or ()), *also))
         if asked or (not only and m.default):
             given = options.get(name, {})
             if m.section in RESERVED:
