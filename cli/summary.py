@@ -15,7 +15,7 @@ from landscape.results import Result, kind_of
 from .output import table
 
 #: Kinds whose numbers stand in the columns of the report's table.
-IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
+IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration", "sample_scores"}
 #: Arrays up to this length are written out, longer ones by their range (chosen by us: one line of a terminal).
 WRITTEN_OUT = 5
 
@@ -34,7 +34,8 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
         if kind_of(result) == "reference":
             groups.update(_comparisons(result))
         elif kind_of(result) not in IN_COLUMNS:
-            found = _surface(result) if kind_of(result) in ("plane", "line") else _numbers(result)
+            tell = {"plane": _surface, "line": _surface, "recalibration": _recalibration}.get(kind_of(result), _numbers)
+            found = tell(result)
             groups.setdefault(kind_of(result).replace("_", " "), []).extend(found)
     return table([*([name, "   ".join(texts)] for name, texts in groups.items()), *rows], indent=2)
 
@@ -49,6 +50,13 @@ def _comparisons(result: Any) -> dict[str, list[str]]:
     }
 
 
+def _recalibration(result: Any) -> list[str]:
+    before, after = (number(float(x), 3) for x in result.ece)
+    change = " ".join(interval(float(result.ece_change), *(float(x) for x in result.ece_change_interval)))
+    how = "cross-fitted" if result.folds else "on predictions that the fit has not seen"
+    return [f"{result.method}, {how}", f"ECE {before} to {after}", f"change {change}"]
+
+
 def _surface(result: Any) -> list[str]:
     loss = np.asarray(result.loss, dtype=float)
     finite = loss[np.isfinite(loss)]
@@ -59,7 +67,8 @@ def _surface(result: Any) -> list[str]:
     if finite.size < loss.size:
         found.append(f"{loss.size - finite.size} not finite")
     if kind_of(result) == "plane" and not np.all(result.evaluated):
-        found.append(f"{int(np.sum(result.evaluated))} evaluated, the others within {number(float(result.error))}")
+        within = f"the others within an estimated {100 * float(result.error):.2g}% of the range"
+        found.append(f"{int(np.sum(result.evaluated))} evaluated, {within}")
     return found
 
 
