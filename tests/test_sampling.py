@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from landscape import Hessian, Objective, Task, eigenpairs, sampling_error, to_precision, trace
+from landscape import Hessian, Objective, Task, eigenpairs, measurements, sampling_error, to_precision, trace
 from landscape.curvature.extrapolation import Parts, spread
+from landscape.curvature.measure import measure_eigenvalues
 from landscape.curvature.quantities import numbers_of
 from landscape.curvature.spectrum import Eigenpairs
 from landscape.curvature.subsamples import Subsamples
@@ -307,7 +308,7 @@ def small_net(n: int = 160, **settings) -> Task:
 
 def test_eigenvalues_by_name_are_those_of_the_parts() -> None:
     task = small_net()
-    found = sampling_error(task, "eigenvalues", k=2, k_smallest=1)
+    found = sampling_error(task, "eigenvalues", k=2, k_smallest=1, which="both")
     whole = eigenpairs(Hessian(task), 2, "both", k_smallest=1)
     assert found.names == ("lambda_1", "lambda_2", "lambda_n")
     np.testing.assert_allclose(found.values, [*whole.values, *whole.smallest], atol=2e-3 * whole.values[0])
@@ -423,3 +424,42 @@ def test_bad_input_is_one_clear_line(call, error: type, message: str) -> None:
 def test_numbers_that_come_and_go_are_refused() -> None:
     with pytest.raises(MeasurementError, match="returned 2 numbers on one part and 1 on another"):
         sampling_error(regression(100), lambda t: [1.0] * (1 if t.draw().samples < 7 else 2))
+
+
+# ------------------------------------------------------------------------------------------- registered measurements
+
+
+def test_eigenvalues_to_a_precision_are_those_of_the_draw_that_gives_it() -> None:
+    task = small_net(8000)
+    found = measure_eigenvalues(task, k=2, which="largest", precision=0.3)
+    check = found.checks[-1]
+    assert (check.name, check.level) == ("sampling", "pass")
+    assert check.value <= check.limit == 0.3
+    drawn = to_precision(task, "eigenvalues", 0.3)
+    assert found.settings["stages"] == drawn.settings["stages"]
+    assert found.settings["samples"] == drawn.samples < 8000
+    assert found.values[0] == pytest.approx(drawn.values[0], rel=1e-6)
+    assert found.cost.products > drawn.cost.products
+    assert "on all 8,000 train samples lies in [" in check.message
+    capped = measure_eigenvalues(small_net(8000, max_samples=600), k=1, which="largest", precision=1e-3)
+    assert capped.checks[-1].level == "warn"
+    assert any("raise max_samples" in w for w in capped.warnings)
+
+
+@pytest.mark.parametrize("name", ["density", "frobenius", "diagonal", "sampling"])
+def test_estimates_are_registered_and_asked_for(name: str) -> None:
+    known = measurements()[name]
+    assert not known.default
+    settings = known.settings("quick") | {"draws": 4, "steps": 5}
+    found = known.run(small_net(), seed=0, progress=False, **{k: v for k, v in settings.items() if k in known.options})
+    assert found.status == "complete"
+    assert found.split == "train"
+    assert known.estimate is not None
+    assert known.estimate(**known.settings("thorough")) >= known.estimate(**known.settings("quick")) > 0
+
+
+def test_sampling_by_name_follows_the_largest_eigenvalue() -> None:
+    found = measurements()["sampling"].run(small_net(), seed=0, progress=False)
+    assert found.names == ("lambda_1",)
+    more = measurements()["sampling"].run(small_net(8000), seed=0, progress=False, measurement="trace", precision=0.5)
+    assert (more.names, more.status) == (("trace",), "complete")

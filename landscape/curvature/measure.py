@@ -12,6 +12,7 @@ from ..tasks import Task
 from .fisher import Fisher
 from .lanczos import Method, eigenpairs
 from .operators import GaussNewton, Hessian, Operator
+from .sampling import to_precision, with_sampling
 from .search import Which
 from .spectrum import Eigenpairs, TraceEstimate
 from .traces import trace
@@ -47,6 +48,9 @@ def _trace_passes(*, draws: int = 32, **_: object) -> float:
         "operator": Option("hessian", "hessian, gauss-newton or fisher (type 2)"),
         "parameters": Option(None, "names or prefixes of the parameters to differentiate in, separated by +; or all"),
         "method": Option("lanczos", "lanczos, arpack or pyhessian (by magnitude)"),
+        "precision": Option(
+            None, "take as few samples as give the first eigenvalue to this share, all errors together"
+        ),
         "split": Option("train", "the data whose mean loss is differentiated"),
     },
     estimate=_eigenvalue_passes,
@@ -64,15 +68,23 @@ def measure_eigenvalues(
     operator: str = "hessian",
     parameters: str | None = None,
     method: Method = "lanczos",
+    precision: float | None = None,
     split: str = "train",
 ) -> Eigenpairs:
     """Largest and smallest eigenvalues of the Hessian, with residuals and a check for missed ones.
 
-    Of the mean loss over the task's draw; see `eigenpairs` for the methods and the cost.
+    Of the mean loss over the task's draw; see `eigenpairs` for the methods and the cost. With `precision` the draw is
+    as small as `to_precision` finds for the first eigenvalue, and the task's own size is the most that is drawn.
     """
     if operator not in OPERATORS:
         raise MeasurementError(f"operator={operator!r} is unknown; choose from {', '.join(OPERATORS)}")
     chosen = None if parameters is None else [name.strip() for name in str(parameters).split("+")]
+    drawn = None
+    if precision is not None:
+        one = {"k": 1, "which": "largest" if which == "both" else which, "tol": tol, "method": method}
+        one |= {"operator": operator, "parameters": parameters}
+        drawn = to_precision(task, "eigenvalues", precision, split=split, seed=seed, progress=progress, **one)
+        task = task.replace(max_samples=drawn.samples)
     with Objective(task, split) as objective:
         found = eigenpairs(
             OPERATORS[operator](objective, chosen),
@@ -84,7 +96,8 @@ def measure_eigenvalues(
             method=method,
             progress=progress,
         )
-        return _noted(found, objective)
+        found = noted(found, objective)
+    return found if drawn is None else with_sampling(found, drawn)
 
 
 @measurement(
@@ -114,10 +127,10 @@ def measure_trace(
     """Trace of the Hessian of the mean loss, with its standard error; see `trace`."""
     with Objective(task, split) as objective:
         found = trace(Hessian(objective), method, draws, seed, precision, progress=progress)
-        return _noted(found, objective)
+        return noted(found, objective)
 
 
-def _noted(found: R, objective: Objective) -> R:
+def noted(found: R, objective: Objective) -> R:
     """Add what the objective has to say, how many samples it holds, and the passes that its checks took."""
     return replace(
         found,

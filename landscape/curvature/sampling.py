@@ -6,8 +6,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import scipy.stats
@@ -30,9 +30,13 @@ SMALL = 6
 AIM, GROWTH = 0.9, 2.0
 #: Measurements whose own random error has a `precision`: the share of the requested one that its standard error gets,
 #: so that two of them are half of it (chosen by us).
-OWN_SHARE, OWN_PRECISION = 0.25, ("trace",)
+OWN_SHARE, OWN_PRECISION = 0.25, ("trace", "frobenius")
+#: What is followed of a named measurement if its options don't say more: of the eigenvalues the largest, since the
+#: others cost more, and cross.
+FOLLOWED: dict[str, dict[str, Any]] = {"eigenvalues": {"k": 1, "which": "largest"}}
 
 Measure = str | Callable[[Task], Any]
+R = TypeVar("R", bound=Result)
 
 
 def sampling_error(
@@ -57,8 +61,9 @@ def sampling_error(
 
     Args:
         task: a Task. Samples are the units; batches are where they must stay whole (`rebatch=False`).
-        measurement: the name of a registered measurement, or a function of a task that returns a Result, a number, an
-            array (q,) or a mapping of names to numbers. It is called 1 + r + r^2 times, with tasks over the parts.
+        measurement: the name of a registered measurement (of "eigenvalues" the largest, unless options say more), or
+            a function of a task that returns a Result, a number, an array (q,) or a mapping of names to numbers. It is
+            called 1 + r + r^2 times, with tasks over the parts.
         of: the value on the whole split ("data"), or on ever more samples from the same source ("source"). Default:
             "data" if the draw is a part of a split whose size is known, else "source".
         split: the data that parts are taken of.
@@ -111,8 +116,8 @@ def to_precision(
 
     Args:
         task: a Task; its `max_samples` is the most to draw. A split of unknown size is taken as endless.
-        measurement, split, seed, progress, **options: as for `sampling_error`. The measurement "trace" is given
-            `precision / 4` for its own standard error, unless told otherwise.
+        measurement, split, seed, progress, **options: as for `sampling_error`. The measurements "trace" and
+            "frobenius" are given `precision / 4` for their own standard error, unless told otherwise.
         precision: half-width of the 95% interval allowed, as a share of each number (for eigenvalues: of |lambda_1|).
         start: samples to begin with (default 512).
 
@@ -158,6 +163,32 @@ def to_precision(
             if 3 * want >= available <= most:
                 want = available
             bar.set_postfix_str(f"error {result.error.max():.1%}, to reach {precision:.1%}", refresh=False)
+
+
+def with_sampling(found: R, drawn: SamplingError) -> R:
+    """Return a result that was measured on as many samples as `drawn` settled on, with what that says and cost.
+
+    The check "sampling" holds the interval of the first number and how far it reaches, as a share of the scale.
+    """
+    low, high = (float(x) for x in drawn.interval[0])
+    whole = f"all {drawn.population:,.0f} {drawn.split} samples" if math.isfinite(drawn.population) else "its source"
+    text = f"{drawn.names[0]} on {whole} lies in [{low:.6g}, {high:.6g}] ({CONFIDENCE:.0%})"
+    if drawn.calls[0] != "estimate":
+        text += f"; its bias can't be resolved: what was measured is an {drawn.calls[0]}"
+    precision = float(drawn.settings["precision"])
+    late = tuple(drawn.warnings)
+    check = Check("sampling", "warn" if late else "pass", text, float(drawn.error[0]), precision)
+    return replace(
+        found,
+        checks=(*found.checks, check),
+        warnings=(*found.warnings, *late),
+        settings={**found.settings, "precision": precision, "stages": list(drawn.settings["stages"])},
+        cost=Cost(
+            found.cost.products + drawn.cost.products,
+            found.cost.passes + drawn.cost.passes,
+            found.cost.seconds + drawn.cost.seconds,
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -212,7 +243,9 @@ def _measure(measurement: Measure, split: str, seed: int, options: dict[str, Any
     if measurement not in registered:
         raise MeasurementError(f"measurement {measurement!r} is unknown; there is {', '.join(registered)}")
     known = registered[measurement]
-    given = {"split": split, **options} if "split" in known.options else options
+    given = options or FOLLOWED.get(measurement, {})
+    if "split" in known.options:
+        given = {"split": split, **given}
     settings = known.settings(**given)
     return lambda task: known.run(task, seed=seed, progress=False, **settings)
 
