@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,6 +145,18 @@ class TestEveryStrategyIsRight:
             first, second = h @ v, h @ v
         assert close(first, differences(task, v), DIFFERENCES)
         assert close(second, first, EXACT)
+
+    @pytest.mark.slow
+    def test_compiled(self):
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            pytest.skip("torch.compile needs a C++ compiler")
+        task = transformer()  # compiling takes a minute; the nets with convolutions agree as well
+        # What torch's compiler warns of itself about is none of ours.
+        with warnings.catch_warnings(), Hessian(task, strategy="compile") as h:
+            warnings.simplefilter("ignore")
+            v = vector(h.shape[0])
+            assert close(h @ v, differences(task, v), DIFFERENCES)
+            assert h.how == "compiled, nothing kept"
 
     @pytest.mark.parametrize("dims", [1, 2, 3])
     def test_convolutions_of_every_dimension(self, dims):
@@ -285,16 +301,17 @@ class TestOutOfMemory:
 
 class TestBadInput:
     def test_an_unknown_strategy(self):
-        with pytest.raises(MeasurementError, match="choose from auto, keep, rebuild, forward, linearize"):
+        with pytest.raises(MeasurementError, match="choose from auto, keep, rebuild, forward, linearize, compile"):
             Hessian(residual(), strategy="fast")
 
     def test_a_negative_budget(self):
         with pytest.raises(MeasurementError, match="memory=-1"):
             Hessian(residual(), memory=-1)
 
-    @pytest.mark.parametrize("strategy", ["forward", "linearize"])
-    def test_forward_mode_where_there_is_none(self, strategy):
-        with GaussNewton(residual(), strategy=strategy) as g, pytest.raises(MeasurementError, match="forward-mode"):
+    @pytest.mark.parametrize("strategy", ["forward", "linearize", "compile"])
+    def test_what_only_the_hessian_has(self, strategy):
+        message = "has no (forward-mode|compiled) product: use strategy 'auto'"
+        with GaussNewton(residual(), strategy=strategy) as g, pytest.raises(MeasurementError, match=message):
             g @ vector(g.shape[0])
 
     def test_a_model_that_a_strategy_cannot_take(self):

@@ -192,7 +192,8 @@ def explained(error: RuntimeError) -> Exception:
     if found:
         return ObjectiveError(
             f"the operation {found[1]} in the model or its loss has no second derivative: replace it by one that has "
-            "(for attention: torch.nn.functional.scaled_dot_product_attention, which is run on its math kernel)"
+            "(for attention: torch.nn.functional.scaled_dot_product_attention, which is run on its math kernel), or "
+            "use FiniteDifferences(task), which needs gradients alone"
         )
     if "does not require grad" in text:
         return ObjectiveError(

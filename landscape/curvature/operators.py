@@ -13,6 +13,7 @@ from ..errors import MeasurementError, ObjectiveError
 from ..objective import Objective
 from ..parameters import trainable
 from ..tasks import Task
+from .compiled import CompiledProducts
 from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, loss_curvature, only_once
 from .products import Products, Strategy
 
@@ -31,7 +32,9 @@ class Operator:
         parameters: None for all trainable ones, or names and prefixes of names ("layer4", "head.weight").
         split: the data to take the mean over; the training data by default.
         strategy: "auto" measures and picks; "keep" keeps every batch's graph; "rebuild" keeps none; "forward" and
-            "linearize" go by forward over reverse mode (Hessian only), the second with the linearized gradients kept.
+            "linearize" go by forward over reverse mode, the second with the linearized gradients kept, and "compile"
+            traces the product for torch.compile (the last three for the Hessian only, and never picked by themselves:
+            see `compiled.py`, and ARCHITECTURE.md for what was measured).
         memory: bytes for graphs that are kept with "auto"; by default a quarter of the host's free memory, or half of
             the GPU's (chosen by us).
 
@@ -154,6 +157,12 @@ class Operator:
             f"{type(self).__name__} has no forward-mode product: use strategy 'auto', 'keep' or 'rebuild'"
         )
 
+    def compiled(self) -> CompiledProducts:
+        """Return the products as compiled code."""
+        raise MeasurementError(
+            f"{type(self).__name__} has no compiled product: use strategy 'auto', 'keep' or 'rebuild'"
+        )
+
     def locate(self, product: torch.Tensor) -> str:
         """Return the names of the parameters in which a product (n,) is not finite, the worst three."""
         bad = (~torch.isfinite(product)).split([self._sizes[name] for name in self.names])
@@ -171,7 +180,8 @@ class Operator:
             raise ObjectiveError(
                 f"the operation {', '.join(customs)} is differentiable only once (torch.autograd.function."
                 "once_differentiable), so that the model or its loss has no second derivative; write its backward in "
-                "torch operations and without that decorator"
+                "torch operations and without that decorator, or use FiniteDifferences(task), which needs gradients "
+                "alone"
             )
 
     def to_scipy(self) -> Any:
@@ -225,6 +235,9 @@ class Hessian(Operator):
                 return self.objective.batch_loss(i)[1]
 
         return loss, weight
+
+    def compiled(self) -> CompiledProducts:
+        return CompiledProducts(self.objective, self.names)
 
 
 class _Holder(nn.Module):

@@ -17,9 +17,10 @@ from .graphs import BatchGraph, Tensors, explained
 from .rewritten import cheap_second_derivatives, torch_derivatives
 
 if TYPE_CHECKING:
+    from .compiled import CompiledProducts
     from .operators import Operator
 
-Strategy = Literal["auto", "keep", "rebuild", "forward", "linearize"]
+Strategy = Literal["auto", "keep", "rebuild", "forward", "linearize", "compile"]
 
 #: Share of the memory that is free, taken for kept graphs by default (chosen by us): of the host's a quarter, since
 #: others live there too, of a GPU's a half.
@@ -31,6 +32,14 @@ BLOCK = 16
 #: Another way of multiplying must agree to this share with the plain one, and be faster by this factor (chosen by us).
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}
 GAIN = 1.15
+
+
+#: What the strategies that are never picked by themselves do, in words.
+_SPECIAL = {
+    "forward": "forward over reverse mode",
+    "linearize": "linearized gradients, kept",
+    "compile": "compiled, nothing kept",
+}
 
 
 class Products:
@@ -65,13 +74,14 @@ class Products:
         self._other: str = "forward" if self._strategy == "forward" else "rebuild"
         self._why = ""
         self._vectorize: bool | None = None
+        self._compiled: CompiledProducts | None = None
         self._moves = self._objective.moves
 
     @property
     def how(self) -> str:
         """How products are made, in words; what is planned, before the first one."""
-        if self._strategy in ("forward", "linearize"):
-            return {"forward": "forward over reverse mode", "linearize": "linearized gradients, kept"}[self._strategy]
+        if self._strategy in _SPECIAL:
+            return _SPECIAL[self._strategy]
         batches, kept = len(self._objective), self._to_keep
         other = "rebuilt at each product" if self._other == "rebuild" else "forward over reverse mode"
         block = {None: "", True: "; blocks vectorized", False: "; blocks one by one"}[self._vectorize]
@@ -100,7 +110,7 @@ class Products:
 
     def _economize(self) -> None:
         """After running out of memory: keep nothing; where nothing was kept, halve the batches if the task allows."""
-        keeping = bool(self._kept) or self._strategy in ("keep", "linearize")
+        keeping = bool(self._kept) or self._strategy in ("keep", "linearize", "compile")
         self.release()
         if self._objective.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -145,7 +155,7 @@ class Products:
     def _explained(self, error: RuntimeError) -> Exception:
         if "can't allocate memory" in str(error):
             return error
-        if not self._reverse:
+        if self._strategy in _SPECIAL:
             return MeasurementError(
                 f"strategy={self._strategy!r} fails on this model ({first_line(error)}); use strategy='auto'"
             )
@@ -155,6 +165,12 @@ class Products:
         """Return (weight, A_i V, graphs built) for batch i."""
         if self._strategy == "linearize":
             return self._linearized(i, parameters, V, keep)
+        if self._strategy == "compile":
+            if self._compiled is None:
+                self._compiled = self._operator.compiled()
+            known = len(self._compiled)
+            weight, multiply = self._compiled.of(i, parameters)
+            return weight, _columns(multiply, V), float(len(self._compiled) - known)
         if self._to_keep is None:
             self._plan(parameters, keep)
         if i >= (self._to_keep or 0) and self._other == "forward":
