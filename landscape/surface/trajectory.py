@@ -81,7 +81,7 @@ def trajectory(
     lost = _Losses.none()
     if losses:
         lost = _losses(task, rows, projected, split, progress)
-    return _result(task, rows, projected, lost, split, time.perf_counter() - begun)
+    return _result(rows, projected, lost, split, time.perf_counter() - begun)
 
 
 def trajectory_plane(
@@ -253,7 +253,7 @@ def _losses(task: Task, rows: Rows, projected: _Projection, split: str, progress
         return _Losses(true, drawn, objective.passes, objective.samples, checks.policy(objective), objective.notes)
 
 
-def _result(task: Task, rows: Rows, projected: _Projection, lost: _Losses, split: str, seconds: float) -> Trajectory:
+def _result(rows: Rows, projected: _Projection, lost: _Losses, split: str, seconds: float) -> Trajectory:
     squares = projected.squares
     with_losses = bool(lost.true)
     loss = np.array([e.loss for e in lost.true])
@@ -289,7 +289,10 @@ def _result(task: Task, rows: Rows, projected: _Projection, lost: _Losses, split
         fingerprint=fingerprint(rows.final),
         batchnorm=lost.policy,
         axes=projected.axes,
-        settings={"memory": rows.width * rows.shape[0] * rows.dtype.itemsize, "batchnorm": task.batchnorm},
+        settings={
+            "memory": rows.width * rows.shape[0] * rows.dtype.itemsize,
+            "steps": "counted" if rows.steps is None else "as in the files",
+        },
         checks=tuple(made),
         notes=tuple(dict.fromkeys((*lost.notes, *rows.notes))),
         cost=Cost(passes=lost.passes, seconds=seconds),
