@@ -156,3 +156,33 @@ class TestUse:
 
         with pytest.raises(MeasurementError, match="is not finite 1e\\+09 from the weights"):
             FiniteDifferences(task(loss=blows_up), step=1e9) @ torch.ones(51, dtype=torch.float64)
+
+
+class TestProbe:
+    def test_the_command_line_measures_what_has_one_derivative_only(self, tmp_path, monkeypatch):
+        import small_world
+
+        from landscape import load_task, save_checkpoint
+
+        monkeypatch.chdir(tmp_path)
+        small_world.build(tmp_path)
+        (tmp_path / "once.py").write_text(
+            "import torch\n"
+            "from torch import nn\n"
+            "from landscape import task\n"
+            "from tasks import tiny as _tiny\n"
+            "from test_finite_differences import Once\n\n\n"
+            "@task\n"
+            "def tiny():\n"
+            "    plain = _tiny()\n"
+            "    return plain.replace(model=Once(plain.model))\n"
+        )
+        save_checkpoint("once.pt", Once(small_world.train(0)), task="once.py:tiny")
+        refused = small_world.landscape("probe", "once.pt", "--only", "eigenvalues")
+        assert "differentiable only once" in refused.output
+        (shown,) = small_world.results("once.pt", "--only", "eigenvalues_by_differences", "--dtype", "float64")
+        plain = load_task("tasks.py:tiny")
+        plain.model.load_state_dict(small_world.train(0).state_dict())
+        exact = eigenpairs(Hessian(plain.replace(dtype=torch.float64)), 5, tol=1e-6)
+        # Residuals of 1e-2 leave errors of their square, over the gap to the next eigenvalue.
+        assert shown["curvature"]["eigenvalues"] == pytest.approx(exact.values, rel=1e-2)
