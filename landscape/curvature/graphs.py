@@ -193,7 +193,7 @@ def explained(error: RuntimeError) -> Exception:
         return ObjectiveError(
             f"the operation {found[1]} in the model or its loss has no second derivative: replace it by one that has "
             "(for attention: torch.nn.functional.scaled_dot_product_attention, which is run on its math kernel), or "
-            "use FiniteDifferences(task), which needs gradients alone"
+            "take differences of gradients: FiniteDifferences(task), or --only eigenvalues_by_differences"
         )
     if "does not require grad" in text:
         return ObjectiveError(

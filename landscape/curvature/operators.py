@@ -180,8 +180,8 @@ class Operator:
             raise ObjectiveError(
                 f"the operation {', '.join(customs)} is differentiable only once (torch.autograd.function."
                 "once_differentiable), so that the model or its loss has no second derivative; write its backward in "
-                "torch operations and without that decorator, or use FiniteDifferences(task), which needs gradients "
-                "alone"
+                "torch operations and without that decorator, or take differences of gradients: "
+                "FiniteDifferences(task), or --only eigenvalues_by_differences"
             )
 
     def to_scipy(self) -> Any:
