@@ -260,11 +260,8 @@ def memory_of(net: str, what: str) -> None:
     else:
         with Hessian(task, strategy=what) as h:  # pyright: ignore[reportArgumentType]
             done = eigenpairs(h, 3, tol=1e-2, max_products=40, verify=False)
-            kept = h._products
-            extra = {
-                "basis": done.products * h.shape[0] * 4 / 2**20,
-                "graphs": (kept._to_keep or 0) * kept._bytes / 2**20,
-            }
+            size, count = h.held
+            extra = {"basis": done.products * h.shape[0] * 4 / 2**20, "graphs": count * size / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"peak": peak, **extra}))
 

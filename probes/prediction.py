@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from landscape.curvature.operators import Hessian
+from landscape.curvature.products import free_memory
 from landscape.data import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
@@ -19,7 +20,7 @@ from landscape.tasks import Task
 
 from .selection import Chosen
 
-#: What a Hessian product counts in the estimates, in forward passes: a gradient, and a backward pass through it.
+#: What a Hessian product counts in the estimates, in forward passes: two gradients, through a kept graph.
 PASSES_A_PRODUCT = 6.0
 #: Bytes that the default basis of `eigenpairs` grows to at most.
 BASIS = 1 << 30
@@ -29,8 +30,9 @@ BASIS = 1 << 30
 class Speed:
     """Seconds of a forward pass, a gradient and a Hessian product on one batch of `samples` samples.
 
-    `graph` are the bytes that a product keeps for its derivatives, `weights` those of the parameters and buffers,
-    `batch` those of the batch. `product` is NaN where there is none, and `reason` says why.
+    `graph` are the bytes of the graph that products keep for the batch, `budget` the most that graphs may take,
+    `weights` the bytes of the parameters and buffers, `batch` those of the batch. `product` is NaN where there is none,
+    and `reason` says why.
     """
 
     samples: int
@@ -42,6 +44,7 @@ class Speed:
     graph: int
     weights: int
     batch: int
+    budget: int
     reason: str = ""
 
 
@@ -71,13 +74,14 @@ def measure_speed(task: Task) -> Speed:
     with Objective(one_batch(task), split) as objective:
         forward = _seconds(lambda: objective.evaluate(), objective.device)
         gradient = _seconds(lambda: objective.gradient(), objective.device)
-        graph = _graph_bytes(objective)
         n = sum(p.numel() for p in objective.parameters)
-        product, reason = math.nan, ""
+        product, graph, reason = math.nan, 0, ""
         try:
-            hessian = Hessian(objective)
-            vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
-            product = _seconds(lambda: hessian @ vector, objective.device)
+            with Hessian(objective) as hessian:
+                vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
+                # The first one, which builds the graph, is not counted: it is built once for all products.
+                product = _seconds(lambda: hessian @ vector, objective.device)
+                graph = hessian.held[0]
         except LandscapeError as error:
             reason = str(error)
         tensors = [*objective.model.parameters(), *objective.model.buffers()]
@@ -91,6 +95,7 @@ def measure_speed(task: Task) -> Speed:
             graph=graph,
             weights=sum(t.numel() * t.element_size() for t in tensors),
             batch=sum(t.numel() * t.element_size() for b in objective.draw.batches for t in tensors_of(b)),
+            budget=free_memory(objective.device),
             reason=reason,
         )
 
@@ -112,9 +117,10 @@ def predict(chosen: Sequence[Chosen], speed: Speed, samples: int) -> list[Predic
 
 
 def _memory(speed: Speed, scale: float, passes: float) -> float:
-    # The caller's weights, the working copy and the centre; the draw; the graph of one batch; a Krylov basis.
+    # The caller's weights, the working copy and the centre; the draw; the batches' graphs; a Krylov basis.
     basis = min(passes / PASSES_A_PRODUCT * speed.parameters * speed.itemsize, BASIS)
-    return 3 * speed.weights + speed.batch * scale + speed.graph + basis
+    graphs = max(speed.graph, min(speed.graph * scale, speed.budget)) if passes else speed.graph
+    return 3 * speed.weights + speed.batch * scale + graphs + basis
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -133,21 +139,3 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _graph_bytes(objective: Objective) -> int:
-    """Return the bytes of the tensors that a gradient with its own graph keeps for one batch."""
-    own = {p.untyped_storage().data_ptr() for p in objective.parameters}
-    kept: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss, _ = objective.batch_loss(0)
-        grads = torch.autograd.grad(loss, objective.parameters, create_graph=True, allow_unused=True)
-        del grads
-    return sum(kept.values())

@@ -38,7 +38,7 @@ def choose(
 ) -> list[Chosen]:
     """Return the measurements to run, in order: those named by name or section, else all that run by default.
 
-    `also` are made beside them. `options` maps a measurement's name to settings of its own. Raises UnknownName with
+    Of a section those are taken that run by default, or all of them where none does. `also` are made beside them. `options` maps a measurement's name to settings of its own. Raises UnknownName with
     the nearest names.
     """
     if preset not in PRESET_SAMPLES:
@@ -56,8 +56,9 @@ def choose(
             if key not in every[name].options:
                 raise UnknownName(f"measurement {name!r} has no option {key!r}; {nearest(key, every[name].options)}")
     chosen = []
+    wanted, usual = {*(only or ()), *also}, {m.section for m in every.values() if m.default}
     for name, m in every.items():
-        asked = not {name, m.section}.isdisjoint((*(only or ()), *also))
+        asked = name in wanted or (m.section in wanted and (m.default or m.section not in usual))
         if asked or (not only and m.default):
             given = options.get(name, {})
             if m.section in RESERVED:

@@ -280,7 +280,16 @@ def test_a_failed_result_is_null():
 
 def test_predicted_time_is_passes_times_the_pass_measured():
     speed = Speed(
-        samples=100, forward=0.5, gradient=1.5, product=6.0, parameters=10, itemsize=8, graph=700, weights=80, batch=50
+        samples=100,
+        forward=0.5,
+        gradient=1.5,
+        product=6.0,
+        parameters=10,
+        itemsize=8,
+        graph=700,
+        weights=80,
+        batch=50,
+        budget=2000,
     )
 
     def registered(name, needs):
@@ -297,7 +306,17 @@ def test_predicted_time_is_passes_times_the_pass_measured():
     assert b.seconds == 4 * 20 * 6.0 / PASSES_A_PRODUCT
     assert math.isnan(c.seconds)
     assert a.memory == 3 * 80 + 4 * 50 + 700
-    assert b.memory == pytest.approx(a.memory + 20 / PASSES_A_PRODUCT * 10 * 8)
+    # Four batches' graphs would take 2,800: as many are kept as the budget holds.
+    assert b.memory == pytest.approx(3 * 80 + 4 * 50 + 2000 + 20 / PASSES_A_PRODUCT * 10 * 8)
+
+
+def test_a_section_means_what_runs_by_default_in_it_and_all_of_it_where_nothing_does():
+    def names(section):
+        return [c.measurement.name for c in choose([section])]
+
+    assert names("curvature") == ["eigenvalues", "trace"]
+    assert names("stability") == ["stability", "batch_sharpness", "coherence"]
+    assert names("frobenius") == ["frobenius"]
 
 
 def test_one_batch_is_timed_and_the_model_is_as_before(world):

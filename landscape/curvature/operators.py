@@ -96,6 +96,11 @@ class Operator:
         return self._products.how
 
     @property
+    def held(self) -> tuple[int, int]:
+        """(bytes of one batch's graph, graphs kept), as measured at the first product inside `with`."""
+        return self._products.held
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What happened on the way that a reader of the numbers should know."""
         return tuple(self._products.notes)

@@ -94,6 +94,11 @@ class Products:
             return f"graphs of {'the one batch' if batches == 1 else f'all {batches} batches'} kept, {size}{block}"
         return f"graphs of {kept} of {batches} batches kept, {size}; the others {other}{self._why}{block}"
 
+    @property
+    def held(self) -> tuple[int, int]:
+        """(bytes of the first batch's graph, graphs kept)."""
+        return self._bytes, len(self._kept)
+
     def multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
         """Return (sum_i w_i A_i V, sum_i w_i) as ((k, n), float) for `columns` (k, n)."""
         if self._moves != self._objective.moves:
