@@ -215,7 +215,7 @@ class CalibrationAccumulator:
             "infinite": zeros(1),
         }
         if self.scores:
-            self._sums["moments"] = zeros(4, whole=False)
+            self._sums["moments"] = zeros(6, whole=False)
         if self._form != "top-label":
             self._sums["class labels"] = zeros(k)
         if self._form == "multiclass":
@@ -319,7 +319,8 @@ class CalibrationAccumulator:
             if keep is not None:
                 brier, nll, endless = brier.where(keep, 0), nll.where(keep, 0), endless & keep
             sums["infinite"] += endless.sum()
-            sums["moments"] += torch.stack([brier.sum(), brier @ brier, nll.sum(), nll @ nll])
+            powers = [x @ of for x in (brier, nll) for of in (torch.ones_like(x), x, x * x)]
+            sums["moments"] += torch.stack(powers)
         if group is not None:
             assert part.groups is not None
             if self.edges is not None:
@@ -540,7 +541,7 @@ class CalibrationAccumulator:
             atoms=atoms,
             classes=self._class_totals(sums),
             right=int(sums["right"][0]),
-            moments=sums.get("moments"),
+            moments=sums["moments"].reshape(2, 3) if self.scores else None,
             infinite=int(sums["infinite"][0]),
             groups=self._group_totals(table.edges, index),
         )

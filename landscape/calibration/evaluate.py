@@ -20,6 +20,7 @@ from .intervals import (
     consistency_band,
     debiased_l2_interval,
     ece_interval,
+    mean_interval,
     simulate_correct,
     simulate_grouped,
 )
@@ -78,7 +79,7 @@ def evaluate(
     over = np.maximum(table.signed_errors, 0.0).sum()
     confidence = float((atoms.counts * atoms.confidence).sum()) / n
     accuracy = totals.right / n
-    brier, brier_stderr, nll, nll_stderr = _scores(totals, n, groups)
+    scores = _scores(totals, n, groups)
     if totals.infinite:
         noted.append(f"nll is inf: {totals.infinite} of {n} true labels had probability 0")
     return Calibration(
@@ -90,12 +91,9 @@ def evaluate(
         ),
         mce=table.mce if mce is None else mce,
         debiased_l2=table.debiased_l2,
-        brier=brier,
-        brier_stderr=brier_stderr,
-        nll=nll,
-        nll_stderr=nll_stderr,
+        **scores,
         accuracy=accuracy,
-        accuracy_stderr=_accuracy_stderr(accuracy, n, groups),
+        accuracy_stderr=mean_interval(np.full(3, totals.right), n, None if groups is None else groups.right, groups)[0],
         calibration_p_value=calibration_p_value(simulated, table),
         ece_debiased=table.ece_debiased,
         overconfidence=float(over),
@@ -105,7 +103,7 @@ def evaluate(
         smooth_ece=smooth.ece,
         smooth_ece_bandwidth=smooth.bandwidth,
         ks=ks,
-        **_decomposed(brier, totals, form),
+        **_decomposed(scores["brier"], totals, form),
         aurc=selective.aurc,
         excess_aurc=selective.excess,
         mean_confidence=confidence,
@@ -173,34 +171,19 @@ def _notes(atoms: Atoms, table: Bins, mass: str, aurc: float, ks: float) -> tupl
     return tuple(found)
 
 
-def _scores(totals: Totals, n: int, groups: Groups | None) -> tuple[float, float, float, float]:
-    """Return Brier score and NLL with their standard errors; NaN for an error that cannot be told."""
-    if totals.moments is None:
-        return math.nan, math.nan, math.nan, math.nan
-    found: list[float] = []
+def _scores(totals: Totals, n: int, groups: Groups | None) -> dict[str, Any]:
+    """Return Brier score and NLL with standard errors and intervals; NaN for what cannot be told."""
+    found: dict[str, Any] = {}
     for i, name in enumerate(("brier", "nll")):
-        total, squares = totals.moments[2 * i : 2 * i + 2]
-        mean = float(total) / n
-        if name == "nll" and totals.infinite:
-            found += [math.inf, math.nan]
-        elif groups is not None:
-            found += [mean, _grouped_stderr(getattr(groups, name), groups.sizes, mean)]
+        if totals.moments is None or (name == "nll" and totals.infinite):
+            mean, error, bounds = math.nan if totals.moments is None else math.inf, math.nan, np.full(2, math.nan)
         else:
-            variance = max(0.0, float(squares) - n * mean**2) / (n - 1) if n > 1 else math.nan
-            found += [mean, math.sqrt(variance / n)]
-    return found[0], found[1], found[2], found[3]
-
-
-def _accuracy_stderr(accuracy: float, n: int, groups: Groups | None) -> float:
-    if groups is not None:
-        return _grouped_stderr(groups.right, groups.sizes, accuracy)
-    return math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan
-
-
-def _grouped_stderr(sums: np.ndarray, sizes: np.ndarray, mean: float) -> float:
-    """Return the standard error of sum(sums) / sum(sizes) over groups, by linearization of the ratio."""
-    g = len(sizes)
-    return math.sqrt(float(((sums - sizes * mean) ** 2).sum()) * g / (g - 1)) / float(sizes.sum())
+            mean = float(totals.moments[i, 0]) / n
+            error, bounds = mean_interval(
+                totals.moments[i], n, None if groups is None else getattr(groups, name), groups
+            )
+        found |= {name: mean, f"{name}_stderr": error, f"{name}_interval": bounds}
+    return found
 
 
 def _decomposed(brier: float, totals: Totals, form: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,37 @@ def spread(bins: Bins, groups: Groups | None = None) -> Spread:
         careful = np.maximum(careful, np.diag(covariance))
         quantile = float(student.ppf(0.975, size - 1))
     return Spread(filled, mean[filled], covariance[np.ix_(filled, filled)], np.sqrt(careful[filled]), quantile)
+
+
+def mean_interval(
+    powers: np.ndarray, n: int, sums: np.ndarray | None = None, groups: Groups | None = None
+) -> tuple[float, np.ndarray]:
+    """Return the standard error of a mean and its 95% interval (2,); NaN for fewer than two samples.
+
+    `powers` (3,) are the sums of x, x^2 and x^3 over the n samples; for groups `sums` (G,) those of x in each, and the
+    mean is a ratio of sums over groups, linearized. Scores are skewed (one confident mistake weighs as much as
+    hundreds of good answers), and mean +- 1.96 standard errors then misses high truths: measured coverage down to 90%.
+    The interval is that of Hall's cubic transformation of the studentized mean (Hall 1992, "On the removal of skewness
+    by transformation", J. R. Stat. Soc. B 54, 221-228), with Student's quantile for groups.
+    """
+    mean, count, quantile = float(powers[0]) / n, n, Z
+    if groups is not None and sums is not None:
+        off, count = sums - groups.sizes * mean, len(groups)
+        scale = n / count
+        second, third = float((off**2).mean()) / scale**2, float((off**3).mean()) / scale**3
+        quantile = float(student.ppf(0.975, count - 1))
+    else:
+        second = max(0.0, float(powers[1]) / n - mean**2)
+        third = float(powers[2]) / n - 3 * mean * float(powers[1]) / n + 2 * mean**3
+    if count < 2:
+        return math.nan, np.full(2, math.nan)
+    error = math.sqrt(second / (count - 1))
+    if error == 0:
+        return 0.0, np.full(2, mean)
+    a = third / second**1.5 / 3
+    shifted = np.array([quantile, -quantile]) / math.sqrt(count) - a / 2 / count
+    root = math.sqrt(count) * shifted if abs(a) < 1e-06 else math.sqrt(count) / a * (np.cbrt(1 + 3 * a * shifted) - 1)
+    return error, mean - error * root
 
 
 def ece_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray:

@@ -27,9 +27,11 @@ class Calibration(Result, kind="calibration"):
     debiased_l2: float = array(
         units="share^2", interval="debiased_l2_interval", doc="debiased squared L2 calibration error, floored at 0"
     )
-    brier: float = array(units="", stderr="brier_stderr", doc="mean squared error of the probabilities")
+    brier: float = array(
+        units="", stderr="brier_stderr", interval="brier_interval", doc="mean squared error of the probabilities"
+    )
     brier_stderr: float = array(units="", doc="standard error over the samples", default=math.nan)
-    nll: float = array(units="nats", stderr="nll_stderr", doc="mean negative log likelihood")
+    nll: float = array(units="nats", stderr="nll_stderr", interval="nll_interval", doc="mean negative log likelihood")
     nll_stderr: float = array(units="nats", doc="standard error over the samples", default=math.nan)
     accuracy: float = array(units="share", stderr="accuracy_stderr", doc="share of right top labels")
     accuracy_stderr: float = array(units="share", doc="standard error over the samples", default=math.nan)
@@ -46,6 +48,8 @@ class Calibration(Result, kind="calibration"):
     ece_after_temperature: float = array(
         units="share", doc="ECE after temperature scaling, on samples that the fit has not seen", default=math.nan
     )
+    brier_interval: np.ndarray | None = array("bound", doc="95% interval of the Brier score", default=None)
+    nll_interval: np.ndarray | None = array("bound", units="nats", doc="95% interval of the NLL", default=None)
     ece_debiased: float = array(units="share", doc="ECE without its upward bias, floored at 0", default=math.nan)
     overconfidence: float = array(
         units="share", doc="part of the ECE from bins with confidence above accuracy", default=math.nan

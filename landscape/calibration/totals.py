@@ -71,8 +71,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Totals:
-    """Everything that `evaluate` needs; `moments` are the sums of Brier, Brier^2, NLL, NLL^2 (None: not asked for).
+    """Everything that `evaluate` needs.
 
+    `moments` (2, 3) are the sums of the first, second and third powers of Brier score and NLL (None: not asked for),
     `right` counts right top labels, `infinite` NLLs that are inf and not in the sums.
     """
 
