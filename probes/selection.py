@@ -38,8 +38,8 @@ def choose(
 ) -> list[Chosen]:
     """Return the measurements to run, in order: those named by name or section, else all that run by default.
 
-    Of a section those are taken that run by default, or all of them where none does. `also` are made beside them. `options` maps a measurement's name to settings of its own. Raises UnknownName with
-    the nearest names.
+    Of a section those are taken that run by default, or all of them where none does. `also` are made beside them.
+    `options` maps a measurement's name to settings of its own. Raises UnknownName with the nearest names.
     """
     if preset not in PRESET_SAMPLES:
         raise UnknownName(f"no preset {preset!r}; {nearest(preset, PRESET_SAMPLES)}")

@@ -159,7 +159,9 @@ def names(**how):
 def test_measurements_are_chosen_by_name_and_by_section(world):
     every = registry.measurements()
     assert names() == [m.name for m in every.values() if m.default]
-    assert names(only=["curvature"]) == [m.name for m in every.values() if m.section == "curvature"]
+    assert names(only=["curvature"]) == ["eigenvalues", "trace"]  # what runs by default in it
+    assert names(only=["stability"]) == [m.name for m in every.values() if m.section == "stability"]  # nothing does
+    assert names(only=["frobenius"]) == ["frobenius"]
     assert names(only=["plane", "performance"]) == ["performance", "plane"]
 
 
@@ -308,15 +310,6 @@ def test_predicted_time_is_passes_times_the_pass_measured():
     assert a.memory == 3 * 80 + 4 * 50 + 700
     # Four batches' graphs would take 2,800: as many are kept as the budget holds.
     assert b.memory == pytest.approx(3 * 80 + 4 * 50 + 2000 + 20 / PASSES_A_PRODUCT * 10 * 8)
-
-
-def test_a_section_means_what_runs_by_default_in_it_and_all_of_it_where_nothing_does():
-    def names(section):
-        return [c.measurement.name for c in choose([section])]
-
-    assert names("curvature") == ["eigenvalues", "trace"]
-    assert names("stability") == ["stability", "batch_sharpness", "coherence"]
-    assert names("frobenius") == ["frobenius"]
 
 
 def test_one_batch_is_timed_and_the_model_is_as_before(world):
