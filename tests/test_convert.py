@@ -177,6 +177,17 @@ def test_our_own_planes_are_written_for_that_program(tmp_path):
         assert set(file) == {"dir_file", "xcoordinates", "ycoordinates", "train_loss", "train_acc"}
 
 
+def test_the_other_split_goes_along(tmp_path):
+    ours = plane(n=3, m=4)
+    both = replace(ours, held_out_loss=2 * ours.loss, held_out_accuracy=0.5 * np.ones((3, 4)))
+    save_archive(tmp_path / "run.h5", both)
+    export_archive(tmp_path / "run.h5", tmp_path / "s.h5", "loss-landscape")
+    train, test = read_surface(tmp_path / "s.h5").results
+    np.testing.assert_array_equal(test.loss, 2 * train.loss)
+    assert (test.accuracy == 0.5).all()
+    assert "held_out_loss" in read_vtp(export_archive(tmp_path / "run.h5", tmp_path / "s.vtp"))[2]
+
+
 def test_interpolated_points_are_marked(tmp_path):
     ours = plane(n=4)
     mask = np.ones((4, 4), dtype=bool)

@@ -17,7 +17,7 @@ from landscape.checkpoint import load_checkpoint, save_checkpoint
 from landscape.checkpoints.mapped import map_file
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.parameters import trainable
-from landscape.results import rebuild
+from landscape.results import measurements, rebuild
 from landscape.surface.directions import Direction, random_direction
 from landscape.surface.grid import plane
 from landscape.surface.rows import Rows
@@ -241,6 +241,17 @@ def test_the_plane_lies_under_its_trajectory():
         assert len(values) == 6
     i, j = np.flatnonzero(surface.alpha == 0)[0], np.flatnonzero(surface.beta == 0)[0]
     assert surface.loss[i, j] == surface.center_loss == found.loss[-1]
+
+
+def test_the_measured_plane_brings_its_trajectory_along(tmp_path):
+    paths = []
+    for i, state in enumerate(walk(4)):
+        paths.append(str(tmp_path / f"{i}.pt"))
+        save_checkpoint(paths[-1], state, step=i)
+    found = measurements()["plane"].run(task(), directions="trajectory", checkpoints=paths, grid=3)
+    (way,) = found.along
+    way.lies_on(found)
+    assert way.states == tuple(paths)
 
 
 def test_a_plane_of_another_model_is_refused():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -112,11 +112,12 @@ def write_surface(entries: Sequence[Entry]) -> bytes:
             file["ycoordinates"] = beside
         for one in slices:
             unfilled = _unfilled(one)
-            file[f"{one.split}_loss"] = _laid_out(np.where(unfilled, UNFILLED, one.loss))
-            if one.accuracy is not None:
-                percent = np.vectorize(to_percent, otypes=[float])(one.accuracy)
-                file[f"{one.split}_acc"] = _laid_out(np.where(unfilled, UNFILLED, percent))
-            if isinstance(one, Plane) and bool((~one.evaluated & ~unfilled).any()):
+            for split, loss, accuracy in _held(one, {r.split for r in slices}):
+                file[f"{split}_loss"] = _laid_out(np.where(unfilled, UNFILLED, loss))
+                if accuracy is not None:
+                    percent = np.vectorize(to_percent, otypes=[float])(accuracy)
+                    file[f"{split}_acc"] = _laid_out(np.where(unfilled, UNFILLED, percent))
+            if isinstance(one, Plane) and "evaluated" not in file and bool((~one.evaluated & ~unfilled).any()):
                 file["evaluated"] = _laid_out(np.asarray(one.evaluated, dtype=np.int8))
         if eigenvalues is not None:
             empty = np.isnan(eigenvalues.largest) & np.isnan(eigenvalues.smallest)
@@ -368,6 +369,14 @@ def _last_slices(entries: Sequence[Entry]) -> list[Any]:
         if found:
             return [r for r in found if _same_steps(found[0], r)]
     return []
+
+
+def _held(one: Any, splits: set[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (split, loss, accuracy) of a slice, and of the other split where it was measured along with it."""
+    yield one.split, one.loss, one.accuracy
+    other = next((s for s in SPLITS if s != one.split), "")
+    if one.held_out_loss is not None and other not in splits:
+        yield other, one.held_out_loss, one.held_out_accuracy
 
 
 def _last_map(entries: Sequence[Entry], beside: Any) -> Any:

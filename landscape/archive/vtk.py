@@ -122,8 +122,11 @@ def _mesh(entries: Sequence[Entry], split: str | None, height: str) -> Mesh:
     number[there] = np.arange(int(there.sum()))
     corners = np.stack([number[:-1, :-1], number[1:, :-1], number[1:, 1:], number[:-1, 1:]], axis=-1).reshape(-1, 4)
     data = {"loss": loss, "evaluated": np.asarray(plane.evaluated, dtype=float)}
-    if plane.accuracy is not None and bool(np.isfinite(np.asarray(plane.accuracy)[there]).all()):
-        data["accuracy"] = np.asarray(plane.accuracy, dtype=float)
+    for name in ("accuracy", "held_out_loss", "held_out_accuracy"):
+        values = getattr(plane, name, None)
+        # A text without a NaN: not every reader of these formats takes one.
+        if values is not None and bool(np.isfinite(np.asarray(values)[there]).all()):
+            data[name] = np.asarray(values, dtype=float)
     return Mesh(
         np.column_stack([v[there] for v in (a, b, z)]),
         corners[(corners >= 0).all(axis=1)],

@@ -142,7 +142,8 @@ def measure_plane(
     more |= {"split": split, "seed": seed, "progress": progress}
     if directions == "trajectory":
         found, way = trajectory_plane(task, checkpoint_paths(checkpoints), grid=_points(grid), **more)
-        return replace(found, notes=(*found.notes, *(n for n in way.notes if n not in found.notes)))
+        notes = (*found.notes, *(n for n in way.notes if n not in found.notes))
+        return replace(found, notes=notes, along=(way,))
     steps = axis(span, _points(grid))
     if directions == "hessian":
         d1, d2 = hessian_directions(task, 2, split=split, seed=seed, progress=progress)
