@@ -327,14 +327,34 @@ class TestMatching:
         named = Preconditioned(task, load_checkpoint(tmp_path / "a.pt", task).optimizer)
         assert torch.equal(live.scale, named.scale)
         assert torch.equal(live.diagonal, named.diagonal)
-        with pytest.raises(MeasurementError, match=r"its order is not the model's; save it with .*names"):
-            Preconditioned(task, optimizer.state_dict())
+        # Without names the shapes tell weights from biases, each in the model's order.
+        dealt = Preconditioned(task, optimizer.state_dict())
+        assert torch.equal(live.scale, dealt.scale)
+        assert torch.equal(live.diagonal, dealt.diagonal)
         plain = OPTIM.AdamW(model.parameters(), lr=0.01)
         trained(model, plain)
         assert torch.equal(Preconditioned(task, plain).scale, Preconditioned(task, plain.state_dict()).scale)
         wrapped = OPTIM.AdamW([("module." + n, p) for n, p in model.named_parameters()], lr=0.01)
         trained(model, wrapped)
         assert torch.equal(Preconditioned(task, wrapped).scale, Preconditioned(task, wrapped.state_dict()).scale)
+
+    def test_an_order_that_the_shapes_do_not_tell_is_refused(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+        task = Task(model, nn.CrossEntropyLoss(), labelled())
+        first, second = list(model[2].parameters()), [*model[0].parameters(), *model[4].parameters()]
+        optimizer = OPTIM.AdamW([{"params": first, "lr": 0.1}, {"params": second}])
+        trained(model, optimizer)
+        with pytest.raises(MeasurementError, match=r"no order, or more than one, fits the shapes; save it with"):
+            Preconditioned(task, optimizer.state_dict())
+        backwards = OPTIM.Adam(list(model.parameters())[::-1])
+        trained(model, backwards)
+        with pytest.raises(MeasurementError, match="no order, or more than one"):
+            Preconditioned(task, backwards.state_dict())
+        assert Preconditioned(task, backwards).scale.all()
+        sgd = OPTIM.SGD([{"params": first, "lr": 0.1}, {"params": second}], lr=0.2)
+        with pytest.raises(MeasurementError, match="no order, or more than one"):
+            Preconditioned(task, sgd.state_dict())
 
     def test_weights_that_the_optimizer_does_not_hold_do_not_move(self):
         model = net()

@@ -22,6 +22,9 @@ _NAMED = (
     "landscape.save_checkpoint(path, model, optimizer=optimizer)"
 )
 
+#: Partial orders that are followed at most: beyond them the shapes say too little (chosen by us).
+MOST_WAYS = 10_000
+
 
 class Scaled:
     """The symmetric operator S A S + diag(d) for a symmetric A and a diagonal S, in A's precision and on its device.
@@ -163,39 +166,80 @@ def assigned(state: OptimizerState, model: nn.Module) -> dict[str, tuple[int, in
     """Return for each of the model's parameters that the optimizer holds its (key in the state, group).
 
     By identity for a live optimizer, else by the names that its groups keep, else by the order of the model's
-    parameters. Raises MeasurementError where numbers, names or shapes don't agree.
+    parameters, which each group is taken to keep, too. Raises MeasurementError where numbers, names or shapes don't
+    agree, and where the shapes allow several orders.
     """
     every = dict(model.named_parameters())
     keys = [(key, g) for g, members in enumerate(state.members) for key in members]
-    names = _names(state, model, every, len(keys))
+    if state.live:
+        known = {id(p): n for n, p in every.items()}
+        names = [known.get(id(p), "") for p in state.live.values()]
+    elif all("param_names" in g for g in state.groups):
+        said = [str(n) for g in state.groups for n in g["param_names"]]
+        names = [n if n in every else _unwrapped(n) for n in said]
+    else:
+        names = _by_order(state, model, every)
     found = {name: place for name, place in zip(names, keys, strict=True) if name in every}
     if not found:
         raise MeasurementError("the optimizer holds none of the model's parameters: is it another model's?")
     for name, (key, _) in found.items():
-        for what, value in (state.state.get(key) or {}).items():
-            if isinstance(value, torch.Tensor) and what != "step" and value.shape != every[name].shape:
-                raise MeasurementError(
-                    f"the optimizer's state {key} ({what}) has shape {tuple(value.shape)}, the parameter {name} has "
-                    f"{tuple(every[name].shape)}: its order is not the model's; {_NAMED}"
-                )
+        shape = _shape(state, key)
+        if shape is not None and shape != every[name].shape:
+            raise MeasurementError(
+                f"the optimizer's state {key} has shape {tuple(shape)}, the parameter {name} has "
+                f"{tuple(every[name].shape)}: is it another model's?"
+            )
     return found
 
 
-def _names(state: OptimizerState, model: nn.Module, every: dict[str, nn.Parameter], count: int) -> Sequence[str]:
-    """Return the name of each parameter of the optimizer, in its own order; "" for one that is not the model's."""
-    if state.live:
-        known = {id(p): n for n, p in every.items()}
-        return [known.get(id(p), "") for p in state.live.values()]
-    if all("param_names" in g for g in state.groups):
-        said = [str(n) for g in state.groups for n in g["param_names"]]
-        return [_unwrapped(n) if n not in every else n for n in said]
+def _by_order(state: OptimizerState, model: nn.Module, every: dict[str, nn.Parameter]) -> list[str]:
+    """Return the name of each parameter of the optimizer, in its own order."""
+    count = sum(len(members) for members in state.members)
     for names in (list(every), list(trainable(model))):
         if len(names) == count:
-            return names
-    raise MeasurementError(
-        f"the optimizer holds {count} parameters, the model {len(every)} ({len(trainable(model))} trainable): its "
-        f"state can't be matched by order; {_NAMED}"
-    )
+            break
+    else:
+        raise MeasurementError(
+            f"the optimizer holds {count} parameters, the model {len(every)} ({len(trainable(model))} trainable): its "
+            f"state can't be matched by order; {_NAMED}"
+        )
+    shapes = [[_shape(state, key) for key in members] for members in state.members]
+    dealt = _dealt([every[n].shape for n in names], shapes)
+    if dealt is None:
+        raise MeasurementError(
+            f"the optimizer's {len(state.groups)} group(s) can't be matched with the model's parameters by order: no "
+            f"order, or more than one, fits the shapes; {_NAMED}"
+        )
+    ordered: list[list[str]] = [[] for _ in state.members]
+    for name, group in zip(names, dealt, strict=True):
+        ordered[group].append(name)
+    return [name for group in ordered for name in group]
+
+
+def _dealt(shapes: Sequence[torch.Size], groups: Sequence[Sequence[torch.Size | None]]) -> list[int] | None:
+    """Return which group each shape goes to, if there is exactly one way to deal them out in order; else None.
+
+    Groups such as "weights, with decay" and "biases and norms, without" keep the model's order each, but not together.
+    A shape of None, of a parameter without state, fits anything.
+    """
+    ways: dict[tuple[int, ...], list[int] | None] = {(0,) * len(groups): []}  # None: more than one way
+    for shape in shapes:
+        following: dict[tuple[int, ...], list[int] | None] = {}
+        for taken, way in ways.items():
+            for g, members in enumerate(groups):
+                if taken[g] < len(members) and members[taken[g]] in (None, shape):
+                    now = (*taken[:g], taken[g] + 1, *taken[g + 1 :])
+                    following[now] = None if now in following or way is None else [*way, g]
+        ways = following
+        if len(ways) > MOST_WAYS:
+            return None
+    return ways.get(tuple(len(members) for members in groups))
+
+
+def _shape(state: OptimizerState, key: int) -> torch.Size | None:
+    """Return the shape of a parameter as its state has it; None where it has no state of that shape."""
+    kept = state.state.get(key) or {}
+    return next((v.shape for k, v in kept.items() if isinstance(v, torch.Tensor) and k != "step"), None)
 
 
 def _unwrapped(name: str) -> str:
