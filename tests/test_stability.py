@@ -451,6 +451,6 @@ class TestProbe:
         (kept,) = open_archive("adam.landscape.h5").select("stability")
         assert kept.result.ratio == found["ratio"]  # type: ignore[attr-defined]
         assert "no optimizer is known" in small_world.landscape("probe", "other.pt", "--only", "stability").output
-        assert "stability" in small_world.done(
-            "probe", "other.pt", "--only", "stability", "--option", "stability.lr=0.5"
-        )
+        options = ("--force", "--option", "stability.lr=0.5")
+        (shown,) = small_world.results("other.pt", "--only", "stability", *options)
+        assert shown["stability"]["threshold"] == 4
