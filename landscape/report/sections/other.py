@@ -14,6 +14,7 @@ from .missing import missing
 SHOWN = frozenset(
     {"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
     | {"recalibration", "sample_scores"}
+    | {"density", "diagonal", "sampling"}
     | {"path", "trajectory", "eigenvalue_map", "basin"}
 )
 
