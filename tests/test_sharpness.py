@@ -118,6 +118,18 @@ class TestClosedForms:
         assert np.isnan(found.stderr[0])
         assert found.rho[0] == eps
 
+    def test_keskar_near_a_minimum_and_at_one(self):
+        """Gradients of 1e-9 and of 0: the search must still leave the weights, to a rise like the best corner's."""
+        task, hessian, _ = regression()
+        x, _ = task.train
+        w = task.model.weight.detach()[0]
+        corners = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=4))).double() * 1e-3 * (w.abs() + 1)
+        rise = max(float(0.5 * e @ hessian @ e) for e in corners)
+        for off in (1e-9, 0.0):
+            y = (x @ w)[:, None] + off * x[:, :1]
+            found = sharpness(Task(task.model, nn.MSELoss(), (x, y)), "keskar")
+            assert 0.5 * 100 * rise < found.values[0] <= 100 * rise * (1 + 1e-5)
+
     def test_without_a_batch_size_there_is_one_maximum_for_all_samples(self):
         task, hessian, gradient = regression(40)
         several = task.replace(batch_size=9)

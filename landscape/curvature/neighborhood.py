@@ -53,37 +53,52 @@ def worst_in_ball(
     return mean, float(stderr)
 
 
-def worst_in_box(objective: Objective, eps: float, iterations: int, tick: Tick) -> float:
+def worst_in_box(objective: Objective, eps: float, iterations: int, seed: int, tick: Tick) -> float:
     """Return the largest rise of the mean loss found for |e_i| <= eps (|w_i| + 1), in percent of 1 + the loss.
 
-    NaN for a loss of -1 or less, of which that is no share. L-BFGS-B from the weights, in coordinates in which the box is [-1, 1]^n; the largest rise seen is kept.
+    NaN for a loss of -1 or less, of which that is no share. L-BFGS-B from the weights, in coordinates in which the box
+    is [-1, 1]^n and the loss is divided by its largest slope: near a minimum the first step would else be as small as
+    the gradient. From a stationary point, which has no direction of ascent, it begins at a random one, a hundredth of
+    the box away. The largest rise seen is kept.
     """
     from scipy.optimize import minimize
 
     objective.reset()
     sides = flatten([eps * (c.abs() + 1) for c in objective.center])
     everything = range(len(objective))
-    first, best = math.nan, 0.0
+    best = 0.0
 
-    def fall(z: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal first, best
+    def slope(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best
         step = torch.as_tensor(z, device=sides.device, dtype=sides.dtype) * sides
         objective.move([unflatten(step, objective.center)], [1.0])
         gradient, value, _ = _slope(objective, everything)
         objective.passes += 3
         tick(1)
-        first = value if math.isnan(first) else first
         if not math.isfinite(value):
             best = math.inf
             raise _Infinite
         best = max(best, value - first)
-        return -value, -(flatten(gradient) * sides).double().cpu().numpy()
+        return value, (flatten(gradient) * sides).double().cpu().numpy()
 
+    first = -math.inf
     n = sides.numel()
     try:
-        minimize(
-            fall, np.zeros(n), jac=True, method="L-BFGS-B", bounds=[(-1.0, 1.0)] * n, options={"maxiter": iterations}
-        )
+        start = np.zeros(n)
+        first, steepest = slope(start)
+        best = 0.0
+        if not steepest.any():
+            start = 0.01 * np.sign(torch.randn(n, generator=torch.Generator().manual_seed(seed)).numpy())
+            _, steepest = slope(start)
+        unit = float(np.abs(steepest).max()) or 1.0
+
+        def fall(z: np.ndarray) -> tuple[float, np.ndarray]:
+            value, rising = slope(z)
+            return (first - value) / unit, -rising / unit
+
+        # No tolerance of scipy's: its defaults stop at rises of 1e-9 of the loss.
+        options = {"maxiter": iterations, "gtol": 0.0, "ftol": 0.0}
+        minimize(fall, start, jac=True, method="L-BFGS-B", bounds=[(-1.0, 1.0)] * n, options=options)
     except _Infinite:
         pass
     finally:

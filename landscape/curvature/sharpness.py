@@ -157,7 +157,7 @@ def sharpness(
                 elif search == "noise":
                     found.append(average_rise(objective, radius, scale, draws, seed, bar.update))
                 else:
-                    found.append((worst_in_box(objective, radius, KESKAR_ITERATIONS, bar.update), math.nan))
+                    found.append((worst_in_box(objective, radius, KESKAR_ITERATIONS, seed, bar.update), math.nan))
         values = np.array([f[0] for f in found])
         return SharpnessEstimate(
             values=values,
