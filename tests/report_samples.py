@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from landscape.calibration.recalibrated import Recalibration
+from landscape.calibration.samples import SampleScores
 from landscape.calibration.table import Calibration
 from landscape.curvature.spectrum import Eigenpairs, SharpnessEstimate, TraceEstimate
 from landscape.performance import Performance
@@ -213,10 +215,68 @@ def calibration(
         accuracies=acc,
         accuracy_interval=bounds,
         consistency_band=band,
+        mean_confidence=float(confidence.mean()),
+        smooth_ece=ece * 0.9,
+        aurc=0.011,
+        coverage=np.arange(1, 101) / 100,
+        risk=np.linspace(0.2 * (1 - accuracy), 1 - float(right.mean()), 100),
+        class_ece=rng.uniform(0.002, 0.02, size=10),
+        class_counts=np.full(10, n // 10),
+        class_probabilities=np.full(10, 0.1) + over / 10,
+        class_predicted=np.append(np.full(9, n // 10), 0),
+        class_confidences=np.append(np.full(9, 0.97), np.nan),
+        class_accuracies=np.append(np.full(9, accuracy), np.nan),
         samples=n,
         classes=10,
         split="test",
         cost=Cost(0, 1, 0.2),
+    )
+
+
+def recalibration(accuracy: float = 0.97, over: float = 0.03, n: int = 1000, seed: int = 0) -> Recalibration:
+    """Return temperature scaling that takes most of the overconfidence away."""
+    pair = [calibration(accuracy, o, n, seed=seed) for o in (over, over / 6)]
+
+    def both(name: str) -> np.ndarray:
+        return np.array([getattr(c, name) for c in pair])
+
+    rows = ("ece", "ece_interval", "brier", "brier_stderr", "nll", "nll_stderr", "accuracy", "accuracy_stderr")
+    tables = ("counts", "confidences", "accuracies", "accuracy_interval", "consistency_band")
+    change = pair[1].ece - pair[0].ece
+    return Recalibration(
+        **{name: both(name) for name in (*rows, *tables)},
+        temperature=float(np.exp(9 * over)),
+        temperature_stderr=0.031,
+        ece_change=change,
+        ece_change_interval=np.array([change - 0.006, change + 0.004]),
+        brier_change=-0.002,
+        brier_change_interval=np.array([-0.003, -0.001]),
+        nll_change=-0.011,
+        nll_change_interval=np.array([-0.016, -0.006]),
+        accuracy_change=0.0,
+        accuracy_change_interval=np.zeros(2),
+        edges=pair[0].edges,
+        fitted=n,
+        judged=n,
+        classes=10,
+        split="test",
+    )
+
+
+def sample_scores(accuracy: float = 0.97, over: float = 0.03, n: int = 2000, seed: int = 0) -> SampleScores:
+    """Return the scores of the same samples for every run: their difficulty is shared, the confidence is the run's."""
+    shared, own = np.random.default_rng(77), np.random.default_rng(seed)
+    hard = shared.beta(0.6, 9.0, size=n)
+    confidence = np.clip(1 - hard * 1.4 + 0.01 * own.normal(size=n), 0.12, 1 - 1e-9)
+    correct = shared.random(n) < np.clip(confidence - over, 0, 1)
+    return SampleScores(
+        confidence=confidence,
+        correct=correct.astype(np.uint8),
+        brier=((confidence - correct) ** 2).astype(np.float32),
+        nll=-np.log(np.where(correct, confidence, 1 - confidence)).astype(np.float32),
+        predictions=n,
+        fingerprint="d4e5f6",
+        split="test",
     )
 
 
@@ -247,6 +307,8 @@ def results(place: int = 0, points: int = 25) -> list[Result]:
         trace(sharp, place),
         sharpness(sharp),
         calibration(accuracy, over, seed=place),
+        recalibration(accuracy, over, seed=place),
+        sample_scores(accuracy, over, seed=place),
     ]
 
 

@@ -216,7 +216,8 @@ def test_single_precision_stays_single_precision():
 
 def test_the_numbers_behind_every_figure_are_in_the_page():
     charts = page(sample_runs(3, points=9)).charts
-    assert set(charts) == {"surfaces", "reliability", "eigenvalues", "trace", "lines", "sharpness", "sharp-flat"}
+    of_calibration = {"reliability", "recalibration", "confidences", "risk-coverage"}
+    assert set(charts) == {"surfaces", "eigenvalues", "trace", "lines", "sharpness", "sharp-flat", *of_calibration}
     pairs = eigenvalues(6.0, seed=0)
     np.testing.assert_array_equal(numbers(charts["eigenvalues"]["series"][0]["columns"]["eigenvalue"]), pairs.values)
     table = calibration(0.958, 0.045, seed=0)
@@ -399,7 +400,7 @@ def test_the_policy_lets_no_script_run_but_these_and_forbids_the_network():
 
 def test_only_calibration():
     found = page([make_run("a", [calibration()])])
-    assert set(found.charts) == {"reliability"}
+    assert set(found.charts) == {"reliability", "confidences", "risk-coverage"}
     assert "Not measured in any run: loss train" in found.text
 
 

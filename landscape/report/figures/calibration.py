@@ -36,7 +36,7 @@ def draw_calibration(
     counts. Draw several into one `ax` with `band=False, counts=False, joined=True` to compare them. Raises
     MeasurementError where every bin is empty.
     """
-    n, *_, middle, width = _bins(result)
+    n, *_, middle, width = bin_arrays(result)
     filled = n > 0
     if not filled.any():
         raise MeasurementError("every bin of this calibration is empty: there is nothing to draw")
@@ -85,7 +85,7 @@ def draw_calibration(
     return ax
 
 
-def _bins(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def bin_arrays(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return counts, lower and upper edges, middles and widths of the bins."""
     edges = np.asarray(result.edges, dtype=float)
     lo, hi = edges[:-1], edges[1:]
@@ -102,13 +102,13 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     if not found:
         return None
     series, panels = [], []
-    together: list[dict] = [_diagonal()]
+    together: list[dict] = [diagonal()]
     for run, table in found:
         i = len(series)
-        series += [_series(run, table), _boxes(table)]
-        views = {"each": [_diagonal(), *_each(i, run)], "all": []}
-        panels.append(Panel(run.name, _label(run, table), views, run.index, _facts(table)))
-        together += _line(i, run, named=True)
+        series += [reliability_series(run, table), bin_boxes(table)]
+        views = {"each": [diagonal(), *_each(i, run)], "all": []}
+        panels.append(Panel(run.name, _label(run, table), views, run.index, _facts(run, table)))
+        together += reliability_line(i, run, named=True)
     everything = f"Reliability of {len(found)} runs in one diagram."
     panels.append(Panel("All runs", everything, {"each": [], "all": together}))
     top = max(float(np.nanmax(np.asarray(c.counts, dtype=float) / np.nansum(c.counts))) for _, c in found)
@@ -124,8 +124,7 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
         title="Reliability",
         caption="Dots: the accuracy of each bin at its mean confidence, with Clopper–Pearson 95% bars. Gray band: "
         "where 95% of the dots of a perfectly calibrated model with these counts would fall. Below the dashed line the "
-        "model is overconfident. The strip below holds the share of samples in each bin. T is the fitted temperature; "
-        "the arrow leads to the ECE with it, on samples that the fit has not seen. "
+        "model is overconfident. The strip below holds the share of samples in each bin. "
         f"{' / '.join(count(s) for s in shares)} held-out predictions, {' / '.join(map(str, bins))} bins.",
         series=series,
         panels=panels,
@@ -139,8 +138,8 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     )
 
 
-def _series(run: Run, table: Any) -> Series:
-    n, lo, hi, *_ = _bins(table)
+def reliability_series(run: Run, table: Any) -> Series:
+    n, lo, hi, *_ = bin_arrays(table)
     with_rows = n > 0
     interval_, band = np.asarray(table.accuracy_interval, float), np.asarray(table.consistency_band, float)
     accuracy = np.where(with_rows, np.asarray(table.accuracies, float), np.nan)
@@ -164,12 +163,12 @@ def _series(run: Run, table: Any) -> Series:
     )
 
 
-def _boxes(table: Any) -> Series:
-    *_, middle, width = _bins(table)
+def bin_boxes(table: Any) -> Series:
+    *_, middle, width = bin_arrays(table)
     return Series({"middle": middle, "width": width}, ("middle",), csv=False)
 
 
-def _diagonal() -> dict:
+def diagonal() -> dict:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -191,7 +190,7 @@ def _each(i: int, run: Run) -> list[dict]:
             "marker": {"color": css("band", 0.32), "line": {"width": 0}},
             "hoverinfo": "skip",
         },
-        {**_line(i, run, named=False)[0], "mode": "markers"},
+        {**reliability_line(i, run, named=False)[0], "mode": "markers"},
         {
             "type": "bar",
             "x": ref(i + 1, "middle"),
@@ -206,7 +205,7 @@ def _each(i: int, run: Run) -> list[dict]:
     ]
 
 
-def _line(i: int, run: Run, *, named: bool) -> list[dict]:
+def reliability_line(i: int, run: Run, *, named: bool) -> list[dict]:
     color = run_css(run.index)
     trace: dict[str, Any] = {
         "type": "scatter",
@@ -270,13 +269,13 @@ def _label(run: Run, table: Any) -> str:
     return f"Reliability diagram of {run.name}: expected calibration error {value} {bounds}."
 
 
-def _facts(table: Any) -> tuple[str, ...]:
+def _facts(run: Run, table: Any) -> tuple[str, ...]:
     low, high = (float(b) for b in np.ravel(table.ece_interval)[:2])
-    lines = ["ECE " + " ".join(interval(float(table.ece), low, high))]
-    after, temperature = float(table.ece_after_temperature), float(table.temperature)
-    if np.isfinite(temperature):
-        before, told = float(table.ece_before_temperature), f"T {number(temperature, 3)}"
-        if np.isfinite(before) and np.isfinite(after):
-            told += f": ECE {number(before, 2)} → {number(after, 2)}"
-        lines.append(told)
+    lines = ["ECE " + " ".join(interval(float(table.ece), low, high)) + f" of {count(table.samples)}"]
+    before, after = float(table.ece_before_temperature), float(table.ece_after_temperature)
+    if run.get("recalibration") is None and np.isfinite(before) and np.isfinite(after):
+        lines.append(
+            f"T {number(float(table.temperature), 3)}: ECE {number(before, 2)} → {number(after, 2)} "
+            "on the part that the fit has not seen"
+        )
     return tuple(lines)

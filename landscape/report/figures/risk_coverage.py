@@ -1,0 +1,128 @@
+"""Risk and coverage: how often the model is wrong when it answers only where it is surest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...comparison.shares import share_interval
+from ...errors import MeasurementError
+from ..chart import Chart, Panel, Series, ref, run_css
+from ..numbers import number
+from ..palette import PLOTLY_DASHES, RUN_COLORS
+from ..runs import Run
+from .registry import new_axes, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_risk_coverage(
+    result: Any, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None, band: bool = True
+) -> Axes:
+    """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands.
+
+    Takes a Calibration with `risk`; raises MeasurementError for one without. Draw several into one `ax`.
+    """
+    x, y, low, high = curve(result)
+    if not len(x):
+        raise MeasurementError("this calibration has no risk-coverage curve: measure it again with this version")
+    ax = ax or new_axes((4.4, 3.4))
+    text = label or f"AURC {number(float(result.aurc), 3)}"
+    ax.plot(x, y, color=color, linewidth=1.4, label=text)
+    if band:
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("coverage (share of the predictions kept, the surest first)")
+    ax.set_ylabel("risk (error rate of those kept)")
+    ax.legend(frameon=False, fontsize="small", loc="best")
+    tidy(ax)
+    return ax
+
+
+def curve(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return coverage, risk, and the risk's pointwise 95% bounds; empty where there is no curve.
+
+    The bounds are Clopper-Pearson's for the mistakes among the predictions kept, as if those had been chosen without
+    a look at the labels.
+    """
+    if getattr(result, "risk", None) is None or getattr(result, "coverage", None) is None:
+        return np.empty(0), np.empty(0), np.empty(0), np.empty(0)
+    x, y = np.asarray(result.coverage, dtype=float), np.asarray(result.risk, dtype=float)
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    kept = np.maximum(np.round(x * float(result.samples)), 1)
+    return x, y, *share_interval(np.round(y * kept), kept)
+
+
+# ------------------------------------------------------------------------------------------------ on the page
+
+
+def risk_coverage(runs: Sequence[Run]) -> Chart | None:
+    """Return the curves of all runs in one picture."""
+    series: list[Series] = []
+    traces: list[dict] = []
+    top = 0.01
+    for run in runs:
+        result: Any = run.get("calibration")
+        if result is None:
+            continue
+        x, y, low, high = curve(result)
+        if not len(x):
+            continue
+        i = len(series)
+        series.append(
+            Series({"coverage": x, "risk": y, "risk_low": low, "risk_high": high}, ("coverage",), run.name, run.index)
+        )
+        traces += _traces(i, run)
+        # The bands of the first few predictions reach to 1, and would press the curves flat.
+        top = min(1.0, max(top, 1.35 * float(y[x >= 0.05].max())))
+    if not series:
+        return None
+    return Chart(
+        id="risk-coverage",
+        title="Risk and coverage",
+        caption="If the model answers only for the share of the predictions that it is surest of (coverage), how often "
+        "is it wrong (risk)? The right end is the plain error rate; the lower a curve runs on its way there, the "
+        "better the confidence tells right from wrong, calibrated or not. Shaded: pointwise 95% intervals. "
+        "AURC, in the table, is the mean height of the curve.",
+        series=series,
+        panels=[Panel("", f"Risk-coverage curves of {len(series)} runs.", {"all": traces})],
+        layouts={
+            "all": {
+                "xaxis": {
+                    "title": {"text": "coverage (share of predictions kept, the surest first)"},
+                    "range": [0, 1.01],
+                },
+                "yaxis": {"title": {"text": "risk (error rate of those kept)"}, "range": [0, top]},
+                "hovermode": "closest",
+            }
+        },
+        height=320,
+        wide=True,
+        kind="risk",
+    )
+
+
+def _traces(i: int, run: Run) -> list[dict]:
+    color = run_css(run.index)
+    shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "run": run.index, "x": ref(i, "coverage")}
+    edge = {"line": {"width": 0}, "hoverinfo": "skip"}
+    return [
+        {**shared, **edge, "y": ref(i, "risk_high")},
+        {**shared, **edge, "y": ref(i, "risk_low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
+        {
+            **shared,
+            "y": ref(i, "risk"),
+            "named": run.index,
+            "line": {
+                "color": color,
+                "width": 1.8,
+                "dash": PLOTLY_DASHES[run.index % len(PLOTLY_DASHES)],
+            },
+            "hovertemplate": "coverage %{x:.2f}<br>risk %{y:.4f}",
+        },
+    ]
