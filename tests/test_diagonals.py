@@ -125,6 +125,65 @@ def test_a_precision_is_reached_or_said_not_to_be() -> None:
     assert "of the diagonal after 12 draws" in late.warnings[0]
 
 
+def decaying(n: int = 60, power: float = 1.5) -> torch.Tensor:
+    """Return a dense matrix with eigenvalues 10 / i^power."""
+    basis = torch.linalg.qr(symmetric(n)).Q
+    return basis @ torch.diag(10 / torch.arange(1, n + 1, dtype=torch.float64) ** power) @ basis.T
+
+
+@pytest.mark.parametrize("matrix", [symmetric(20), decaying(20)])
+def test_xdiag_is_its_definition(matrix: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(4)
+    signs = [torch.randint(0, 2, (20,), generator=generator, dtype=torch.int8).double() * 2 - 1 for _ in range(6)]
+    estimates = []
+    for i, w in enumerate(signs):
+        q = torch.linalg.qr(torch.stack([matrix @ v for j, v in enumerate(signs) if j != i], dim=1)).Q
+        product = matrix @ w
+        estimates.append((q @ q.T @ matrix).diagonal() + w * (product - q @ (q.T @ product)))
+    found = diagonal(matrix, "xdiag", draws=13, seed=4)
+    # The naive sketches are orthonormalized anew for each vector: rounding only.
+    np.testing.assert_allclose(found.diagonal, torch.stack(estimates).mean(dim=0), rtol=1e-9, atol=1e-9)
+    expected = torch.stack(estimates).std(dim=0) / math.sqrt(6)
+    np.testing.assert_allclose(found.stderr, expected, rtol=1e-6, atol=1e-9)
+    assert found.products == 12
+    assert found.trace == pytest.approx(float(torch.stack(estimates).sum(dim=1).mean()))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 4])
+def test_xdiag_is_exact_for_a_small_rank_and_for_a_small_matrix(rank: int) -> None:
+    factor = torch.randn(40, rank, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = diagonal(factor @ factor.T, "xdiag", draws=12)
+    np.testing.assert_allclose(found.diagonal, (factor**2).sum(dim=1), atol=1e-10)
+    few = diagonal(symmetric(rank + 1), "xdiag", draws=30)
+    np.testing.assert_allclose(few.diagonal, symmetric(rank + 1).diagonal(), atol=1e-10)
+    assert few.relative_error < 1e-10
+
+
+def test_xdiag_is_unbiased_closer_and_its_errors_can_be_believed() -> None:
+    matrix = decaying()
+    true = matrix.diagonal()
+    runs = [diagonal(matrix, "xdiag", draws=24, seed=100 + s) for s in range(100)]
+    errors = torch.stack([run.diagonal - true for run in runs])
+    z = errors.mean(dim=0) / (errors.std(dim=0) / 10)
+    assert float(z.abs().max()) < 4.5
+    plain = torch.stack([diagonal(matrix, draws=24, seed=100 + s).diagonal - true for s in range(100)])
+    assert float(errors.norm()) < float(plain.norm()) / 3
+    # The spread of estimates that share a sketch is a little small: the stated error is at least 0.7 of the true one.
+    stated = np.mean([run.relative_error * float(run.diagonal.norm()) for run in runs])
+    assert 0.7 < stated / float(errors.norm(dim=1).mean()) < 1.3
+
+
+def test_xdiag_goes_on_to_a_precision() -> None:
+    found = diagonal(decaying(), "xdiag", draws=8, precision=0.1)
+    assert found.status == "complete"
+    assert found.relative_error <= 0.1
+    assert 8 < found.products < 60
+    fresh = diagonal(decaying(), "xdiag", draws=found.products)
+    np.testing.assert_allclose(found.diagonal, fresh.diagonal, rtol=1e-8)
+    late = diagonal(decaying(), "xdiag", draws=8, precision=1e-9, max_draws=13)
+    assert (late.status, late.products) == ("partial", 12)
+
+
 def test_sums_by_layer_are_the_blocks_traces() -> None:
     task = small_task()
     matrix = dense(task)
@@ -176,3 +235,10 @@ def test_a_product_that_is_not_finite_is_named(estimate) -> None:
     matrix[0, 0] = math.inf
     with pytest.raises(MeasurementError, match="product 1 is not finite"):
         estimate(matrix)
+
+
+def test_an_unknown_method_is_named() -> None:
+    with pytest.raises(MeasurementError, match="diagonal method 'magic' is unknown; there is hutchinson, xdiag"):
+        diagonal(symmetric(4), "magic")
+    with pytest.raises(MeasurementError, match="draws=3 is too few for this method"):
+        diagonal(symmetric(4), "xdiag", draws=3)

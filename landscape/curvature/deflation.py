@@ -1,9 +1,9 @@
-"""Hutch++ and XTrace: a random sketch takes the large eigenvalues out, so that only a small rest is estimated."""
+"""Hutch++, XTrace and XDiag: a random sketch takes the large eigenvalues out; only a small rest is estimated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from .probing import Probing
 
 #: Fewest products: two of everything that a spread is taken over, and a sketch.
-FEWEST = {"hutch++": 6, "xtrace": 4}
+FEWEST = {"hutch++": 6, "xtrace": 4, "xdiag": 4}
 #: A test vector is needed for the range of the sketch when its leverage is 1 to this tolerance (chosen by us).
 _ESSENTIAL = 1e-6
 
@@ -50,57 +50,115 @@ class HutchPlusPlus:
         self._rest = torch.cat([self._rest, rest], dim=1)
         self._products = torch.cat([self._products, probing.multiply(rest)], dim=1)
         exact = float((self._range * self._image).sum(dtype=torch.float64))
-        return exact + (self._rest * self._products).sum(dim=0, dtype=torch.float64).cpu().numpy()
+        return exact + _column_sums(self._rest * self._products)
+
+
+class _Exchangeable:
+    """Test vectors W (n, k), their products A W, an orthonormal basis Q of those, and A Q: what XTrace and XDiag hold.
+
+    Half of the products are A W, half A Q. `only` (k, k) holds in column i the direction s_i within Q that vector i
+    alone spans, so that Q (I - s_i s_i^T) Q^T projects on the sketch of all vectors but the i-th.
+    """
+
+    def __init__(self, probing: Probing, draw: Callable[[int], Tensor]) -> None:
+        empty = torch.empty(probing.n, 0, dtype=probing.dtype, device=probing.device)
+        self.vectors, self.products, self.range, self.image = empty, empty, empty, empty
+        self.only = np.zeros((0, 0))
+        self._probing, self._draw = probing, draw
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sketch is the whole space, so that nothing is left to estimate."""
+        return self.range.shape[1] == self._probing.n
+
+    def extend(self, products: int) -> None:
+        """Spend this many products in all, earlier ones included."""
+        probing = self._probing
+        fresh = min(products // 2, probing.n) - self.vectors.shape[1]
+        if fresh <= 0:
+            return
+        vectors = self._draw(fresh)
+        image = probing.multiply(vectors)
+        new = _orthonormal(image, self.range)
+        self.vectors = torch.cat([self.vectors, vectors], dim=1)
+        self.products = torch.cat([self.products, image], dim=1)
+        self.range = torch.cat([self.range, new], dim=1)
+        self.image = torch.cat([self.image, probing.multiply(new)], dim=1)
+        self.only = _only_through(_host(self.range.T @ self.products), float(torch.finfo(probing.dtype).eps))
 
 
 class XTrace:
     """XTrace (Epperly, Tropp and Webber 2024, doi:10.1137/23M1548323), which can be continued.
 
-    Every test vector serves twice: in the sketch Q_i of all the others, and as the draw of what Q_i leaves. Half of
-    the products are A times the test vectors, half A Q. The estimates (one for each vector) are exchangeable; their
-    mean is the estimate, and their spread the paper's error estimate. As published, the vectors have no preferred axis
-    (normal numbers, not signs), and what is left of each is scaled to the length that it has in expectation.
-    Holds the vectors, their products, Q and A Q: 2 n numbers for each product spent.
+    Every test vector serves twice: in the sketch Q_i of all the others, and as the draw of what Q_i leaves. The
+    estimates (one for each vector) are exchangeable; their mean is the estimate, and their spread the paper's error
+    estimate. As published, the vectors have no preferred axis (normal numbers, not signs), and what is left of each is
+    scaled to the length that it has in expectation. Holds 2 n numbers for each product spent.
     """
 
     def __init__(self, probing: Probing) -> None:
-        self._probing = probing
-        empty = torch.empty(probing.n, 0, dtype=probing.dtype, device=probing.device)
-        self._vectors, self._products, self._range, self._image = empty, empty, empty, empty
+        self._sketch = _Exchangeable(probing, probing.normal)
 
     def extend(self, products: int) -> np.ndarray:
         """Spend this many products in all (earlier ones included) and return the estimates (draws,), in float64."""
-        probing = self._probing
-        fresh = min(products // 2, probing.n) - self._vectors.shape[1]
-        if fresh > 0:
-            vectors = probing.normal(fresh)
-            image = probing.multiply(vectors)
-            new = _orthonormal(image, self._range)
-            self._vectors = torch.cat([self._vectors, vectors], dim=1)
-            self._products = torch.cat([self._products, image], dim=1)
-            self._range = torch.cat([self._range, new], dim=1)
-            self._image = torch.cat([self._image, probing.multiply(new)], dim=1)
-        within = _host(self._range.T @ self._image)
-        if len(within) == probing.n:
-            return np.full(
-                max(probing.n, 2), np.trace(within)
-            )  # the sketch is the whole space: nothing is left to estimate
-        triangle = _host(self._range.T @ self._products)
-        along = _host(self._range.T @ self._vectors)
-        carried = _host(self._image.T @ self._vectors)
-        quadratic = (self._vectors * self._products).sum(dim=0, dtype=torch.float64).cpu().numpy()
-        only = _only_through(triangle, float(torch.finfo(probing.dtype).eps))
-        # P_i = Q (I - s_i s_i^T) Q^T projects on the sketch without vector i; x_i = (I - s_i s_i^T) Q^T w_i.
+        sketch = self._sketch
+        sketch.extend(products)
+        within, only = _host(sketch.range.T @ sketch.image), sketch.only
+        n = len(sketch.range)
+        if sketch.whole:
+            return np.full(max(n, 2), np.trace(within))
+        along = _host(sketch.range.T @ sketch.vectors)
+        carried = _host(sketch.image.T @ sketch.vectors)
+        quadratic = _column_sums(sketch.vectors * sketch.products)
+        # x_i = (I - s_i s_i^T) Q^T w_i: what the sketch without vector i sees of it.
         x = along - only * (only * along).sum(axis=0)
         sketched = np.trace(within) - (only * (within @ only)).sum(axis=0)
         rest = quadratic - 2 * (x * carried).sum(axis=0) + (x * (within @ x)).sum(axis=0)
-        lengths = self._vectors.square().sum(dim=0, dtype=torch.float64).cpu().numpy() - (x * x).sum(axis=0)
-        free = probing.n - len(x) + (only * only).sum(axis=0)
+        lengths = _column_sums(sketch.vectors.square()) - (x * x).sum(axis=0)
+        free = n - len(x) + (only * only).sum(axis=0)
         return sketched + rest * free / lengths
+
+
+class XDiag:
+    """XDiag (Epperly, Tropp and Webber 2024, doi:10.1137/23M1548323): the same for the diagonal; it can be continued.
+
+    The estimate of vector i is diag(Q_i Q_i^T A), exactly, plus w_i * (I - Q_i Q_i^T) A w_i. The vectors are of signs,
+    so that the paper's division by their squares is by 1. Holds 2 n numbers for each product spent.
+    """
+
+    def __init__(self, probing: Probing) -> None:
+        self._sketch = _Exchangeable(probing, probing.signs)
+
+    def extend(self, products: int) -> Iterator[Tensor]:
+        """Spend this many products in all (earlier ones included) and return the estimates, each (n,), one by one."""
+        sketch = self._sketch
+        sketch.extend(products)
+        return self._estimates()
+
+    def _estimates(self) -> Iterator[Tensor]:
+        sketch = self._sketch
+        exact = (sketch.range * sketch.image).sum(dim=1)
+        if sketch.whole:
+            yield from [exact] * max(len(exact), 2)
+            return
+        seen = sketch.range.T @ sketch.products
+        for i, vector in enumerate(sketch.vectors.T):
+            s = torch.as_tensor(sketch.only[:, i]).to(vector)
+            direction = sketch.range @ s
+            # A w_i lies in the range of Q, so that Q s_i s_i^T Q^T A w_i is all that Q_i leaves of it.
+            yield exact - direction * (sketch.image @ s) + vector * direction * (s @ seen[:, i])
 
 
 #: Beyond Hutchinson's way: what each method is called, and the state that spends its products.
 DEFLATED: dict[str, Callable[[Probing], HutchPlusPlus | XTrace]] = {"hutch++": HutchPlusPlus, "xtrace": XTrace}
+
+
+def further(products: int, most: int, fewest: int) -> int:
+    """Return how many products to spend next: half as many again, `most` at the most.
+
+    The error of these estimates falls at least as fast as 1 / sqrt(products), mostly as 1 / products.
+    """
+    return min(most, products + max(products // 2, fewest))
 
 
 def _orthonormal(vectors: Tensor, basis: Tensor) -> Tensor:
@@ -128,6 +186,10 @@ def _only_through(triangle: np.ndarray, eps: float) -> np.ndarray:
     directions = (left / sizes) @ right
     norms = np.linalg.norm(directions, axis=0)
     return np.where(needed, directions / np.where(norms > 0, norms, 1.0), 0.0)
+
+
+def _column_sums(x: Tensor) -> np.ndarray:
+    return x.sum(dim=0, dtype=torch.float64).cpu().numpy()
 
 
 def _host(x: Tensor) -> np.ndarray:

@@ -52,6 +52,7 @@ class DiagonalEstimate(Result, kind="diagonal"):
     trace_stderr: float = array(units="loss / parameter^2", doc="standard error over the draws")
     products: int = array(units="products", doc="operator products spent", default=0)
     names: tuple[str, ...] = ()
+    method: str = "hutchinson"
     split: str = ""
     diagonal: Any = beside("torch.Tensor (n,), float64")
     stderr: Any = beside("torch.Tensor (n,), float64")

@@ -100,6 +100,7 @@ def measure_frobenius(
     default=False,
     preset={"quick": {"draws": 16}, "standard": {}, "thorough": {"draws": 128}},
     options={
+        "method": Option("hutchinson", "hutchinson or xdiag", "Bekas, Kokiopoulou and Saad 2007"),
         "draws": _DRAWS,
         "precision": Option(None, "go on until the entries' standard errors are this share of the diagonal"),
         "split": _SPLIT,
@@ -112,13 +113,14 @@ def measure_diagonal(
     *,
     seed: int = 0,
     progress: bool = False,
+    method: str = "hutchinson",
     draws: int = 32,
     precision: float | None = None,
     split: str = "train",
 ) -> DiagonalEstimate:
     """Diagonal of the Hessian of the mean loss by parameter tensor, with standard errors; see `diagonal`."""
     with Objective(task, split) as objective:
-        return noted(diagonal(Hessian(objective), draws, seed, precision, progress=progress), objective)
+        return noted(diagonal(Hessian(objective), method, draws, seed, precision, progress=progress), objective)
 
 
 @measurement(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
-from .deflation import DEFLATED, FEWEST
+from .deflation import DEFLATED, FEWEST, further
 from .operands import origin_of
 from .probing import (
     Probing,
@@ -121,8 +121,7 @@ def _deflated(vectors: Probing, method: str, draws: int, most: int, goal: float)
         samples = state.extend(target)
         if _reached(vectors, samples) <= goal or target >= most:
             return samples
-        # Half as many again: the error falls at least as fast as 1 / sqrt(products), mostly as 1 / products.
-        target = min(most, target + max(target // 2, FEWEST[method]))
+        target = further(target, most, FEWEST[method])
 
 
 def _inner(v: Tensor, products: Tensor) -> np.ndarray:
