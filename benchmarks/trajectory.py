@@ -61,9 +61,9 @@ def measure(folder: Path, parameters: int, memory: int) -> dict[str, Any]:
     task = Task(net(parameters), nn.CrossEntropyLoss(), data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = Rows(paths, task.model, memory)
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     found = trajectory(task, paths, memory=memory)
-    seconds = time.perf_counter() - begun
+    seconds, processor = time.perf_counter() - begun, time.process_time() - spent
     assert found.share is not None
     return {
         "checkpoints": len(paths),
@@ -71,6 +71,7 @@ def measure(folder: Path, parameters: int, memory: int) -> dict[str, Any]:
         "bytes_of_all": len(paths) * found.parameters * 4,
         "pieces": rows.pieces,
         "seconds": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
         "largest_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
         "resident_before_gb": round(before * 1024 / 1e9, 3),
         "share": [round(float(s), 6) for s in found.share[:2]],
@@ -98,7 +99,8 @@ def main() -> None:
     figures = json.loads(done.stdout.strip().splitlines()[-1])
     reached = figures["largest_resident_gb"] < LIMIT_GB
     print(
-        f"{figures['checkpoints']:,} checkpoints of {figures['parameters']:,} parameters: {figures['seconds']:g} s, "
+        f"{figures['checkpoints']:,} checkpoints of {figures['parameters']:,} parameters: {figures['seconds']:g} s "
+        f"({figures['processor_seconds']:g} s of processor time), "
         f"{figures['largest_resident_gb']:g} GB resident at most (target: below {LIMIT_GB:g} GB)"
     )
     print(harness.write("trajectory", {**figures, "limit_gb": LIMIT_GB, "reached": reached}, given.out))

@@ -14,14 +14,14 @@ from torch import nn
 from untouched import State, data, messy
 
 from landscape.checkpoint import load_checkpoint, save_checkpoint
-from landscape.checkpoints.mapped import map_file
+from landscape.checkpoints.mapped import locate, map_file
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.parameters import trainable
 from landscape.results import measurements, rebuild
 from landscape.surface.directions import Direction, random_direction
 from landscape.surface.grid import plane
 from landscape.surface.rows import Rows
-from landscape.surface.trajectory import last_state, trajectory, trajectory_plane
+from landscape.surface.trajectory import trajectory, trajectory_plane
 from landscape.tasks import Task
 
 DOUBLE = torch.float64
@@ -287,7 +287,6 @@ def test_the_fingerprint_is_the_checkpoints(tmp_path):
     states, made = walk(), task()
     save_checkpoint(tmp_path / "last.pt", states[-1])
     assert trajectory(made, states, losses=False).fingerprint == load_checkpoint(tmp_path / "last.pt", made).fingerprint
-    assert last_state(made, states).label == "state 9"
 
 
 # -------------------------------------------------------------------------------------------------------- files
@@ -316,6 +315,45 @@ def test_files_of_every_kind_are_streamed(tmp_path):
         np.testing.assert_array_equal(found.loss, expected.loss)
     assert found.states == tuple(map(str, paths))
     assert found.step.tolist() == list(range(9))  # not every file has a step
+
+
+def test_parts_of_files_are_read_from_their_places(tmp_path):
+    from safetensors.torch import save_file
+
+    state = dict(walk(2)[1])
+    state["0.weight"] = state["0.weight"].bfloat16()
+    save_checkpoint(tmp_path / "a.pt", state, step=3)
+    torch.save({"optimizer": {"state": {0: torch.ones(5)}}, "ema": 1, "model": state}, tmp_path / "b.pt")
+    save_file(state, tmp_path / "c.safetensors")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({k: v.t() if v.ndim == 2 else v for k, v in state.items()}, tmp_path / "turned.pt")
+    names = ["0.weight", "3.bias", "1.running_mean"]
+    for path in ("a.pt", "b.pt", "c.safetensors"):
+        places = locate(tmp_path / path, lambda w: [w[n] for n in names])
+        assert places is not None
+        assert places.current()
+        out = torch.zeros(7, dtype=DOUBLE)
+        places.read([(0, 4, 7, out[:3]), (1, 0, 2, out[3:5]), (2, 1, 3, out[5:])])
+        expected = [state["0.weight"].reshape(-1)[4:7].double(), state["3.bias"][:2], state["1.running_mean"][1:3]]
+        assert torch.equal(out, torch.cat(expected))
+    for path in ("old.pt", "turned.pt", "none.pt"):
+        assert locate(tmp_path / path, lambda w: [w[n] for n in names]) is None
+    places = locate(tmp_path / "a.pt", lambda w: [w[n] for n in names])
+    save_checkpoint(tmp_path / "a.pt", state, step=4)
+    assert places is not None
+    assert not places.current()
+
+
+def test_a_file_that_is_written_anew_between_two_pieces_is_read_anew(tmp_path):
+    states = walk(3)
+    paths = [tmp_path / f"{i}.pt" for i in range(3)]
+    for path, state in zip(paths, states, strict=True):
+        save_checkpoint(path, state)
+    rows = Rows(paths, net(), 3 * 8 * 10)
+    assert all(p is not None for p in rows._places)
+    save_checkpoint(paths[0], states[1])
+    exact = matrix([states[1], states[1], states[2]])
+    np.testing.assert_allclose(rows.gram(), exact @ exact.T, rtol=EXACT, atol=1e-14)
 
 
 def test_steps_come_from_the_files(tmp_path):

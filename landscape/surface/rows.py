@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from scipy.linalg import blas
 from torch import nn
 
+from ..checkpoints.fit import fit
+from ..checkpoints.mapped import Places, locate
 from ..errors import MeasurementError
 from ..parameters import trainable
 from .states import State, read_state
@@ -26,8 +30,8 @@ class Rows:
     """The rows theta_i - theta_final over a model's trainable parameters, in the order in which they are named.
 
     `states` is a sequence of states, an iterable that can be walked more than once, or a function that returns an
-    iterator; each state is read anew on every pass, so that only one lies in memory. The last is theta_final. Files of
-    torch and safetensors are mapped: of a pass over pieces, each file's piece alone is read.
+    iterator; each state is read anew on every pass, so that only one lies in memory. The last is theta_final. Of files
+    of torch and safetensors each piece alone is read, from its place in the file; others are read whole for each.
 
     Attributes: `labels`, `steps`, `final` (the last State), `center` (its parameters, flat), `dtype` of the rows
     (float64 where any parameter is, else float32), `shape` (checkpoints, parameters).
@@ -44,6 +48,7 @@ class Rows:
         self._sizes = [p.numel() for p in chosen.values()]
         labels, steps, epochs, notes = [], [], [], []
         final = None
+        self._places: list[Places | None] = []
         for state in self.read():
             labels.append(state.label)
             steps.append(state.step)
@@ -64,6 +69,9 @@ class Rows:
         if width < 1:
             raise MeasurementError(f"memory={memory} holds no piece of {self.shape[0]} rows: give more")
         self.width = min(width, self.shape[1])
+        if self.pieces > 1:
+            # A checkpoint's index takes longer to read than a piece of it: where its tensors lie is found out once.
+            self._places = [self._located(given) for given in self._source()]
 
     def read(self) -> Iterator[State]:
         """Yield each state, read anew."""
@@ -74,13 +82,36 @@ class Rows:
         """Return the parameters from `start` to `stop` of a state as one vector in the rows' dtype, on the CPU."""
         stop = self.shape[1] if stop is None else stop
         out = torch.empty(stop - start, dtype=self.dtype) if out is None else out
+        for number, low, high, part in self._parts(start, stop, out):
+            part.copy_(state.weights[self.names[number]].detach().reshape(-1)[low:high])
+        return out
+
+    def _parts(self, start: int, stop: int, out: torch.Tensor) -> Iterator[tuple[int, int, int, torch.Tensor]]:
+        """Yield (parameter's number, from, to, its part of `out`) for what lies between start and stop."""
         at = 0
-        for name, size in zip(self.names, self._sizes, strict=True):
+        for number, size in enumerate(self._sizes):
             low, high = max(start, at), min(stop, at + size)
             if low < high:
-                out[low - start : high - start] = state.weights[name].detach().reshape(-1)[low - at : high - at]
+                yield number, low - at, high - at, out[low - start : high - start]
             at += size
-        return out
+
+    def _piece(self, i: int, given: Any, start: int, stop: int, out: torch.Tensor) -> None:
+        """Fill `out` with a piece of state i: from its place in the file where that is known and still right."""
+        places = self._places[i] if i < len(self._places) else None
+        if places is not None and places.path == str(given) and places.current():
+            places.read(list(self._parts(start, stop, out)))
+        else:
+            self.flat(read_state(given, self._model, i + 1), start, stop, out)
+
+    def _located(self, given: Any) -> Places | None:
+        if not isinstance(given, str | os.PathLike):
+            return None
+
+        def choose(weights: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+            fitted = fit(weights, self._model).weights
+            return [fitted[n] for n in self.names]
+
+        return locate(Path(given), choose)
 
     def gram(self, update: Callable[[], object] = lambda: None) -> np.ndarray:
         """Return the products of all rows (m, m), summed in float64 from differences in the rows' own dtype.
@@ -96,8 +127,8 @@ class Rows:
         for start in range(0, n, self.width):
             stop = min(start + self.width, n)
             block = piece[:, : stop - start]
-            for i, state in enumerate(self.read()):
-                self.flat(state, start, stop, block[i])
+            for i, given in enumerate(self._source()):
+                self._piece(i, given, start, stop, block[i])
                 update()
             block -= self.center[start:stop]
             for low in range(0, stop - start, exact):

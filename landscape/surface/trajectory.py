@@ -73,6 +73,19 @@ def trajectory(
     checkpoints on one line (without given directions), directions that are parallel or don't fit, a checkpoint that is
     not finite.
     """
+    return _measured(task, states, directions, losses, split, memory, progress)[0]
+
+
+def _measured(
+    task: Task,
+    states: Any,
+    directions: Sequence[Along] | None,
+    losses: bool,
+    split: str,
+    memory: int,
+    progress: bool,
+) -> tuple[Trajectory, State]:
+    """Return the trajectory, and its last state."""
     if not isinstance(task, Task):
         raise TypeError(f"trajectory needs a landscape.Task, got {type(task).__name__}")
     begun = time.perf_counter()
@@ -81,7 +94,7 @@ def trajectory(
     lost = _Losses.none()
     if losses:
         lost = _losses(task, rows, projected, split, progress)
-    return _result(rows, projected, lost, split, time.perf_counter() - begun)
+    return _result(rows, projected, lost, split, time.perf_counter() - begun), rows.final
 
 
 def trajectory_plane(
@@ -100,15 +113,10 @@ def trajectory_plane(
     `grid` points a side over the trajectory's rectangle with `margin` (a share of its longer extent) on each side;
     `settings` go to `plane`, the rest to `trajectory`. Draw both with `draw(trajectory, surface=plane)`.
     """
-    found = trajectory(task, states, split=split, memory=memory, progress=progress)
+    found, last = _measured(task, states, None, True, split, memory, progress)
     alphas, betas = found.ranges(grid, margin)
-    with holding(unwrap(task.model), last_state(task, states)):
+    with holding(unwrap(task.model), last):
         return plane(task, *found.directions(), alphas, betas, split=split, progress=progress, **settings), found
-
-
-def last_state(task: Task, states: Any) -> State:
-    """Return the last of these states, fitted onto the task's model."""
-    return Rows(states, unwrap(task.model)).final
 
 
 @dataclass(frozen=True)
