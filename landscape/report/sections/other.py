@@ -15,6 +15,7 @@ SHOWN = frozenset(
     {"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
     | {"recalibration", "sample_scores"}
     | {"density", "diagonal", "sampling"}
+    | {"stability", "batch_sharpness", "coherence", "reference"}
     | {"path", "trajectory", "eigenvalue_map", "basin"}
 )
 
