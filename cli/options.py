@@ -78,6 +78,20 @@ class Device(click.ParamType):
         return value
 
 
+class Duration(click.ParamType):
+    """A time such as 90, 90s, 10m, 1.5h; a plain number is seconds."""
+
+    name = "10m"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(s|m|min|h)?", value.strip())
+        if not found or not float(found[1]):
+            self.fail(f"{value!r} is no time above 0; type 90s, 10m or 1.5h", param, ctx)
+        return float(found[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(found[2], 1.0)
+
+
 class Names(click.ParamType):
     """Names separated by commas."""
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Command, MeasurementOption, Names, subject_options
+from .options import Command, Duration, MeasurementOption, Names, subject_options
 from .output import check_page, finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
     from ..probes.outcome import ProbeOutcome
     from ..probes.prediction import Prediction
     from ..probes.subjects import Prepared
+
+#: The measurements that --grid and --span are for, and their sections.
+SURFACES = {"plane": "surface", "line": "line"}
 
 
 @click.command(
@@ -35,9 +38,26 @@ if TYPE_CHECKING:
 @click.option(
     "--option", "options", type=MeasurementOption(), multiple=True, help="Option of a measurement; repeatable."
 )
+@click.option(
+    "--plane",
+    "directions",
+    type=click.Choice(["random", "gradient", "hessian", "trajectory"]),
+    help="Directions of the surface; a trajectory's are the principal axes of the CKPTs given.",
+)
+@click.option("--grid", type=click.IntRange(2), help="Points of the surface's sides, and of the line.")
+@click.option("--span", type=float, help="Surface and line run from -SPAN to SPAN; 1 is about as long as the weights.")
+@click.option(
+    "--tol",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Evaluate only as many points of the surface as this error needs, as a share of its log range, such as 0.01.",
+)
 @click.option("-o", "--output", "out", metavar="FILE", help="One archive for all; else <checkpoint>.landscape.h5 here.")
 @click.option("--append", is_flag=True, help="Add to an archive that exists.")
 @click.option("--force", is_flag=True, help="Replace an archive, or a report, that exists.")
+@click.option("--resume", is_flag=True, help="Go on where a run into the same archive was interrupted or killed.")
+@click.option(
+    "--time-limit", type=Duration(), help="Stop after this long with what there is, such as 10m; see --resume."
+)
 @click.option("--report", metavar="FILE", help="Draw the archives as one HTML page, too.")
 @click.option("--max-samples", type=click.IntRange(1), help="Samples to draw of each split, instead of the preset's.")
 @click.option("--check", is_flag=True, help="Compute lambda_1 and the trace by ARPACK and PyHessian, too.")
@@ -49,6 +69,12 @@ def command(
     out: str | None,
     append: bool,
     force: bool,
+    resume: bool,
+    time_limit: float | None,
+    directions: str | None,
+    grid: int | None,
+    span: float | None,
+    tol: float | None,
     report: str | None,
     check: bool,
     dry_run: bool,
@@ -67,11 +93,16 @@ def command(
 
     if append and force:
         raise click.UsageError("--append adds to the archive, --force replaces it: give one of them.")
+    if resume and (append or force):
+        raise click.UsageError("--resume goes on with the archive that there is: leave --append and --force out.")
     if report is not None:
-        check_page(report, force=force or append)
+        check_page(report, force=force or append or resume)
     given: dict[str, dict[str, Any]] = {}
     for name, key, value in options:
         given.setdefault(name, {})[key] = value
+    _set_surface(given, how["only"], directions=directions, grid=grid, span=span, tol=tol)
+    if directions == "trajectory":
+        given["plane"].setdefault("checkpoints", list(checkpoints))
     try:
         also = ("reference",) if check else ()
         plan = plan_run(checkpoints, settings=dict(settings), options=given, also=also, say=say, **how)
@@ -80,7 +111,9 @@ def command(
     if dry_run:
         _print_predictions(plan.predict(), as_json)
         return
-    outcomes = plan.measure(out=out, append=append, force=force, progress=sys.stderr.isatty())
+    outcomes = plan.measure(
+        out=out, append=append, force=force, resume=resume, time_limit=time_limit, progress=sys.stderr.isatty()
+    )
     archives = list(dict.fromkeys(o.archive for o in outcomes if o.archive))
     if report is not None:
         from landscape.report.page import write_report
@@ -90,6 +123,20 @@ def command(
     if not as_json and report is None:
         shown = " ".join(os.path.relpath(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
+
+
+def _set_surface(given: dict[str, dict[str, Any]], only: Sequence[str] | None, **shared: Any) -> None:
+    """Set what --plane, --grid, --span and --tol say as options of the plane, and of the line where it has them too."""
+    chosen = {key: value for key, value in shared.items() if value is not None}
+    if not chosen:
+        return
+    wanted = {name: only is None or not {name, section}.isdisjoint(only) for name, section in SURFACES.items()}
+    if not wanted["plane"] and (not wanted["line"] or {"directions", "tol"} & set(chosen)):
+        raise click.UsageError("--plane, --grid, --span and --tol are the surface's: add surface to --only.")
+    for name, keys in (("plane", set(chosen)), ("line", {"grid", "span"})):
+        if wanted[name]:
+            for key in keys & set(chosen):
+                given.setdefault(name, {}).setdefault(key, chosen[key])
 
 
 def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json: bool) -> None:

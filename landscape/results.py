@@ -257,6 +257,7 @@ class Measurement:
     order: int
     estimate: Callable[..., float] | None
     needs: tuple[Need, ...] = ()
+    check: Callable[..., None] | None = None
 
     def settings(self, preset: str = "standard", **given: Any) -> dict[str, Any]:
         """Return the options to run with: defaults, then the preset's, then the ones given."""
@@ -285,6 +286,7 @@ def measurement(
     order: int = 50,
     estimate: Callable[..., float] | None = None,
     needs: Sequence[Need] = (),
+    check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
     """Register a measurement, so that the command line, `list`, the archive and the report know it.
 
@@ -292,7 +294,8 @@ def measurement(
     quick, standard and thorough to options; `default` says whether `landscape probe` runs it unasked; `order`
     sorts the run. `estimate(**options)` predicts the cost for `--dry-run` in forward passes over the draw (a Hessian
     product counts 6); it is also given `draw_samples` and `parameters`. `needs` lets `landscape check` say whether
-    it will work for a task.
+    it will work for a task. `check(**options)` raises MeasurementError for options that can't be kept, so that they
+    are refused before anything is measured.
     """
 
     def register(run: F) -> F:
@@ -304,7 +307,7 @@ def measurement(
             raise MeasurementError(f"measurement {name!r} is registered twice: rename one of the two")
         doc = (run.__doc__ or "").strip().split("\n")[0]
         _MEASUREMENTS[name] = Measurement(
-            name, section or name, run, doc, preset or {}, options or {}, default, order, estimate, tuple(needs)
+            name, section or name, run, doc, preset or {}, options or {}, default, order, estimate, tuple(needs), check
         )
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 
 import torch
 
+from landscape.archive.reader import Entry
+from landscape.archive.schema import dump_json
 from landscape.archive.writer import ArchiveWriter
 from landscape.errors import MeasurementError, ObjectiveError
+from landscape.journal import Journal, keeping
 from landscape.parameters import trainable
 from landscape.results import Check, Measurement, Result, StoredResult, kind_of
 
@@ -19,6 +23,9 @@ from .derivatives import twice_differentiable
 from .outcome import ProbeOutcome
 from .selection import Chosen
 from .subjects import Prepared
+
+#: Why a measurement was not begun.
+OUT_OF_TIME = "the time limit came first; --resume goes on"
 
 
 class Execution:
@@ -32,6 +39,7 @@ class Execution:
         say: Callable[[str], None],
         writer: ArchiveWriter,
         progress: bool,
+        deadline: float | None = None,
     ) -> None:
         self.ready = ready
         self.chosen = chosen
@@ -43,22 +51,56 @@ class Execution:
         self.missing: dict[str, str] = {}
         self.unwritten: list[Result] = []
         self.curved: Check | None = None
+        self.deadline = deadline
+        #: Rows of interrupted measurements that were found again.
+        self.reused = 0
+
+    @property
+    def unfinished(self) -> list[str]:
+        """What the time limit left out, or cut short."""
+        left = [name for name, reason in self.missing.items() if reason == OUT_OF_TIME]
+        return left + [name for name, result in self.results.items() if result.status == "partial"]
 
     def measure(self, prefix: str) -> ProbeOutcome:
         start = time.perf_counter()
         for number, c in enumerate(self.chosen, 1):
             label = f"{prefix}{self.subject.label}: {c.measurement.name}"
+            found = self._earlier(c)
+            if found and all(e.status == "complete" for e in found):
+                self.say(f"{label} ({number} of {len(self.chosen)}) is in the archive already")
+                self.results |= self._named(c, [e.result for e in found])
+                continue
             self.say(f"{label} ({number} of {len(self.chosen)})")
-            self._one(c)
-        if not self.results:
+            self._one(c, found)
+        if not self.results and not self.unfinished:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
             raise MeasurementError(f"nothing could be measured of {self.ready.checkpoint.path} ({reasons})")
         return self._outcome(time.perf_counter() - start)
 
-    def _one(self, c: Chosen) -> None:
+    def _asked(self, c: Chosen) -> str:
+        """Return all that the result depends on beside the subject: a resumed run looks for it."""
+        draws = {split: self.ready.task.draw(split).fingerprint for split in self.ready.task.splits}
+        return dump_json({"measurement": c.measurement.name, "options": c.options, "draws": draws})
+
+    def _earlier(self, c: Chosen) -> list[Entry]:
+        """Return what an earlier run of this archive found when it was asked the same of the same checkpoint."""
+        asked = self._asked(c)
+        return [e for e in self.writer.earlier if e.asked == asked and e.subject.key == self.subject.key]
+
+    @staticmethod
+    def _named(c: Chosen, results: Sequence[Result]) -> dict[str, Result]:
+        """Return a measurement's result under its name, and those along with it under their kinds."""
+        return {c.measurement.name: results[0], **{kind_of(r): r for r in results[1:]}}
+
+    def _one(self, c: Chosen, earlier: Sequence[Entry]) -> None:
         m = c.measurement
+        log = Journal(self.writer.unfinished, self.writer.keep, deadline=self.deadline)
+        if log.out_of_time:
+            self.missing[m.name] = OUT_OF_TIME
+            return
         try:
-            result = self._result(c)
+            with keeping(log):
+                result = self._result(c)
         except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
             if not _only_this_one(error, c):
                 raise
@@ -66,9 +108,12 @@ class Execution:
             # Kept back until something is measured, so that a run without any result leaves no file.
             self.unwritten.append(not_measured(m, c.options, reason))
         else:
-            for name, found in [(m.name, result), *((kind_of(r), r) for r in result.along or ())]:
-                self.results[name] = found
-                self.writer.add(found, subject=self.subject)
+            found = self._named(c, [result, *(result.along or ())])
+            asked = self._asked(c)
+            for one, before in itertools.zip_longest(found.values(), earlier[: len(found)]):
+                self.writer.add(one, subject=self.subject, asked=asked, replaces=before)
+            self.results |= found
+        self.reused += log.reused
         while self.results and self.unwritten:
             self.writer.add(self.unwritten.pop(0), subject=self.subject)
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from landscape.archive.writer import ArchiveWriter
-from landscape.errors import ArchiveError
+from landscape.errors import ArchiveError, LandscapeError
 from landscape.provenance import provenance
 
 from .execution import Execution
 from .outcome import ProbeOutcome
-from .prediction import Prediction, measure_speed, predict
+from .prediction import Prediction, duration, measure_pass, measure_speed, predict
 from .selection import Chosen, choose, samples_to_draw
 from .subjects import Prepared, Tasks, check_paths, task_changes
 
 SUFFIX = ".landscape.h5"
+#: Seconds from which on a run says beforehand how long it will take (chosen by us).
+WORTH_SAYING = 30.0
 
 
 def probe_checkpoints(
@@ -28,6 +33,8 @@ def probe_checkpoints(
     out: str | os.PathLike[str] | None = None,
     append: bool = False,
     force: bool = False,
+    resume: bool = False,
+    time_limit: float | None = None,
     progress: bool = False,
     **how: Any,
 ) -> list[ProbeOutcome]:
@@ -41,12 +48,18 @@ def probe_checkpoints(
         checkpoints: files or folders.
         out: one archive for all; None writes `<checkpoint>.landscape.h5` for each into the current folder.
         append, force: add to an archive that exists, or replace it.
+        resume: go on where an earlier run was interrupted or killed: what is in the archive (or in what a killed run
+            left beside it) for the same checkpoint, data and options is not measured again, and a surface that was
+            under way takes over its points, bit for bit.
+        time_limit: seconds after which no measurement is begun, and a surface stops with the best picture so far; the
+            archive's status is then "interrupted".
         progress: show bars on stderr.
         how: what to measure, and on what; see `plan_run`.
 
     Raises LandscapeError of the kind that fits.
     """
-    return plan_run(checkpoints, **how).measure(out=out, append=append, force=force, progress=progress)
+    plan = plan_run(checkpoints, **how)
+    return plan.measure(out=out, append=append, force=force, resume=resume, time_limit=time_limit, progress=progress)
 
 
 def plan_run(
@@ -137,19 +150,32 @@ class Plan:
         out: str | os.PathLike[str] | None = None,
         append: bool = False,
         force: bool = False,
+        resume: bool = False,
+        time_limit: float | None = None,
         progress: bool = False,
     ) -> list[ProbeOutcome]:
         """Make the measurements; see `probe_checkpoints`."""
+        deadline = None if time_limit is None else time.monotonic() + time_limit
         writers: list[ArchiveWriter] = []
         outcomes = []
+        unfinished: dict[ArchiveWriter, list[str]] = {}
         try:
             with contextlib.ExitStack() as stack:
-                writers += self._open(stack, out, append, force)
+                writers += self._open(stack, out, append, force, resume)
+                self._announce()
+                reused = 0
                 for i, ready in enumerate(self.loaded()):
-                    run = Execution(ready, self.chosen, self.preset, self.say, writers[i], progress)
+                    run = Execution(ready, self.chosen, self.preset, self.say, writers[i], progress, deadline)
                     outcomes.append(run.measure(f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""))
+                    unfinished.setdefault(writers[i], []).extend(run.unfinished)
+                    reused += run.reused
                     if writers[i] not in writers[i + 1 :]:
-                        writers[i].close()
+                        writers[i].close("interrupted" if unfinished[writers[i]] else "complete")
+                kept = sum(len(rows) for w in dict.fromkeys(writers) for rows in w.unfinished.values())
+                if kept and not reused:
+                    self.say(
+                        f"{kept:,} points of the earlier run are of other weights, data or directions: none is used"
+                    )
         except BaseException:
             kept = [str(w.path) for w in dict.fromkeys(writers) if w.results and w.path.exists()]
             if kept:
@@ -158,7 +184,7 @@ class Plan:
         return outcomes
 
     def _open(
-        self, stack: contextlib.ExitStack, out: str | os.PathLike[str] | None, append: bool, force: bool
+        self, stack: contextlib.ExitStack, out: str | os.PathLike[str] | None, append: bool, force: bool, resume: bool
     ) -> list[ArchiveWriter]:
         """Return the writer for each checkpoint, one for all where `out` is given; targets are checked here."""
         targets = archive_paths(self.paths, out)
@@ -170,10 +196,34 @@ class Plan:
                 described = provenance(seed=ready.task.seed, device=ready.device)
                 writers[target] = stack.enter_context(
                     ArchiveWriter(
-                        target, run=run, attributes=described, mode="append" if append else "new", force=force
+                        target,
+                        run=run,
+                        attributes=described,
+                        mode="append" if append else "new",
+                        force=force,
+                        resume=resume,
                     )
                 )
         return [writers[target] for target in targets]
+
+    def _announce(self) -> None:
+        """Say how long the run will take, if that is long: from one pass over one batch, then from careful timing."""
+        ready = self.prepared[0]
+        try:
+            samples = ready.task.draw(ready.split).samples
+            rough = sum(p.seconds for p in predict(self.chosen, measure_pass(ready.task), samples) if p.seconds > 0)
+            if rough * len(self.paths) < WORTH_SAYING / 2:
+                return
+            found = predict(self.chosen, measure_speed(ready.task), samples)
+        except (LandscapeError, torch.OutOfMemoryError):
+            return  # the measurements themselves will say what is wrong
+        total = len(self.paths) * sum(p.seconds for p in found if p.seconds > 0)
+        if total >= WORTH_SAYING:
+            longest = max(found, key=lambda p: p.seconds if p.seconds > 0 else 0.0)
+            self.say(
+                f"this will take about {duration(total)}, most of it for {longest.name}; --time-limit stops earlier, "
+                "and --resume goes on after an interruption"
+            )
 
 
 def archive_paths(checkpoints: Sequence[str], out: str | os.PathLike[str] | None = None) -> list[Path]:

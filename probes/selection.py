@@ -39,7 +39,8 @@ def choose(
     """Return the measurements to run, in order: those named by name or section, else all that run by default.
 
     Of a section those are taken that run by default, or all of them where none does. `also` are made beside them.
-    `options` maps a measurement's name to settings of its own. Raises UnknownName with the nearest names.
+    `options` maps a measurement's name to settings of its own. Raises UnknownName with the nearest names, and
+    MeasurementError for options that no measurement could keep.
     """
     if preset not in PRESET_SAMPLES:
         raise UnknownName(f"no preset {preset!r}; {nearest(preset, PRESET_SAMPLES)}")
@@ -65,7 +66,10 @@ def choose(
                 raise MeasurementError(
                     f"measurement {name!r} has the section {m.section!r}, a key of --json; rename it"
                 )
-            chosen.append(Chosen(m, m.settings(preset, **given), bool(given)))
+            settings = m.settings(preset, **given)
+            if m.check is not None:
+                m.check(**settings)
+            chosen.append(Chosen(m, settings, bool(given)))
     unused = [name for name in options if name not in {c.measurement.name for c in chosen}]
     if unused:
         raise UnknownName(f"options are set for {unused[0]!r}, which is not measured; add it to what is asked for")

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
-from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, Subject, unpack
+from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, unpack
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Entry:
     """One Result in an archive: what it is and belongs to; `.result` reads its numbers.
 
     `provenance` holds the root attributes of the writing that added it: the archive's own, or those of a
-    later appending.
+    later appending. `asked` is what the writer was told about the request that the result answers.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Entry:
     attributes: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(repr=False)
     archive: Archive = field(repr=False, compare=False)
+    asked: str = field(default="", repr=False)
 
     @property
     def group(self) -> str:
@@ -97,7 +99,8 @@ class Archive:
                         ) from error
                     provenance = later.get(str(group.attrs.get("appended", "")), self.attributes)
                     order = int(group.attrs.get("order", 0))
-                    found.append((order, Entry(kind, name, subject, attributes, provenance, self)))
+                    asked = str(unpack({"asked": group.attrs.get("asked", "")})["asked"])
+                    found.append((order, Entry(kind, name, subject, attributes, provenance, self, asked)))
         self.last_order = max((order for order, _ in found), default=0)
         self.entries: tuple[Entry, ...] = tuple(
             entry for _, entry in sorted(found, key=lambda item: (item[0], item[1].group))
@@ -110,6 +113,19 @@ class Archive:
     def status(self) -> str:
         """Return how the last writing ended: complete, failed or interrupted; "running" if it was killed."""
         return str(self.attributes.get("status", ""))
+
+    @cached_property
+    def unfinished(self) -> dict[str, np.ndarray]:
+        """Return the rows that an interrupted measurement left, by key; see `landscape.journal`."""
+        with self._opened() as file:
+            group = file.get(UNFINISHED)
+            if not isinstance(group, h5py.Group):
+                return {}
+            return {
+                name: np.asarray(rows[()], dtype=np.float64)
+                for name, rows in group.items()
+                if isinstance(rows, h5py.Dataset) and rows.ndim == 2
+            }
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

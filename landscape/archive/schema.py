@@ -4,6 +4,7 @@
     /run                    attributes: loss, schedule, optimizer, batch_size, task and every setting
     /results/<kind>/<id>    one Result: its variables with dimension scales; `attributes` and `subject` as JSON
     /appended/<number>      attributes: provenance and settings of each later writing into the same file
+    /unfinished/<key>       (n, columns) rows of a measurement that was interrupted, for `--resume`; gone once complete
 
 Any other group belongs to somebody else, and survives appending as it is.
 """
@@ -25,6 +26,7 @@ FORMAT_VERSION = 1
 RESULTS = "results"
 RUN = "run"
 APPENDED = "appended"
+UNFINISHED = "unfinished"
 #: Lists the attributes of a group whose text is JSON, so that a text that only looks like JSON stays a text.
 JSON_NAMES = "json_attributes"
 

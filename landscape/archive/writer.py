@@ -17,14 +17,15 @@ from types import TracebackType
 from typing import Any, Literal
 
 import h5py
+import numpy as np
 
 from ..errors import ArchiveError
 from ..provenance import provenance
 from ..results import Result
 from .atomic import Partial, reserve
 from .groups import Encoded, encode, write_group
-from .reader import open_archive
-from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, STATUSES, Subject, pack, unpack
+from .reader import Archive, Entry, open_archive
+from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, STATUSES, UNFINISHED, Subject, pack, unpack
 
 #: `<path>.partial` is rewritten as a whole after each result, but never takes more than 1/20 of the time:
 #: after a write of 0.1 s, results of the next 2 s wait for the one that follows. Chosen by us.
@@ -44,6 +45,11 @@ class ArchiveWriter:
     archive is finished all the same if there is a result, and nothing is left behind if there is none.
     Cost: each `add` writes all of this run's results again (appending: not the old file's).
 
+    `resume=True` goes on where an earlier run of the same path was interrupted or killed: what it measured is taken
+    over, `earlier` lists it, `unfinished` holds the rows of measurements that did not end, and a result may replace the
+    partial one that came before. Appending to an archive whose status is not "complete" leaves the status as it is;
+    resuming it sets it.
+
     ArchiveError: the file exists (`force` replaces it, at the end), is in use by another writer, cannot be
     written, is no archive to append to; the disk is full (the results stay in memory, and the end of the block
     tries again); the partial file of a killed run holds results (`force` drops it).
@@ -57,21 +63,33 @@ class ArchiveWriter:
         attributes: Mapping[str, Any] | None = None,
         mode: Literal["new", "append"] = "new",
         force: bool = False,
+        resume: bool = False,
     ) -> None:
         if mode not in ("new", "append"):
             raise ArchiveError(f'mode is {mode!r}, expected "new" or "append"')
+        if resume and force:
+            raise ArchiveError("resume goes on with what there is, force replaces it: give one of them")
+        self._resume = resume
+        mode = "append" if resume else mode
         given = dict(attributes or {})
         self.path = Path(os.path.realpath(path))
         self._mode, self._force = mode, force
         self._run = dict(run or {})
-        self._results: list[tuple[str, int, Encoded]] = []  # group, order, content
+        self._results: list[tuple[str, dict[str, Any], Encoded]] = []  # group, attributes, content
         self._in_image = self._on_disk = 0
         self._written_at, self._write_seconds = -float("inf"), 0.0
-        self._closed = False
+        self._closed = self._done = False
         self._check_target()
         self._ids: Counter[str] = Counter()
         self._order = 0
         self._old: tuple[int, int, int] | None = None
+        self._old_status = ""
+        #: What an earlier run of this path measured, and the rows that its unfinished measurements left.
+        self.earlier: tuple[Entry, ...] = ()
+        self.unfinished: dict[str, np.ndarray] = {}
+        self._rows: dict[str, list[np.ndarray]] = {}
+        self._fresh = False
+        self._replaced: list[str] = []
         try:
             self._partial = Partial(self.path)
         except OSError as error:
@@ -79,7 +97,7 @@ class ArchiveWriter:
         # From here on we are the only writer, so that the old file is read as it will be at the end.
         self._appending = mode == "append" and self.path.exists()
         try:
-            self._check_leftover()
+            left = self._leftover()
             if self._appending:
                 self._read_old()
         except ArchiveError:
@@ -89,6 +107,8 @@ class ArchiveWriter:
                 self._partial.discard()
             raise
         self._attributes = given if "run_id" in given else {**provenance(), **given}
+        if resume:
+            self._take_over(left)
         self._image = self._new_image("running")
 
     @property
@@ -96,9 +116,12 @@ class ArchiveWriter:
         """Number of results added so far."""
         return len(self._results)
 
-    def add(self, result: Result, *, subject: Subject | None = None) -> str:
+    def add(
+        self, result: Result, *, subject: Subject | None = None, asked: str = "", replaces: Entry | None = None
+    ) -> str:
         """Store one Result and return its id: it lies at /results/<kind>/<id>.
 
+        `asked` is kept beside it, for whoever resumes; `replaces` names a result of `earlier` that goes.
         TypeError for anything else; ArchiveError where a variable cannot be stored, or the disk is full.
         """
         if self._closed:
@@ -108,18 +131,21 @@ class ArchiveWriter:
         if subject is not None and not isinstance(subject, Subject):
             raise TypeError(f"expected a Subject, got {type(subject).__name__}")
         encoded = encode(result, subject or Subject())
-        self._ids[encoded.kind] += 1
-        self._order += 1
-        name = f"{self._ids[encoded.kind]:04d}"
-        # One step, so that Ctrl-C finds the result either here, whole, or nowhere.
-        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", self._order, encoded))
+        if replaces is not None:
+            self._drop(replaces.group)
+        name = self._append(encoded, asked)
         self._fill_image()
-        if time.monotonic() - self._written_at >= FLUSH_SHARE * self._write_seconds:
-            try:
-                self._flush()
-            except OSError as error:
-                raise self._unwritten(error) from error
+        self._flush_in_turn()
         return name
+
+    def keep(self, key: str, rows: np.ndarray) -> None:
+        """Keep rows of a measurement that is under way; they go when the archive is complete.
+
+        `key` is a plain name, `rows` (n, columns) with the same columns each time. ArchiveError where the disk is full.
+        """
+        self._rows.setdefault(key, []).append(np.asarray(rows, dtype=np.float64))
+        self._fresh = True
+        self._flush_in_turn()
 
     def close(self, status: str = "complete") -> None:
         """Finish the archive with this status and rename it into place; a second call does nothing.
@@ -132,7 +158,13 @@ class ArchiveWriter:
         if self._closed:
             return
         try:
-            if not self._results and (status != "complete" or self._appending):
+            if self._results or self._changes(status):
+                self._finish(status)
+            elif self._rows and not self._appending and status != "complete":
+                # Points of a first result: no archive yet, but a partial file that a resumed run goes on from.
+                self._flush()
+                self._partial.release()
+            elif status != "complete" or self._appending:
                 self._partial.discard()
             else:
                 self._finish(status)
@@ -192,21 +224,72 @@ class ArchiveWriter:
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path} is read-only; write to another file, or change its permissions")
 
-    def _check_leftover(self) -> None:
+    def _leftover(self) -> Archive | None:
+        """Return what a killed run left in the partial file, None if nothing; refuse it unless told what to do."""
         left = self._partial.path
-        held = 0
+        found = None
         if left.stat().st_size and not self._force:
             # A partial file that does not open holds nothing that anybody could read: it is overwritten.
             with contextlib.suppress(ArchiveError):
-                held = len(open_archive(left).entries)
-        if held:
+                found = open_archive(left)
+        if found is None or self._resume:
+            return found
+        held, rows = len(found.entries), sum(len(r) for r in found.unfinished.values())
+        if held or rows:
+            said = [f"{held} result{'s' * (held != 1)}"] * bool(held) + [f"{rows} points"] * bool(rows)
             raise ArchiveError(
-                f"{left} holds {held} result{'s' * (held > 1)} of a run that was killed; rename it to keep them "
-                f"(landscape show reads it), or pass --force to drop them"
+                f"{left} holds {' and '.join(said)} of a run that was killed; pass --resume to go on from there, "
+                f"rename it to keep it (landscape show reads it), or pass --force to drop it"
             )
+        return None
+
+    def _take_over(self, left: Archive | None) -> None:
+        """Make what a killed run left part of this one, before anything overwrites its file."""
+        old = open_archive(self.path) if self._appending else None
+        self.earlier = old.entries if old is not None else ()
+        for source in (old, left):
+            for key, rows in (source.unfinished if source is not None else {}).items():
+                before = self.unfinished.get(key, rows[:0])
+                # A killed appending went on from the rows of the old archive: it holds those, and more.
+                self.unfinished[key] = rows if len(rows) >= len(before) else before
+        self._rows = {key: [rows] for key, rows in self.unfinished.items()}
+        self._fresh = bool(left is not None and left.unfinished)
+        if left is not None:
+            # Under the ids that they had: a killed appending counted on from the old archive, as this one does.
+            for entry in left.entries:
+                self._append(encode(entry.result, entry.subject), entry.asked)
+            self.earlier = (*self.earlier, *left.entries)
+            about = ("created", "run_id", "command_line", "source_revision", "versions")
+            self._attributes["resumed"] = {k: left.attributes[k] for k in about if k in left.attributes}
+
+    def _changes(self, status: str) -> bool:
+        """Whether an old archive needs a new writing although there is no new result: its end, or further points."""
+        if not self._appending:
+            return False
+        ended = self._resume and status == "complete" and (self._old_status != "complete" or bool(self.unfinished))
+        return ended or (self._fresh and status != "complete")
+
+    def _drop(self, group: str) -> None:
+        """Leave out a result that another replaces: of the old archive, or of what a killed run left."""
+        kept = [r for r in self._results if r[0] != group]
+        if len(kept) == len(self._results):
+            self._replaced.append(group)
+            return
+        self._results, self._in_image = kept, 0
+        self._image = self._new_image("running")
+
+    def _append(self, encoded: Encoded, asked: str) -> str:
+        self._ids[encoded.kind] += 1
+        self._order += 1
+        name = f"{self._ids[encoded.kind]:04d}"
+        # One step, so that Ctrl-C finds the result either here, whole, or nowhere.
+        about = {"order": self._order, **({"asked": asked} if asked else {})}
+        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", about, encoded))
+        return name
 
     def _read_old(self) -> None:
         old = open_archive(self.path)
+        self._old_status = old.status
         for entry in old.entries:
             number = int(entry.id) if entry.id.isdigit() else 0
             self._ids[entry.kind] = max(self._ids[entry.kind], number)
@@ -224,7 +307,23 @@ class ArchiveWriter:
         root = {"format": FORMAT, "format_version": FORMAT_VERSION, **described, "status": status}
         image.attrs.update(pack(root))
         image.create_group(RUN, track_order=True).attrs.update(pack(self._run))
+        if status != "complete":
+            self._write_rows(image)
         return image
+
+    def _write_rows(self, file: h5py.File) -> None:
+        """Write the rows of unfinished measurements that are not in this file yet."""
+        for key, parts in self._rows.items():
+            rows = np.vstack(parts)
+            self._rows[key] = [rows]
+            found: Any = file.get(f"{UNFINISHED}/{key}")
+            if found is None:
+                shape = (None, rows.shape[1])
+                file.create_dataset(f"{UNFINISHED}/{key}", data=rows, maxshape=shape, chunks=(256, rows.shape[1]))
+            elif len(found) < len(rows):
+                have = len(found)
+                found.resize(len(rows), axis=0)
+                found[have:] = rows[have:]
 
     def _fingerprints(self, before: str = "") -> str:
         found = (str(e.attributes.get("checkpoint_fingerprint", "")) for _, _, e in self._results)
@@ -233,12 +332,21 @@ class ArchiveWriter:
     def _fill_image(self) -> None:
         # The counter moves after the group is whole, so that a group cut by Ctrl-C is written again.
         while self._in_image < len(self._results):
-            group, order, encoded = self._results[self._in_image]
-            write_group(self._image, group, encoded, {"order": order})
+            group, about, encoded = self._results[self._in_image]
+            write_group(self._image, group, encoded, about)
             self._in_image += 1
+
+    def _flush_in_turn(self) -> None:
+        if time.monotonic() - self._written_at >= FLUSH_SHARE * self._write_seconds:
+            try:
+                self._flush()
+            except OSError as error:
+                raise self._unwritten(error) from error
 
     def _flush(self) -> None:
         self._fill_image()
+        if not self._done:
+            self._write_rows(self._image)
         self._image.flush()
         started = time.monotonic()
         self._partial.write(self._image.id.get_file_image())
@@ -256,6 +364,7 @@ class ArchiveWriter:
 
     def _publish(self, status: str) -> None:
         # Made anew: the bytes then depend on what was measured, not on when it happened to be flushed.
+        self._done = status == "complete"
         self._image, self._in_image = self._new_image(status), 0
         self._flush()
         if not self._appending:
@@ -291,11 +400,21 @@ class ArchiveWriter:
             number = f"{len(later) + 1:04d}"
             described = {**self._attributes, "run": self._run, "status": status, "found": root.get("status")}
             later.create_group(number, track_order=True).attrs.update(pack(described))
-            for group, order, encoded in self._results:
-                write_group(file, group, encoded, {"order": order, "appended": number})
+            for group in self._replaced:
+                if group in file:
+                    del file[group]
+            for group, about, encoded in self._results:
+                write_group(file, group, encoded, {**about, "appended": number})
+            if self._resume or self._rows:
+                if UNFINISHED in file:
+                    del file[UNFINISHED]
+                if status != "complete":
+                    self._write_rows(file)
             root["model_fingerprint"] = self._fingerprints(str(root.get("model_fingerprint", "")))
             root["modified"] = self._attributes.get("created") or datetime.now(UTC).isoformat(timespec="seconds")
-            root["status"] = status
+            # What an earlier run did not finish is not finished by adding something else.
+            ended = self._resume or root.get("status") == "complete"
+            root["status"] = status if ended or status != "complete" else root.get("status")
             file.attrs.update(pack(root))
         with open(merged, "rb") as file:
             os.fsync(file.fileno())

@@ -63,6 +63,36 @@ def _plane_passes(
     return points * (1 + held_out) + beside + eigenvectors + 2 * held_out
 
 
+def check_plane(
+    *,
+    grid: Any = PLANE_POINTS,
+    directions: Any = "random",
+    tol: Any = None,
+    budget: Any = None,
+    checkpoints: Any = None,
+    span: Any = 1.0,
+    **_: Any,
+) -> None:
+    """Refuse options that no plane could be measured with, before anything is."""
+    axis(span, _points(grid))
+    check_tolerance(tol, budget)
+    if directions not in get_args(Kind):
+        raise MeasurementError(f"directions={directions!r} is none of {', '.join(get_args(Kind))}")
+    if (directions == "trajectory") != (checkpoints is not None):
+        raise MeasurementError(
+            "a plane along a trajectory needs its checkpoints: give three or more (plane.checkpoints='run/*.pt')"
+            if directions == "trajectory"
+            else f"checkpoints are given, but the plane's directions are {directions}: set directions=trajectory"
+        )
+    if directions == "trajectory":
+        checkpoint_paths(checkpoints)
+
+
+def check_line(*, grid: Any = LINE_POINTS, span: Any = 1.0, **_: Any) -> None:
+    """Refuse options that no line could be measured with, before anything is."""
+    axis(span, _points(grid))
+
+
 @measurement(
     "line",
     section="line",
@@ -70,6 +100,7 @@ def _plane_passes(
     preset={"quick": {"grid": 31}, "standard": {"grid": 51}, "thorough": {"grid": 101}},
     options={"grid": Option(LINE_POINTS, "points of the line", "Li et al. 2018"), **_SHARED},
     estimate=_line_passes,
+    check=check_line,
 )
 def measure_line(
     task: Task,
@@ -111,6 +142,7 @@ def measure_line(
         **_SHARED,
     },
     estimate=_plane_passes,
+    check=check_plane,
 )
 def measure_plane(
     task: Task,
@@ -153,36 +185,6 @@ def measure_plane(
     else:
         d1, d2 = (random_direction(task, s, normalize, ignore) for s in (seed, seed + SECOND_SEED))
     return plane(task, d1, d2, steps, steps, **more)
-
-
-def check_plane(
-    *,
-    grid: Any = PLANE_POINTS,
-    directions: Any = "random",
-    tol: Any = None,
-    budget: Any = None,
-    checkpoints: Any = None,
-    span: Any = 1.0,
-    **_: Any,
-) -> None:
-    """Refuse options that no plane could be measured with, before anything is."""
-    axis(span, _points(grid))
-    check_tolerance(tol, budget)
-    if directions not in get_args(Kind):
-        raise MeasurementError(f"directions={directions!r} is none of {', '.join(get_args(Kind))}")
-    if (directions == "trajectory") != (checkpoints is not None):
-        raise MeasurementError(
-            "a plane along a trajectory needs its checkpoints: give three or more (plane.checkpoints='run/*.pt')"
-            if directions == "trajectory"
-            else f"checkpoints are given, but the plane's directions are {directions}: set directions=trajectory"
-        )
-    if directions == "trajectory":
-        checkpoint_paths(checkpoints)
-
-
-def check_line(*, grid: Any = LINE_POINTS, span: Any = 1.0, **_: Any) -> None:
-    """Refuse options that no line could be measured with, before anything is."""
-    axis(span, _points(grid))
 
 
 def checkpoint_paths(given: str | Sequence[str] | None) -> list[str]:

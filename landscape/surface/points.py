@@ -63,6 +63,7 @@ class Points:
             found = self._kept.get(steps)
             if found is not None:
                 self.reused += 1
+                self._journal.reused += 1
                 yield found
                 continue
             if self._journal.out_of_time:
