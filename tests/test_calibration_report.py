@@ -52,8 +52,8 @@ def test_before_and_after_are_drawn_into_one_diagram() -> None:
         filled = table.counts > 0
         np.testing.assert_array_equal(x, table.confidences[filled])
         np.testing.assert_array_equal(y, table.accuracies[filled])
-        assert number(table.ece, 2)[:4] in container.get_label()
-    assert "temperature scaling, T 1.310 ± 0.031" in ax.get_legend().get_title().get_text()
+        assert f"{stage}: ECE {number(table.ece, 2)[:4]}" in ax.get_title("left")
+    assert ax.get_title("left").startswith("temperature scaling, T 1.310 ± 0.031")
     assert ax.get_ylabel()
     file = io.BytesIO()
     ax.figure.savefig(file)

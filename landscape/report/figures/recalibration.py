@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: How each stage is drawn: apart by shape and filling as well as by color.
 MARKERS = {"before": ("s", "square-open"), "after": ("o", "circle")}
+SIGNS = {"before": "□", "after": "●"}
 
 
 @figure("recalibration")
@@ -34,7 +35,8 @@ def draw_recalibration(
     """
     if not np.nansum(np.asarray(result.counts, dtype=float)):
         raise MeasurementError("every bin of this recalibration is empty: there is nothing to draw")
-    ax = ax or new_axes((4.6, 4.8))
+    own = ax is None
+    ax = ax or new_axes((4.6, 5.2))
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
     below = ax.inset_axes((0, -0.3, 1, 0.24), sharex=ax) if counts else ax
     for stage in STAGES:
@@ -47,14 +49,12 @@ def draw_recalibration(
             band = np.asarray(table.consistency_band, dtype=float)[filled]
             ax.bar(
                 middle[filled], band[:, 1] - band[:, 0], width[filled], band[:, 0], color=BAND, alpha=0.3, linewidth=0,
-                label="calibrated (95%)",
             )  # fmt: skip
         x, y = table.confidences[filled], table.accuracies[filled]
         bars = np.abs(np.asarray(table.accuracy_interval, dtype=float)[filled].T - y)
-        told = " ".join(interval(table.ece, *(float(b) for b in table.ece_interval)))
         ax.errorbar(
             x, y, yerr=bars, fmt=MARKERS[stage][0], color=ink, markersize=4.5, elinewidth=1.0, capsize=2,
-            markerfacecolor=ink if after else "none", label=f"{stage}: ECE {told}",
+            markerfacecolor=ink if after else "none", label=stage,
         )  # fmt: skip
         if counts:
             face = {"color": ink, "alpha": 0.65, "linewidth": 0} if after else {"fill": False, "edgecolor": ink}
@@ -62,14 +62,23 @@ def draw_recalibration(
     ax.set_xlim(0, 1)
     ax.set_ylim(-0.02, 1.02)
     ax.set_ylabel("accuracy (share of right labels)")
-    ax.legend(frameon=False, fontsize="small", loc="best", title=_name(result), title_fontsize="small")
+    # A title, not a legend inside: sparse bins have bars from 0 to 1.
+    lines = [f"{SIGNS[s]} {s}: ECE {_told(result.diagram(s))}" for s in STAGES]
+    ax.set_title("\n".join([_name(result), *lines, "gray: calibrated (95%)"]), loc="left", fontsize="small")
     tidy(ax)
     if counts:
         below.set_ylabel("samples")
         below.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelbottom=False)
     below.set_xlabel("confidence (probability of the top label)")
+    if own:
+        # The strip hangs below its axes: the layout finds room for its label on the second time.
+        ax.figure.draw_without_rendering()
     return ax
+
+
+def _told(table: Any) -> str:
+    return " ".join(interval(table.ece, *(float(b) for b in table.ece_interval)))
 
 
 def _name(result: Any) -> str:
