@@ -13,6 +13,7 @@ from landscape.report.runs import make_run
 from landscape.results import Result, kind_of
 
 from .output import table
+from .told import WORDS
 
 #: Kinds whose numbers stand in the columns of the report's table.
 IN_COLUMNS = {"performance", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration", "sample_scores"}
@@ -34,8 +35,8 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
         if kind_of(result) == "reference":
             groups.update(_comparisons(result))
         elif kind_of(result) not in IN_COLUMNS:
-            tell = {"plane": _surface, "line": _surface, "recalibration": _recalibration}.get(kind_of(result), _numbers)
-            found = tell(result)
+            own = {"plane": _surface, "line": _surface, "recalibration": _recalibration, **WORDS}
+            found = own.get(kind_of(result), _numbers)(result)
             groups.setdefault(kind_of(result).replace("_", " "), []).extend(found)
     return table([*([name, "   ".join(texts)] for name, texts in groups.items()), *rows], indent=2)
 
