@@ -63,8 +63,8 @@ def eigenvalue_map(
             lies at the dense end of the spectrum, and is an upper estimate: a residual within tol may belong to its
             neighbor.
         warm: start each point from its neighbor's two eigenvectors and a random tenth. On 9 x 9 planes of trained MLPs
-            that saves 16 to 40% of the products and comes nearer to the smallest eigenvalue: the ratio's worst error was
-            0.001, from nothing 0.016 (benchmarks/eigenvalue_map.py).
+            that saves 16 to 40% of the products and comes nearer to the smallest eigenvalue: the ratio's worst error
+            was 0.001, from nothing 0.016 (benchmarks/eigenvalue_map.py).
         split, seed, progress: as for `plane`. max_products: for each point; what has not converged then is said.
 
     Returns an EigenvalueMap with every residual. A point whose loss or product is not finite is NaN. The center is
