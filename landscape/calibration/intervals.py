@@ -110,8 +110,8 @@ def ece_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray:
       below T itself.
     Seen, not proved: it holds 0 wherever `calibration_p_value` does not reject at 5% (4,000 calibrated data sets of
     200 samples; the standard errors here are the larger ones).
-    The s_b are the careful standard errors of `spread`; for groups the quantile is Student's, and sd takes in that the
-    errors of bins move together.
+    The s_b are the careful standard errors of `spread`. For groups the quantile is Student's, and sd is that of bins
+    that move together: the larger of the ones along the signs of D and of the direction in which D scatters most.
 
     Covers: the ECE of the population at exactly these bins, for independent samples. Measured with 15 bins, 1,000
     data sets for each of 24 pairs of a confidence distribution and a fault (calibrated, slight, strong, local,
@@ -124,10 +124,11 @@ def ece_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray:
     found = spread(bins, groups)
     s, size, z = found.error, np.abs(found.mean), found.quantile
     t, total, sd = float(size.sum()), float(s.sum()), float(np.sqrt((s**2).sum()))
-    # What the errors of bins have in common adds up; where it cancels, it is not counted on.
-    signs = np.sign(found.mean)
-    joint = float(signs @ found.covariance @ signs) / max(float(np.trace(found.covariance)), 1e-300)
-    z *= max(1.0, joint) ** 0.5
+    if groups is not None:
+        # What the errors of bins have in common adds up; its direction shows where they scatter most.
+        signs = np.stack([np.sign(found.mean), np.sign(np.linalg.eigh(found.covariance)[1][:, -1])])
+        joint = float(np.einsum("kb,bc,kc->k", signs, found.covariance, signs).max())
+        z *= max(1.0, joint / max(float(np.trace(found.covariance)), 1e-300)) ** 0.5
 
     surely = np.maximum(size - s, 0.0)
     bias = float((s * _folded_mean(surely / s) - surely).sum())
@@ -147,11 +148,14 @@ def debiased_l2_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray
     With w_b = N / n_b, T = sum_b w_b D_b^2 has the mean theta + tr M and the further cumulants
     kappa_2 = 2 tr M^2 + 4 m^T M m, kappa_3 = 8 tr M^3 + 24 m^T M^2 m, where m_b = sqrt(w_b) E D_b, |m|^2 = theta and M
     is the covariance of sqrt(w_b) D_b (D_b normal). The interval holds every theta at which T is neither in the upper
-    nor the lower 2.5% of the gamma distribution with these three cumulants; m is taken along what is seen of it,
-    sqrt(max(w_b D_b^2 - M_bb, 0)). At theta = 0 that is the test of calibration by T: 0 belongs to the interval unless
-    it rejects.
+    nor the lower 2.5% of the gamma distribution with these three cumulants. m is taken along what is seen of it,
+    m_b^2 ~ max(w_b D_b^2 - M_bb, 0); for groups along the direction in which the bins scatter most, the careful choice,
+    and M is scaled for Student's quantile. At theta = 0 that is the test of calibration by T: 0 belongs to the interval
+    unless it rejects. (Cumulants of quadratic forms: Mathai and Provost 1992, "Quadratic forms in random variables",
+    theorem 3.2b.2; a gamma distribution for them: Imhof 1961, doi:10.1093/biomet/48.3-4.419.)
 
-    Covers: see tests/test_calibration_coverage.py. Cost: O(bins^3), a millisecond.
+    Covers: 94.4 to 99% in 24 regimes of 500 data sets with n = 500 and 5,000; 95 to 99% in groups
+    (tests/test_calibration_coverage.py). Cost: O(bins^3), a millisecond.
     """
     found = spread(bins, groups)
     weight = np.sqrt(bins.samples / bins.counts[found.filled])
@@ -160,14 +164,18 @@ def debiased_l2_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray
     careful = (weight * found.error) ** 2
     scale = (found.quantile / Z) ** 2
     t = float(seen.sum()) - float(np.trace(m))  # minus the bias
-    grown = np.sqrt(np.maximum(careful / np.maximum(np.diag(m), 1e-300), 1.0))
-    m = np.where(np.eye(len(m), dtype=bool), careful, m * np.minimum(grown[:, None] * grown, 1e6)) * scale
-    along = np.sqrt(np.maximum(seen - np.diag(m) / scale, 0.0)) * np.sign(found.mean)
-    along = along if along.any() else np.sqrt(np.diag(m))
-    along = along / np.sqrt(along @ along)
+    excess = np.diag(careful - np.diag(m))
+    m = (m + excess) * scale
     square = m @ m
     at_zero = 2 * float(np.trace(square)), 8 * float(np.trace(square @ m))
-    rise = 4 * float(along @ m @ along), 24 * float(along @ square @ along)
+    if groups is None:
+        unbiased = np.maximum(seen - np.diag(m), 0.0)
+        weights = next(x for x in (unbiased, seen, np.diag(m)) if x.any())
+        along = np.diag(m) @ weights / weights.sum(), np.diag(square) @ weights / weights.sum()
+    else:
+        # What the errors of dependent samples have in common scatters most, and may be all that there is.
+        along = np.linalg.eigvalsh(m)[-1] ** np.array([1, 2])
+    rise = 4 * float(along[0]), 24 * float(along[1])
 
     def quantile(theta: float, share: float) -> float:
         variance, third = (a + b * theta for a, b in zip(at_zero, rise, strict=True))
@@ -175,12 +183,17 @@ def debiased_l2_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray
         return theta + np.sqrt(variance) * (gammaincinv(shape, share) - shape) / np.sqrt(shape)
 
     def end(share: float) -> float:
-        if quantile(0.0, share) >= t:
-            return 0.0
-        high = max(t, 1e-12)
+        """Return the largest theta whose quantile is not above t, 0 if there is none."""
+        high = max(t, float(np.trace(m)))
         while quantile(high, share) < t:
             high *= 2
-        found: Any = brentq(lambda theta: quantile(theta, share) - t, 0.0, high, xtol=1e-15)
+        # The lower quantile first falls as theta grows, where few directions carry the noise: come from above.
+        low = high
+        while quantile(low, share) > t:
+            high, low = low, low * 0.8
+            if low < 1e-6 * np.trace(m):
+                return 0.0
+        found: Any = brentq(lambda theta: quantile(theta, share) - t, low, high, xtol=1e-15)
         return found
 
     return np.array([end(0.975), min(1.0, end(0.025))])
