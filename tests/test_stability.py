@@ -334,6 +334,11 @@ class TestMatching:
         plain = OPTIM.AdamW(model.parameters(), lr=0.01)
         trained(model, plain)
         assert torch.equal(Preconditioned(task, plain).scale, Preconditioned(task, plain.state_dict()).scale)
+        by_name = plain.state_dict()
+        names = [n for n, _ in model.named_parameters()]
+        by_name["state"] = {names[k]: v for k, v in by_name["state"].items()}
+        by_name["param_groups"][0]["params"] = names[::-1]  # as torch.distributed.checkpoint keeps it, in any order
+        assert torch.equal(Preconditioned(task, plain).scale, Preconditioned(task, by_name).scale)
         wrapped = OPTIM.AdamW([("module." + n, p) for n, p in model.named_parameters()], lr=0.01)
         trained(model, wrapped)
         assert torch.equal(Preconditioned(task, wrapped).scale, Preconditioned(task, wrapped.state_dict()).scale)

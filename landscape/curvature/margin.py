@@ -76,10 +76,10 @@ def measure_stability(
             formula=found.formula,
             optimizer=found.optimizer,
             split=objective.split,
-            settings={"tol": tol, "seed": seed, "samples": objective.samples},
+            settings={**pairs.settings, "samples": objective.samples},
             checks=pairs.checks,
             warnings=pairs.warnings,
-            notes=(*objective.notes, *found.notes),
+            notes=tuple(dict.fromkeys((*objective.notes, *found.notes, *pairs.notes))),
             cost=Cost(pairs.products, objective.passes, time.perf_counter() - start),
         )
 

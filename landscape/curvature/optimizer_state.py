@@ -63,8 +63,8 @@ class OptimizerState:
     title: str
     groups: tuple[Mapping[str, Any], ...]
     rules: tuple[Rule, ...]
-    members: tuple[tuple[int, ...], ...]
-    state: Mapping[int, Mapping[str, Any]]
+    members: tuple[tuple[int | str, ...], ...]
+    state: Mapping[int | str, Mapping[str, Any]]
     live: Mapping[int, torch.nn.Parameter]
     notes: tuple[str, ...]
 
@@ -73,7 +73,7 @@ class OptimizerState:
         """Whether gradients are divided by denominators from the state."""
         return self.name in ("adam", "adamw", "adagrad", "rmsprop")
 
-    def denominator(self, key: int, group: int) -> torch.Tensor | None:
+    def denominator(self, key: int | str, group: int) -> torch.Tensor | None:
         """Return D of a parameter as torch.optim's last step had it; None where it has made no step for it."""
         kept, settings = self.state.get(key) or {}, self.groups[group]
         needed = {"adagrad": "sum", "rmsprop": "square_avg"}.get(self.name, "exp_avg_sq")
@@ -131,7 +131,7 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
     return OptimizerState(found, found or title, groups, rules, members, state, live, _notes(found, name, groups))
 
 
-def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int, Mapping[str, Any]]]:
+def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int | str, Mapping[str, Any]]]:
     state: Any = {}
     if isinstance(optimizer, Mapping) and "param_groups" in optimizer:
         optimizer, state = optimizer["param_groups"], optimizer.get("state", {})
@@ -158,7 +158,7 @@ def _recognized(group: Mapping[str, Any]) -> str:
     return "sgd" if keys <= _SGD or {"dampening", "nesterov"} <= keys else ""
 
 
-def _rule(name: str, group: Mapping[str, Any], state: Mapping[int, Mapping[str, Any]]) -> Rule:
+def _rule(name: str, group: Mapping[str, Any], state: Mapping[int | str, Mapping[str, Any]]) -> Rule:
     lr, decay = float(group["lr"]), float(group.get("weight_decay", 0))
     gain, momentum, nesterov, decoupled = 1.0, 0.0, False, False
     if name == "sgd":

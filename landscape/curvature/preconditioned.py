@@ -47,6 +47,8 @@ class Scaled:
         self.title = f"{title} {origin_of(A)[0]}"
         self.split = origin_of(A)[1]
         self.names: tuple[str, ...] = getattr(A, "names", ())
+        #: Names the parameters in which a product is not finite, where A can.
+        self.locate = getattr(A, "locate", None)
         self.products = 0
         self.scale = self._placed(scale, "scale")
         self.diagonal = None if diagonal is None else self._placed(diagonal, "diagonal")
@@ -72,6 +74,16 @@ class Scaled:
     def passes(self) -> float:
         """Forward passes over the draw that A's objective has spent so far."""
         return float(getattr(self.A, "passes", 0.0))
+
+    @property
+    def how(self) -> str:
+        """How A's products are made."""
+        return str(getattr(self.A, "how", ""))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers should know."""
+        return tuple(getattr(self.A, "notes", ()))
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return (S A S + diag(d)) v; `v` is (n,) or (n, k)."""
@@ -118,11 +130,16 @@ class Preconditioned(Scaled):
         if not self.threshold.defined:
             raise MeasurementError(f"there is no preconditioned operator: it is {self.threshold.notes[0]}")
         ratios, shifts, still = _diagonals(state, A)
-        self.notes = self.threshold.notes
+        self._remarks = self.threshold.notes
         if still:
             some = f"{', '.join(still[:3])}{' ...' if len(still) > 3 else ''}"
-            self.notes += (f"the optimizer does not move {some}: rows of 0",)
+            self._remarks += (f"the optimizer does not move {some}: rows of 0",)
         super().__init__(A, ratios.sqrt(), shifts, title="preconditioned")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of the optimizer, and what A has to say."""
+        return (*self._remarks, *super().notes)
 
 
 def covers(state: OptimizerState, A: Operator) -> bool:
@@ -162,7 +179,7 @@ def _diagonals(state: OptimizerState, A: Operator) -> tuple[torch.Tensor, torch.
     return torch.cat(ratios), torch.cat(shifts), still
 
 
-def assigned(state: OptimizerState, model: nn.Module) -> dict[str, tuple[int, int]]:
+def assigned(state: OptimizerState, model: nn.Module) -> dict[str, tuple[int | str, int]]:
     """Return for each of the model's parameters that the optimizer holds its (key in the state, group).
 
     By identity for a live optimizer, else by the names that its groups keep, else by the order of the model's
@@ -174,8 +191,9 @@ def assigned(state: OptimizerState, model: nn.Module) -> dict[str, tuple[int, in
     if state.live:
         known = {id(p): n for n, p in every.items()}
         names = [known.get(id(p), "") for p in state.live.values()]
-    elif all("param_names" in g for g in state.groups):
-        said = [str(n) for g in state.groups for n in g["param_names"]]
+    elif all("param_names" in g for g in state.groups) or all(isinstance(key, str) for key, _ in keys):
+        # torch.distributed.checkpoint keeps names in the place of numbers.
+        said = [str(n) for g in state.groups for n in g.get("param_names", g["params"])]
         names = [n if n in every else _unwrapped(n) for n in said]
     else:
         names = _by_order(state, model, every)
@@ -236,7 +254,7 @@ def _dealt(shapes: Sequence[torch.Size], groups: Sequence[Sequence[torch.Size | 
     return ways.get(tuple(len(members) for members in groups))
 
 
-def _shape(state: OptimizerState, key: int) -> torch.Size | None:
+def _shape(state: OptimizerState, key: int | str) -> torch.Size | None:
     """Return the shape of a parameter as its state has it; None where it has no state of that shape."""
     kept = state.state.get(key) or {}
     return next((v.shape for k, v in kept.items() if isinstance(v, torch.Tensor) and k != "step"), None)

@@ -20,7 +20,7 @@ from ..objective import Objective
 from ..parameters import flatten, unflatten
 from ..results import Check, Cost
 from ..tasks import Task
-from .operands import dimension_of, origin_of
+from .operands import account_of, dimension_of, origin_of
 from .operators import Hessian
 from .search import Wanted, Which
 from .spectrum import Eigenpairs, TraceEstimate
@@ -402,11 +402,13 @@ def _eigenpairs(
     empty = (np.zeros(0), np.zeros(0), torch.zeros(A.shape[0], 0, device=A.device, dtype=A.dtype))
     (first, second), (done, done_second) = (*judged, empty)[:2], (*converged, np.zeros(0, bool))[:2]
     operator, split = origin_of(A)
+    made, notes = account_of(A)
     return Eigenpairs(
         status="partial" if late or any(c.level == "fail" for c in checks) else "complete",
         cost=Cost(products + count, float(getattr(A, "passes", 0.0)) - passes, time.perf_counter() - began),
-        settings=settings,
+        settings={**settings, **made},
         checks=checks,
+        notes=notes,
         warnings=tuple(c.message for c in checks if c.level == "fail" or (c.name == "convergence" and late)),
         values=first[0],
         residuals=first[1],
