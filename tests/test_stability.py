@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import nn
 
-from landscape import Hessian, Task, eigenpairs, stability_threshold, trace
+from landscape import Hessian, Objective, Task, eigenpairs, stability_threshold, trace
+from landscape.curvature.batch_sharpness import measure_batch_sharpness
 from landscape.curvature.margin import measure_stability
 from landscape.curvature.preconditioned import Preconditioned, Scaled
 from landscape.errors import MeasurementError
@@ -428,6 +429,48 @@ class TestMeasurement:
         task = Task(net(), nn.CrossEntropyLoss(), labelled(), optimizer=OPTIM.LBFGS(net().parameters()))
         with pytest.raises(MeasurementError, match="threshold is not defined for L-BFGS"):
             measure_stability(task)
+
+
+class TestBatchNorm:
+    """A training step sees batch statistics: a bias in front of BatchNorm never moves the loss there."""
+
+    def trained(self) -> tuple[nn.Module, OPTIM.Optimizer, tuple[torch.Tensor, torch.Tensor]]:
+        x, y = labelled()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(x.shape[1], 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3)).double()
+        optimizer = OPTIM.Adam(model.parameters(), 1e-2)
+        for _ in range(50):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        return model, optimizer, (x, y)
+
+    def test_the_margin_is_measured_as_the_steps_saw_the_loss(self):
+        model, optimizer, data = self.trained()
+        task = Task(model, nn.CrossEntropyLoss(), data, optimizer=optimizer)
+        found = measure_stability(task, tol=1e-8)
+        asked = measure_stability(task.replace(batchnorm="batch"), tol=1e-8)
+        with Objective(task) as running:
+            frozen = measure_stability(running, tol=1e-8)
+        assert found.eigenvalue == pytest.approx(asked.eigenvalue, rel=1e-9)
+        assert frozen.eigenvalue > 100 * found.eigenvalue  # what the first layer's bias would add
+        assert any("batch statistics" in note for note in found.notes)
+        assert not any("as the training steps" in note for note in asked.notes)
+
+    def test_batch_sharpness_is_that_of_batches_with_their_own_statistics(self):
+        model, _, (x, y) = self.trained()
+        found = measure_batch_sharpness(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=7), batch=10, lr=0.1)
+        model.train()
+        bent, sizes = [], []
+        for a in range(0, len(x) - len(x) % 10, 10):
+            loss = F.cross_entropy(model(x[a : a + 10]), y[a : a + 10])
+            g = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+            slope = sum((t * t.detach()).sum() for t in g)
+            hv = torch.autograd.grad(slope, list(model.parameters()))
+            bent.append(sum(float((h * t).sum().detach()) for h, t in zip(hv, g, strict=True)))
+            sizes.append(sum(float((t * t).sum().detach()) for t in g))
+        assert found.value == pytest.approx(sum(bent) / sum(sizes), rel=1e-9)
+        assert any("batch statistics" in note for note in found.notes)
 
 
 class TestProbe:

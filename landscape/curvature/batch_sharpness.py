@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..results import Cost, Option, measurement
 from ..tasks import Task
 from .graphs import explained
-from .margin import optimizer_of
+from .margin import as_trained, optimizer_of
 from .operators import Hessian
 from .thresholds import BatchSharpness
 
@@ -56,8 +56,10 @@ def measure_batch_sharpness(
     start = time.perf_counter()
     if batch < 1:
         raise MeasurementError(f"batch={batch} must be at least 1")
-    task = task.task if isinstance(task, Objective) else task
+    task, seen = as_trained(task.task if isinstance(task, Objective) else task)
     rate, notes = plain_rate(task, lr)
+    if seen:
+        task = task.replace(batch_size=batch)  # batches whose statistics are their own can't be cut afterwards
     with Objective(task, split, regroup=batch) as objective:
         A = Hessian(objective)
         found = []
@@ -92,7 +94,7 @@ def measure_batch_sharpness(
             split=objective.split,
             settings={"batch": batch, "samples": objective.samples},
             warnings=warnings,
-            notes=(*objective.notes, *notes),
+            notes=(*seen, *objective.notes, *notes),
             cost=Cost(1, objective.passes, time.perf_counter() - start),
         )
 
