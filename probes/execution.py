@@ -72,7 +72,7 @@ class Execution:
                 continue
             self.say(f"{label} ({number} of {len(self.chosen)})")
             self._one(c, found)
-        if not self.results and not self.unfinished:
+        if not self.results:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
             raise MeasurementError(f"nothing could be measured of {self.ready.checkpoint.path} ({reasons})")
         return self._outcome(time.perf_counter() - start)

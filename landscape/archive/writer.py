@@ -78,7 +78,7 @@ class ArchiveWriter:
         self._results: list[tuple[str, dict[str, Any], Encoded]] = []  # group, attributes, content
         self._in_image = self._on_disk = 0
         self._written_at, self._write_seconds = -float("inf"), 0.0
-        self._closed = self._done = False
+        self._closed = self._done = self._rows_on_disk = False
         self._check_target()
         self._ids: Counter[str] = Counter()
         self._order = 0
@@ -351,6 +351,7 @@ class ArchiveWriter:
         started = time.monotonic()
         self._partial.write(self._image.id.get_file_image())
         self._on_disk = self._in_image
+        self._rows_on_disk = bool(self._rows) and not self._done
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - started
 
@@ -405,11 +406,10 @@ class ArchiveWriter:
                     del file[group]
             for group, about, encoded in self._results:
                 write_group(file, group, encoded, {**about, "appended": number})
-            if self._resume or self._rows:
-                if UNFINISHED in file:
-                    del file[UNFINISHED]
-                if status != "complete":
-                    self._write_rows(file)
+            if self._resume and UNFINISHED in file:
+                del file[UNFINISHED]  # a resumed run took those rows over
+            if status != "complete":
+                self._write_rows(file)
             root["model_fingerprint"] = self._fingerprints(str(root.get("model_fingerprint", "")))
             root["modified"] = self._attributes.get("created") or datetime.now(UTC).isoformat(timespec="seconds")
             # What an earlier run did not finish is not finished by adding something else.
@@ -422,7 +422,7 @@ class ArchiveWriter:
     def _unwritten(self, error: OSError) -> ArchiveError:
         """Return the error that says why, and where the results are."""
         reason = error.strerror or str(error)
-        if not self._on_disk:
+        if not self._on_disk and not self._rows_on_disk:
             with contextlib.suppress(OSError):
                 self._partial.path.unlink(missing_ok=True)
             kept = f"none of the {self.results} results measured is on disk"
