@@ -246,12 +246,12 @@ def test_a_precision_beyond_the_samples_takes_the_whole_split() -> None:
 
 def test_the_whole_split_is_taken_where_it_costs_no_more_than_a_draw_on_three_levels() -> None:
     task = regression(4000)
-    pilot = to_precision(task, top, 1e9)
+    pilot = sampling_error(task.replace(max_samples=512), mean_square).error[0]
     # A third of the pilot's error takes some 2,400 of the 4,000 samples: three times that is more than all of them.
-    found = to_precision(task, top, pilot.error[0] / 3)
-    assert found.settings["stages"] == [512, 4000]
+    assert to_precision(task, mean_square, pilot / 3).settings["stages"] == [512, 4000]
     # Three quarters of it take some 1,000: three times that is less.
-    assert to_precision(task, top, pilot.error[0] / 1.3).settings["stages"][1] < 4000 / 3
+    stages = to_precision(task, mean_square, pilot / 1.3).settings["stages"]
+    assert stages[:2] == [512, 1024]
 
 
 def test_a_small_split_is_measured_whole_at_once() -> None:
