@@ -27,6 +27,7 @@ CONVENTIONS = ("torchmetrics", "netcal", "guo")
 @click.option("--logits", metavar="NAME", help="What the logits are called in a file of predictions.")
 @click.option("--probabilities", metavar="NAME", help="What the probabilities are called there.")
 @click.option("--labels", metavar="NAME", help="What the labels are called there (class indices).")
+@click.option("--groups", metavar="NAME", help="What the numbers are called that say which samples belong together.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),

@@ -98,6 +98,7 @@ def calibrate_files(
     logits: str | None = None,
     probabilities: str | None = None,
     labels: str | None = None,
+    groups: str | None = None,
     method: Method | None = None,
     convention: Any = None,
     bins: int = 15,
@@ -127,7 +128,8 @@ def calibrate_files(
 
     Args:
         sources: files of saved predictions (see `read_saved`), or checkpoints with their task.
-        logits, probabilities, labels: names in the files of predictions; with one of them a .pt is taken for such.
+        logits, probabilities, labels, groups: names in the files of predictions; with one of them a .pt is taken for
+            such.
         method: of the recalibration; None tries temperature scaling, and says in the warnings where it has no fit.
         convention, bins, share, folds, ignore_index, class_dim, seed: as in `calibration_error` and `recalibrate`.
             `seed` None is the task's own, or 0.
@@ -156,7 +158,7 @@ def calibrate_files(
         samples=lambda t: samples_to_draw(t, "thorough", max_samples),
         say=say,
     )
-    named = {"logits": logits, "probabilities": probabilities, "labels": labels}
+    named = {"logits": logits, "probabilities": probabilities, "labels": labels, "groups": groups}
     outcomes = []
     with contextlib.ExitStack() as stack:
         # All are opened first, so that what can't be written is refused before anything is measured.
@@ -257,7 +259,9 @@ def _saved(path: str, named: Mapping[str, str | None], ignore_index: int | None)
     truth = np.ascontiguousarray(tensor_of(found.labels)[0].cpu().numpy())
     # The labels in their order stand for the samples: whoever saved two models' predictions on one set has them equal.
     mark = hashlib.sha256(f"{truth.shape} {ignore_index}".encode() + truth.astype(np.int64).tobytes()).hexdigest()
-    judged = Judged(found.kind, found.scores, found.labels, fingerprint=f"labels {mark}", notes=found.notes)
+    judged = Judged(
+        found.kind, found.scores, found.labels, found.groups, fingerprint=f"labels {mark}", notes=found.notes
+    )
     facts = {"predictions": Path(path).name, "input": found.kind}
     return Source(path, judged, Subject(checkpoint=path, name=_stem(path), facts=facts))
 

@@ -99,6 +99,22 @@ def test_names_and_layout_are_the_users(world):
     assert two["samples"] == 2000
 
 
+def test_groups_widen_every_interval(world):
+    z, y = world
+    np.savez("g.npz", logits=np.repeat(z[:400], 5, axis=0), labels=np.repeat(y[:400], 5), who=np.repeat(range(400), 5))
+    (alone,) = found("g.npz", "--folds", "5")
+    (one,) = found("g.npz", "--groups", "who", "--folds", "5", "--archive", "g.h5")
+
+    def width(of, name):
+        low, high = of["recalibration"][name]["change_ci"]
+        return high - low
+
+    assert one["calibration"]["ece"] == alone["calibration"]["ece"]
+    assert width(one, "nll") > 1.7 * width(alone, "nll")  # five copies of each: sqrt(5) = 2.2
+    scores = [e.result for e in ls.open_archive("g.h5").entries if e.kind == "sample_scores"]
+    assert len(np.unique(scores[0].group)) == 400
+
+
 def test_a_single_column_is_said_to_be_a_binary_task(world):
     rng = np.random.default_rng(1)
     p = rng.random(500)

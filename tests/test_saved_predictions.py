@@ -52,7 +52,8 @@ def test_every_format_gives_the_same_numbers(world, name):
     np.testing.assert_array_equal(np.asarray(found.scores), world[0])
     np.testing.assert_array_equal(np.asarray(found.labels), world[1])
     assert np.asarray(found.labels).dtype == np.int64
-    assert set(found.given) == {"logits", "labels"}
+    assert set(found.given) == {"logits", "labels", "groups"}
+    assert found.groups is None
     assert "labels from" in found.notes[0]
     assert looks_saved(name)
 
@@ -100,6 +101,25 @@ def test_a_single_column_is_a_binary_task_and_said_so(world):
 def test_whole_numbers_written_as_floats_are_labels(world):
     found = read_saved(write("b.csv", "p_0,p_1,label\n0.5,0.5,1.0\n0.7,0.3,0.0\n"))
     assert found.labels.tolist() == [1, 0]
+
+
+def test_groups_are_read_where_they_are_named(world):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    z, y = world
+    parquet.write_table(pyarrow.table({"label": y, "logits": z.tolist(), "who": np.arange(N) // 4}), "g.parquet")
+    np.savez("g.npz", logits=z, labels=y, who=np.arange(N) // 4)
+    rows = [f"{k // 4},{y[k]}," + ",".join(f"{v:.6f}" for v in z[k]) for k in range(N)]
+    write("g.csv", "\n".join(["who,label,logit_0,logit_1,logit_2", *rows]) + "\n")
+    for name in ("g.parquet", "g.npz", "g.csv"):
+        found = read_saved(name, groups="who")
+        np.testing.assert_array_equal(found.groups, np.arange(N) // 4)
+        np.testing.assert_array_equal(found.scores, z)
+        assert "groups from 'who'" in found.notes[0]
+        assert read_saved(name).groups is None
+    with pytest.raises(MeasurementError, match=r"no 'patient' \(--groups\)"):
+        read_saved("g.npz", groups="patient")
 
 
 def test_only_the_arrays_that_are_asked_for_are_read(world):

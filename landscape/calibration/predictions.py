@@ -38,12 +38,13 @@ class SavedPredictions:
     kind: Kind
     scores: Any
     labels: Any
+    groups: Any = None
     notes: tuple[str, ...] = ()
 
     @property
     def given(self) -> dict[str, Any]:
         """The arguments of `calibration_error` and `recalibrate`."""
-        return {self.kind: self.scores, "labels": self.labels}
+        return {self.kind: self.scores, "labels": self.labels, "groups": self.groups}
 
 
 def read_saved(
@@ -52,6 +53,7 @@ def read_saved(
     logits: str | None = None,
     probabilities: str | None = None,
     labels: str | None = None,
+    groups: str | None = None,
 ) -> SavedPredictions:
     """Return scores and labels from a file of saved predictions; nothing in the file is executed.
 
@@ -62,6 +64,8 @@ def read_saved(
             ("logit" for logit_0, logit_1, ...); in a table the name of a single column is the score of class 1 of
             a binary task. None looks for the usual names (`NAMES`).
         labels: the name of the labels, class indices.
+        groups: the name of whole numbers that say which samples depend on each other (the patient of each scan); never
+            looked for unasked.
 
     Whether numbers are logits or probabilities is never guessed from them: where neither name is there, or both are,
     the error says which option to give. Memory: the file's numbers, in float64 for tables.
@@ -84,7 +88,7 @@ def read_saved(
             else ""
         )
         raise MeasurementError(f"{path} is none of {', '.join(SUFFIXES)}{hint}")
-    named = {"logits": logits, "probabilities": probabilities, "labels": labels}
+    named = {"logits": logits, "probabilities": probabilities, "labels": labels, "groups": groups}
     return reader(where, named)
 
 
@@ -173,18 +177,19 @@ def _from_arrays(path: Path, held: Mapping[str, Any], named: Mapping[str, str | 
     described = ", ".join(names[:20]) or "nothing"
     kind, key = _choose(path, names, named, described)
     label = _label(path, names, named, described)
-    scores, labels = held[key], held[label]
-    for name, value in ((key, scores), (label, labels)):
+    group = _group(path, names, named, described)
+    scores, labels, groups = held[key], held[label], None if group is None else held[group]
+    for name, value in ((key, scores), (label, labels), *([(group, groups)] if group else [])):
         if not _is_array(value):
             raise MeasurementError(f"{name!r} in {path} is a {type(value).__name__}, expected a tensor or an array")
-    notes = [f"{kind} from {key!r}, labels from {label!r}"]
+    notes = [f"{kind} from {key!r}, labels from {label!r}" + (f", groups from {group!r}" if group else "")]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if scores.ndim == 2 and scores.shape[1] == 1 and labels.ndim == 1:
         scores = scores[:, 0]
     if scores.ndim == 1:
         notes.append(_binary(kind))
-    return SavedPredictions(str(path), kind, scores, labels, tuple(notes))
+    return SavedPredictions(str(path), kind, scores, labels, groups, tuple(notes))
 
 
 def _choose(path: Path, names: Sequence[str], named: Mapping[str, str | None], described: str) -> tuple[Kind, str]:
@@ -223,6 +228,13 @@ def _label(path: Path, names: Sequence[str], named: Mapping[str, str | None], de
     raise MeasurementError(f"{path} {told}; say what the labels are called with --labels NAME")
 
 
+def _group(path: Path, names: Sequence[str], named: Mapping[str, str | None], described: str) -> str | None:
+    key = named["groups"]
+    if key is not None and key not in names:
+        raise MeasurementError(f"{path} has no {key!r} (--groups); it holds {described}")
+    return key
+
+
 def _binary(kind: Kind) -> str:
     one = {"logits": "logit", "probabilities": "probability"}[kind]
     return f"one column: the {one} of class 1 of a binary task"
@@ -238,7 +250,13 @@ class _Columns:
     kind: Kind
     scores: tuple[str, ...]
     labels: str
+    groups: str | None
     note: str
+
+    @property
+    def all(self) -> list[str]:
+        """Every column that is read: the scores, the labels, the groups."""
+        return [*self.scores, self.labels, *([self.groups] if self.groups else [])]
 
 
 def _columns(path: Path, header: Sequence[str], named: Mapping[str, str | None]) -> _Columns:
@@ -247,7 +265,8 @@ def _columns(path: Path, header: Sequence[str], named: Mapping[str, str | None])
         twice = next(n for n in header if header.count(n) > 1)
         raise MeasurementError(f"{path} has the column {twice!r} twice; rename one")
     label = _label(path, header, named, shown)
-    rest = [n for n in header if n != label]
+    group = _group(path, header, named, shown)
+    rest = [n for n in header if n not in (label, group)]
     found: list[tuple[Kind, str, tuple[str, ...]]] = []
     for kind in _KINDS:
         key = named[kind]
@@ -265,7 +284,8 @@ def _columns(path: Path, header: Sequence[str], named: Mapping[str, str | None])
         raise _which(path, [n for _, n, _ in found], shown)
     kind, _, columns = found[0]
     span = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
-    return _Columns(kind, columns, label, f"{kind} from {span}, labels from {label!r}")
+    note = f"{kind} from {span}, labels from {label!r}" + (f", groups from {group!r}" if group else "")
+    return _Columns(kind, columns, label, group, note)
 
 
 def _numbered(path: Path, header: Sequence[str], name: str) -> tuple[str, ...]:
@@ -283,23 +303,31 @@ def _numbered(path: Path, header: Sequence[str], name: str) -> tuple[str, ...]:
     return (name,) if name in header else ()
 
 
-def _from_table(path: Path, columns: _Columns, scores: np.ndarray, labels: np.ndarray) -> SavedPredictions:
-    """Return the predictions of a table's columns; `labels` may be whole numbers as floats."""
+def _from_table(
+    path: Path, columns: _Columns, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray | None
+) -> SavedPredictions:
+    """Return the predictions of a table's columns; `labels` and `groups` may be whole numbers as floats."""
     notes = [columns.note]
-    if labels.dtype.kind == "f":
-        wrong = ~np.isfinite(labels) | (labels != np.round(labels))
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise MeasurementError(
-                f"{path}: the label in row {row} is {labels[row]:g}, expected a class index (rows count from 0, "
-                "without the header)"
-            )
-        labels = labels.astype(np.int64)
+    labels = _whole(path, labels, "label", "a class index")
+    groups = None if groups is None else _whole(path, groups, "group", "a whole number")
     if scores.ndim == 2 and scores.shape[1] == 1:
         scores = scores[:, 0]
     if scores.ndim == 1:
         notes.append(_binary(columns.kind))
-    return SavedPredictions(str(path), columns.kind, scores, labels, tuple(notes))
+    return SavedPredictions(str(path), columns.kind, scores, labels, groups, tuple(notes))
+
+
+def _whole(path: Path, values: np.ndarray, what: str, expected: str) -> np.ndarray:
+    if values.dtype.kind != "f":
+        return values
+    wrong = ~np.isfinite(values) | (values != np.round(values))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise MeasurementError(
+            f"{path}: the {what} in row {row} is {values[row]:g}, expected {expected} (rows count from 0, without the "
+            "header)"
+        )
+    return values.astype(np.int64)
 
 
 def _read_csv(path: Path, named: Mapping[str, str | None]) -> SavedPredictions:
@@ -313,7 +341,7 @@ def _read_csv(path: Path, named: Mapping[str, str | None]) -> SavedPredictions:
             if not header:
                 raise MeasurementError(f"{path} is empty; expected a header such as label,p_0,p_1 and a row each")
             columns = _columns(path, header, named)
-            taken = [header.index(n) for n in (*columns.scores, columns.labels)]
+            taken = [header.index(n) for n in columns.all]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an empty table: said below
                 # NumPy's own C reader: 60 MB/s, and nothing but the numbers in memory.
@@ -326,7 +354,8 @@ def _read_csv(path: Path, named: Mapping[str, str | None]) -> SavedPredictions:
         raise MeasurementError(f"{path}: {_located(error, header)}") from error
     if not len(found):
         raise MeasurementError(f"{path} has a header and no rows")
-    return _from_table(path, columns, found[:, :-1], found[:, -1])
+    k = len(columns.scores)
+    return _from_table(path, columns, found[:, :k], found[:, k], found[:, -1] if columns.groups else None)
 
 
 def _delimiter(path: Path, line: str) -> str:
@@ -363,15 +392,16 @@ def _read_parquet(path: Path, named: Mapping[str, str | None]) -> SavedPredictio
     try:
         header = parquet.read_schema(path).names
         columns = _columns(path, header, named)
-        table = parquet.read_table(path, columns=[*columns.scores, columns.labels])
+        table = parquet.read_table(path, columns=columns.all)
         parts = [_numbers(path, n, table.column(n)) for n in columns.scores]
         labels = _numbers(path, columns.labels, table.column(columns.labels))
+        groups = _numbers(path, columns.groups, table.column(columns.groups)) if columns.groups else None
     except (pyarrow.ArrowException, OSError) as error:
         raise MeasurementError(f"{path} can't be read as parquet: {_short(error)}") from error
     if not len(labels):
         raise MeasurementError(f"{path} has no rows")
     scores = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
-    return _from_table(path, columns, scores, labels)
+    return _from_table(path, columns, scores, labels, groups)
 
 
 def _numbers(path: Path, name: str, column: Any) -> np.ndarray:

@@ -290,13 +290,13 @@ def _judge(
 
     def binned(samples: Samples, table: Calibration) -> Binned:
         index = np.maximum(np.searchsorted(table.edges, samples.confidence, side="left") - 1, 0)
-        return Binned(samples.confidence, samples.correct, index, table.bins)
+        return Binned(samples.confidence, samples.correct, index, table.bins, number)
 
     changes: dict[str, Difference] = {
         name: mean_difference(getattr(first, of), getattr(second, of), number)
         for name, of in (("brier", "brier"), ("nll", "nll"), ("accuracy", "correct"))
     }
-    changes["ece"] = ece_difference(binned(first, tables[0]), binned(second, tables[1]), number, seed=seed)
+    changes["ece"] = ece_difference(binned(first, tables[0]), binned(second, tables[1]), seed=seed)
     stages = ("ece", "ece_interval", "brier", "brier_stderr", "nll", "nll_stderr", "accuracy", "accuracy_stderr")
     rows = ("counts", "confidences", "accuracies", "accuracy_interval", "consistency_band")
     found: dict[str, Any] = {

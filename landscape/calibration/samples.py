@@ -37,6 +37,7 @@ class SampleScores(Result, kind="sample_scores", section="calibration"):
     correct: np.ndarray = array("sample", doc="1 where the top label is right")
     brier: np.ndarray = array("sample", doc="squared error of the probabilities")
     nll: np.ndarray = array("sample", units="nats", doc="negative log likelihood")
+    group: np.ndarray | None = array("sample", doc="number of what samples depend on each other", default=None)
     predictions: int = array(doc="predictions that these are taken from", default=0)
     bins: int = array(doc="bins of equal width that errors of calibration are compared at", default=15)
     fingerprint: str = ""
@@ -47,8 +48,10 @@ class SampleScores(Result, kind="sample_scores", section="calibration"):
         return {}
 
 
-def keep_samples(samples: Samples, *, bins: int, fingerprint: str, split: str) -> SampleScores:
-    """Return what is archived of these predictions."""
+def keep_samples(
+    samples: Samples, *, bins: int, fingerprint: str, split: str, groups: np.ndarray | None = None
+) -> SampleScores:
+    """Return what is archived of these predictions; `groups` (n,) numbers what depends on each other."""
     n = len(samples.confidence)
     rows = np.arange(n) if n <= KEPT else np.arange(KEPT) * n // KEPT
     return SampleScores(
@@ -56,6 +59,7 @@ def keep_samples(samples: Samples, *, bins: int, fingerprint: str, split: str) -
         correct=samples.correct[rows].astype(np.uint8),
         brier=samples.brier[rows].astype(np.float32),
         nll=samples.nll[rows].astype(np.float32),
+        group=None if groups is None else np.asarray(groups)[rows].astype(np.int64),
         predictions=n,
         bins=bins,
         fingerprint=fingerprint,

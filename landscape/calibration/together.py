@@ -23,12 +23,14 @@ from .table import Calibration
 class Judged:
     """Scores and labels (as `calibration_error` takes them) with where they come from and what must be said of them.
 
-    `fingerprint` is of the data behind them: predictions with the same one are of the same samples in the same order.
+    `groups` numbers what samples depend on each other. `fingerprint` is of the data behind them: predictions with the
+    same one are of the same samples in the same order.
     """
 
     kind: Kind
     scores: Any
     labels: Any
+    groups: Any = None
     split: str = ""
     fingerprint: str = ""
     passes: float = 0.0
@@ -61,7 +63,7 @@ def calibrate(
     are those of `calibration_error` and `recalibrate`.
     """
     start = time.perf_counter()
-    layout: dict[str, Any] = {"ignore_index": ignore_index, "class_dim": class_dim}
+    layout: dict[str, Any] = {"ignore_index": ignore_index, "class_dim": class_dim, "groups": judged.groups}
     result = calibration_error(**judged.given, bins=bins, convention=convention, seed=seed, **layout)
     settings = {"split": judged.split} if judged.split else {}
     warnings = list(judged.warnings)
@@ -86,7 +88,13 @@ def calibrate(
         )
         changes = _temperature(mended)
     read = read_predictions(**{"logits": None, "probabilities": None, **judged.given}, **layout)
-    kept = keep_samples(score_samples(read), bins=bins, fingerprint=judged.fingerprint, split=judged.split)
+    kept = keep_samples(
+        score_samples(read),
+        bins=bins,
+        fingerprint=judged.fingerprint,
+        split=judged.split,
+        groups=None if read.groups is None else read.groups.cpu().numpy(),
+    )
     further.append(dataclasses.replace(kept, settings={"bins": bins, **settings}))
     return dataclasses.replace(
         result,

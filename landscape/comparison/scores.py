@@ -36,9 +36,11 @@ def compare_samples(first: Any, second: Any, *, seed: int = 0) -> dict[str, Diff
     for name, column in COMPARED.items():
         if column:
             a, b = (np.asarray(getattr(s, column), dtype=np.float64) for s in (first, second))
-            found[name] = (
-                mean_difference(a, b) if paired else independent_difference(_mean(a), _mean(b), min(len(a), len(b)))
-            )
+            if paired:
+                found[name] = mean_difference(a, b, first.group)
+            else:
+                sides = (_mean(a, first.group), _mean(b, second.group))
+                found[name] = independent_difference(*sides, samples=min(len(a), len(b)))
     return found
 
 
@@ -63,12 +65,9 @@ def _binned(scores: Any, bins: int) -> Binned:
     confidence = np.asarray(scores.confidence, dtype=np.float64)
     edges = np.arange(bins + 1) / bins
     index = np.maximum(np.searchsorted(edges, confidence, side="left") - 1, 0)
-    return Binned(confidence, np.asarray(scores.correct) != 0, index, bins)
+    return Binned(confidence, np.asarray(scores.correct) != 0, index, bins, scores.group)
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    mean = float(values.mean())
-    if not np.isfinite(mean):
-        return mean, np.nan, np.nan
-    half = _Z * float(values.std(ddof=1)) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return mean, mean - half, mean + half
+def _mean(values: np.ndarray, groups: np.ndarray | None) -> tuple[float, float, float]:
+    found = mean_difference(np.zeros(len(values)), values, groups)
+    return found.value, found.low, found.high
