@@ -73,13 +73,14 @@ def test_along_a_parabola_the_excess_is_its_curvature_and_never_a_barrier():
 
 
 def bump(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return the mean over samples of a_i (1 - w^2)^2 + b_i w: each sample has its own barrier from -1 to 1."""
+    """Return the mean over samples of a_i (1 - w^2)^2 + b_i w + c_i: each has its own barrier from -1 to 1."""
     w = model.weight.reshape(())
-    return (batch[0][:, 0] * (1 - w**2) ** 2 + batch[0][:, 1] * w).mean()
+    return (batch[0][:, 0] * (1 - w**2) ** 2 + batch[0][:, 1] * w + batch[0][:, 2]).mean()
 
 
 def bumps(n: int = 50) -> tuple[Task, np.ndarray]:
-    heights = torch.rand(n, 2, generator=torch.Generator().manual_seed(3), dtype=DOUBLE)
+    # Samples differ by ten times as much in their level as in their barrier.
+    heights = torch.rand(n, 3, generator=torch.Generator().manual_seed(3), dtype=DOUBLE) * torch.tensor([1, 1, 10.0])
     made = nn.Linear(1, 1, bias=False).to(DOUBLE)
     return Task(made, train=[(heights, torch.zeros(n))], batch_loss=bump), heights.numpy()
 
@@ -89,11 +90,12 @@ def test_the_barrier_is_above_the_line_between_the_ends_and_its_error_is_that_of
     found = interpolate(task, weight(-1.0), weight(1.0), points=9)
     assert found.barrier[0, 0] == pytest.approx(h[:, 0].mean(), rel=EXACT)
     assert found.barrier_at[0, 0] == 0.5
-    # Each of the 50 samples is a block of its own: the standard error of a mean. The slopes b_i cancel in it.
+    # Each of the 50 samples is a block of its own: the standard error of a mean. Slopes and levels cancel in it.
     assert found.barrier_stderr[0, 0] == pytest.approx(h[:, 0].std(ddof=1) / math.sqrt(50), rel=1e-9)
-    assert found.loss_stderr[0, 0] == pytest.approx(h[:, 1].std(ddof=1) / math.sqrt(50), rel=1e-9)
-    # Frankle et al.: from the mean of the two ends, which lie at -+ mean(b).
-    assert found.instability[0, 0] == pytest.approx(found.loss[0].max(), rel=EXACT)
+    assert found.loss_stderr[0, 0] == pytest.approx((h[:, 2] - h[:, 1]).std(ddof=1) / math.sqrt(50), rel=1e-9)
+    assert found.loss_stderr[0, 0] > 5 * found.barrier_stderr[0, 0]
+    # Frankle et al.: from the mean of the two ends, which lie at mean(c) -+ mean(b).
+    assert found.instability[0, 0] == pytest.approx(found.loss[0].max() - h[:, 2].mean(), rel=EXACT)
 
 
 def test_three_states_make_two_segments_that_share_the_state_between():
@@ -103,6 +105,7 @@ def test_three_states_make_two_segments_that_share_the_state_between():
     np.testing.assert_allclose(found.barrier[0], h[:, 0].mean(), rtol=EXACT)
     assert found.barrier_at[0].tolist() == [0.5, 1.5]
     np.testing.assert_allclose(found.loss[0], found.loss[0, ::-1], rtol=EXACT)
+    np.testing.assert_allclose(found.barrier_stderr[0], h[:, 0].std(ddof=1) / math.sqrt(50), rtol=1e-9)
     np.testing.assert_allclose(found.distance, [2.0, 2.0])
 
 

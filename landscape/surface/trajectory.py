@@ -252,8 +252,7 @@ def _losses(task: Task, rows: Rows, projected: _Projection, split: str, progress
                         p.copy_(w)
                 true.append(objective.evaluate(stderr=True))
                 bar.update()
-            with torch.no_grad():
-                beside(rows.final)
+            # The last state was the final one: its running statistics are those of the picture below.
             for place in projected.coordinates:
                 objective.move(axes, [float(c) for c in place])
                 drawn.append(objective.evaluate(stderr=True))
