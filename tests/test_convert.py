@@ -16,9 +16,12 @@ from report_samples import line, plane, trace
 
 from landscape import Subject, open_archive, save_archive
 from landscape.archive.convert import export_archive
+from landscape.archive.describe import describe_archive
 from landscape.archive.loss_landscape import read_surface, to_percent, to_share
 from landscape.cli.main import main
 from landscape.errors import ArchiveError
+from landscape.report.page import render_report
+from landscape.report.runs import gather
 
 NX, NY = 5, 3
 X, Y = np.linspace(-1, 1, NX), np.linspace(0, 2, NY)
@@ -126,6 +129,17 @@ def test_points_not_filled_are_not_evaluated_and_a_loss_below_zero_is_a_loss(tmp
     assert np.isnan(found.loss[~found.evaluated]).all()
     assert np.isnan(found.accuracy[~found.evaluated]).all()
     assert found.status == "partial"
+    assert np.isnan(found.error)
+
+
+def test_what_was_imported_is_drawn_with_what_is_unknown(tmp_path):
+    shape = (NX, NY)
+    first = surface(tmp_path / "s.h5", until=2, min_eig=-np.ones(shape), max_eig=np.full(shape, 3.0))
+    assert landscape("import", first, "-o", tmp_path / "run.h5").exit_code == 0
+    html = render_report(gather([tmp_path / "run.h5"]))
+    for said in ("center unknown", "2 of 15 points evaluated, error unknown", "residuals unknown"):
+        assert said in html
+    assert "batchnorm unknown" in describe_archive(open_archive(tmp_path / "run.h5"))
 
 
 def test_eigenvalues_may_be_negative(tmp_path):

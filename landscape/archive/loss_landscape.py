@@ -265,6 +265,8 @@ def _slice(
         alpha=x,
         beta=y,
         evaluated=~unfilled,
+        error=math.nan if missing else 0.0,  # of what was not filled, nothing is known
+        error_p95=math.nan if missing else 0.0,
         cosine=about.cosine,
         direction_norms=np.array(about.norms),
         directions=about.labels,
@@ -299,6 +301,7 @@ def _eigenvalues(
         cosine=about.cosine,
         direction_norms=np.array(about.norms),
         directions=about.labels,
+        batchnorm="unknown",
         settings={"imported_from": "loss-landscape", "dir_file": dir_file, "one_dimensional": y is None},
         checks=(
             Check(

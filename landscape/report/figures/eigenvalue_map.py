@@ -157,6 +157,8 @@ def _facts(m: Any) -> tuple[str, ...]:
     known = finite([m.ratio])
     lines = [f"median {number(float(np.median(known)), 3)}, largest {number(float(known.max()), 3)}"]
     late = int((np.isfinite(m.largest) & ~np.asarray(m.converged, dtype=bool)).sum())
-    if late:
-        lines.append(f"{count(late)} of {count(m.largest.size)} points not converged, or of unknown residual")
+    if not len(finite([m.largest_residual])):
+        lines.append("residuals unknown")
+    elif late:
+        lines.append(f"{count(late)} of {count(m.largest.size)} points not converged")
     return tuple(lines)

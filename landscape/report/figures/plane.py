@@ -286,8 +286,10 @@ def _label(run: Run, plane: Any) -> str:
 
 
 def _facts(plane: Any) -> tuple[str, ...]:
-    value, error = measured(plane.checkpoint_loss, plane.loss_stderr).text()
-    lines = [f"center {value} {error}".strip()]
+    # A surface that another program measured doesn't hold the checkpoint's own loss.
+    center = plane.checkpoint_loss if np.isfinite(plane.checkpoint_loss) else plane.center_loss
+    value, error = measured(center, plane.loss_stderr).text()
+    lines = [f"center {value} {error}".strip() if np.isfinite(center) else "center unknown"]
     total, evaluated = int(np.size(plane.loss)), int(np.sum(plane.evaluated))
     holes = total - int(np.isfinite(plane.loss).sum())
     if evaluated < total:
