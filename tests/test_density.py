@@ -333,3 +333,10 @@ def test_a_product_that_is_not_finite_is_named() -> None:
     matrix[3, 4] = math.nan
     with pytest.raises(MeasurementError, match="product 1 is not finite"):
         spectral_density(matrix)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_density() -> None:
+    host, device = (spectral_density(rotated(NET).to(d), steps=30, draws=4) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(device.grid, host.grid, rtol=1e-9)
+    np.testing.assert_allclose(device.density, host.density, rtol=1e-6, atol=1e-9)

@@ -242,3 +242,14 @@ def test_an_unknown_method_is_named() -> None:
         diagonal(symmetric(4), "magic")
     with pytest.raises(MeasurementError, match="draws=3 is too few for this method"):
         diagonal(symmetric(4), "xdiag", draws=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["hutchinson", "xdiag"])
+def test_a_gpu_gives_the_same_diagonal_norm_and_trace(method: str) -> None:
+    host, device = (diagonal(symmetric(20).to(d), method, draws=12) for d in ("cpu", "cuda"))
+    assert device.diagonal.device.type == "cuda"
+    np.testing.assert_allclose(device.diagonal.cpu(), host.diagonal, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(device.sums_stderr, host.sums_stderr, rtol=1e-8)
+    for estimate in (lambda A: frobenius_norm(A), lambda A: trace(A, "hutch++"), lambda A: trace(A, "xtrace")):
+        assert estimate(symmetric(20).cuda()).value == pytest.approx(estimate(symmetric(20)).value, rel=1e-9)

@@ -353,6 +353,24 @@ def test_a_class_weighted_loss_keeps_its_weights() -> None:
     np.testing.assert_allclose(a.stderr, b.stderr, rtol=1e-9)
 
 
+def test_loss_and_accuracy_are_followed_with_the_error_of_their_mean() -> None:
+    task = small_net(400)
+    found = sampling_error(task, "performance")
+    assert found.names == ("train_loss", "train_accuracy")
+    with Objective(task) as objective:
+        there = objective.evaluate(accuracy=True, stderr=True)
+    np.testing.assert_allclose(found.values, [there.loss, there.accuracy], rtol=1e-12)
+    # The larger of the spreads over 16 and over 4 parts: with 3 degrees the second is up to 2.5 times too large.
+    assert 0.5 < found.stderr[0] / there.stderr < 3
+    assert (found.own == 0).all()
+
+
+def test_sharpness_is_followed_by_the_names_of_its_measures() -> None:
+    found = sampling_error(small_net(), "sharpness", kind="sam,average", steps=2, draws=2)
+    assert found.names == ("sam", "average")
+    assert (found.own[:1] > 0).all()
+
+
 def test_the_trace_gets_a_share_of_the_precision_for_itself() -> None:
     task = small_net(8000)
     found = to_precision(task, "trace", 0.3)
@@ -420,7 +438,7 @@ def test_progress_goes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> Non
         (lambda t: sampling_error(t, top, of="world"), MeasurementError, "of='world' is neither 'data'"),
         (lambda t: sampling_error(t, lambda _: "many"), MeasurementError, "returned a str; expected a Result"),
         (lambda t: sampling_error(t, lambda _: math.nan), MeasurementError, "value is not finite on a part"),
-        (lambda t: sampling_error(t, "performance"), MeasurementError, "Performance has neither value nor values"),
+        (lambda t: sampling_error(t, "line", grid=3), MeasurementError, "Line has neither value nor values"),
         (lambda t: to_precision(t, top, 0.0), MeasurementError, r"precision=0\.0 must be a positive share"),
         (lambda t: to_precision(t, top, math.inf), MeasurementError, "precision=inf must be"),
         (lambda t: to_precision(t, top, start=4), MeasurementError, "start=4 is too few samples"),

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.stats
 
 from ..errors import MeasurementError
+from ..performance import Performance
 from ..results import Result
 from .extrapolation import CONFIDENCE
 from .spectrum import Eigenpairs
@@ -38,8 +39,9 @@ def numbers_of(found: Any) -> Numbers:
     """Return the numbers in what a measurement, or a function of a task, has returned.
 
     Eigenpairs: every eigenvalue, its residual as its own error, and |lambda_1| as the scale of all (as for `tol`).
-    Another Result: its `value` or `values`, with the standard error that belongs to it. A number, an array of one
-    dimension or a mapping of names to numbers: as it is, without an error of its own.
+    Performance: loss and accuracy of each split, which are exact on their samples. Another Result: its `value` or
+    `values`, with the standard error that belongs to it. A number, an array of one dimension or a mapping of names to
+    numbers: as it is, without an error of its own.
     Raises MeasurementError for anything else, and for a number that is not finite.
     """
     numbers = _numbers(found)
@@ -56,6 +58,10 @@ def _numbers(found: Any) -> Numbers:
         names = [f"lambda_{i + 1}" for i in range(len(found.values))]
         names += ["lambda_n" + (f"-{i}" if i else "") for i in range(len(found.smallest))]
         return Numbers(tuple(names), values, own, np.full(len(values), np.abs(values).max()))
+    if isinstance(found, Performance):
+        each = {f"{split}_loss": found.loss[i] for i, split in enumerate(found.splits)}
+        each |= {f"{split}_accuracy": found.accuracy[i] for i, split in enumerate(found.splits)}
+        return _numbers({name: value for name, value in each.items() if not math.isnan(value)})
     if isinstance(found, Result):
         variables = found.variables()
         name = next((n for n in ("value", "values") if n in variables and variables[n].data.ndim <= 1), None)
