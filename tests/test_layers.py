@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from landscape import Fisher, GaussNewton, Hessian, Task, layer_curvature
+from landscape import Fisher, GaussNewton, Hessian, Task, draw, layer_curvature
 from landscape.curvature.measure import measure_eigenvalues
+from landscape.curvature.spectrum import LayerCurvature
 from landscape.errors import MeasurementError
+from landscape.report.figures.layers import layer_rows
+from landscape.report.runs import make_run
+from landscape.report.sections import build_sections
 
 # float64 sums in another order.
 EXACT = 1e-10
@@ -71,6 +78,39 @@ def test_the_largest_eigenvalue_of_each_layer(task):
     assert found.status == "complete"
     assert found.converged.all()
     assert found.cost.products == found.products > 4
+
+
+def layered() -> LayerCurvature:
+    return LayerCurvature(
+        largest=np.array([300.0, 0.5, -2.0]),
+        residuals=np.array([1.0, 0.01, 0.1]),
+        converged=np.ones(3, bool),
+        sizes=np.array([3, 2, 1]),
+        whole=310.0,
+        names=("first", "second", "third"),
+    )
+
+
+def test_layers_are_drawn_in_the_models_order_on_a_log_axis():
+    ax = draw(layered())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "second", "third"]
+    assert ax.get_xscale() == "log"
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first at the top
+    (points,) = (line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_marker() == "o")
+    assert list(points.get_xdata()) == [300.0, 0.5]  # what is not positive has no place
+    with pytest.raises(MeasurementError, match="no layer's largest eigenvalue is positive"):
+        draw(replace(layered(), largest=-layered().largest.clip(0)))
+
+
+def test_layers_stand_in_the_reports_curvature_section():
+    run = make_run("<b>", [layered()])
+    chart = layer_rows([run])
+    assert chart is not None
+    assert list(chart.layouts) == ["log", "linear"]
+    assert chart.layouts["log"]["xaxis"]["type"] == "log"
+    assert chart.series[0].columns["eigenvalue"].tolist() == [300.0, 0.5, -2.0]
+    assert layer_rows([make_run("none", [])]) is None
+    assert [s.title for s in build_sections([run]) if s.id in ("curvature", "other")] == ["Curvature"]
 
 
 def test_selected_parameters_and_other_operators_from_the_command_line(task):

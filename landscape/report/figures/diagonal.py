@@ -9,11 +9,12 @@ import numpy as np
 
 from ...curvature.estimates import DiagonalEstimate
 from ...errors import MeasurementError
-from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css
+from ..chart import Chart
 from ..measures import Z95
-from ..palette import MUTED, PLOTLY_MARKERS, RUN_COLORS
+from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
 from .registry import figure, new_axes, tidy
+from .rows import rows_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,65 +59,19 @@ def draw_diagonal(
 
 def diagonals(runs: Sequence[Run]) -> Chart | None:
     """Return the sums of these runs' diagonals by parameter tensor, in one picture."""
-    found: list[tuple[Run, Any]] = [(r, d) for r in runs if (d := r.get("diagonal")) is not None]
-    found = [(r, d) for r, d in found if np.isfinite(np.asarray(d.sums, dtype=float)).any()]
+    kept: list[tuple[Run, Any]] = [(r, d) for r in runs if (d := r.get("diagonal")) is not None]
+    found = [
+        (r, d.names, np.asarray(d.sums, dtype=float), Z95 * np.asarray(d.sums_stderr, dtype=float)) for r, d in kept
+    ]
+    found = [row for row in found if np.isfinite(row[2]).any()]
     if not found:
         return None
-    series: list[Series] = []
-    traces: list[dict] = []
-    order = dict.fromkeys(plotly_text(name or "all") for _, d in found for name in d.names)
-    for run, result in found:
-        i, names = len(series), [plotly_text(name or "all") for name in result.names]
-        sums, half = np.asarray(result.sums, dtype=float), Z95 * np.asarray(result.sums_stderr, dtype=float)
-        gap = np.full(len(sums), np.nan)
-        series.append(Series({"layer": names, "sum": sums, "half": half}, ("layer",), run.name, run.index))
-        bars = {
-            "bar": np.stack([sums - half, sums + half, gap], axis=1).ravel(),
-            "row": [n for n in names for _ in "123"],
-        }
-        series.append(Series(bars, ("row",), csv=False))
-        traces += _traces(i, run)
-    layout = {
-        "xaxis": {"title": {"text": X_LABEL}, "zeroline": True, "zerolinecolor": css("muted")},
-        "yaxis": {"type": "category", "categoryarray": list(order), "autorange": "reversed", "automargin": True},
-        "hovermode": "closest",
-    }
-    return Chart(
-        id="diagonal",
-        title="Diagonal by parameter tensor",
-        caption="The diagonal's entries, summed over each parameter tensor: the trace of that block. Bars are 95% "
-        "intervals over the random vectors.",
-        series=series,
-        panels=(Panel("", f"Sums of the diagonal for {len(found)} runs.", {"all": traces}),),
-        layouts={"all": layout},
-        height=110 + 26 * len(order),
-        wide=True,
+    return rows_chart(
+        "diagonal",
+        "Diagonal by parameter tensor",
+        "The diagonal's entries, summed over each parameter tensor: the trace of that block. Bars are 95% intervals "
+        "over the random vectors.",
+        X_LABEL,
+        found,
+        column="sum",
     )
-
-
-def _traces(i: int, run: Run) -> list[dict]:
-    color = run_css(run.index)
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "run": run.index,
-            "x": ref(i + 1, "bar"),
-            "y": ref(i + 1, "row"),
-            "line": {"color": color, "width": 3},
-            "opacity": 0.45,
-            "hoverinfo": "skip",
-        },
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "run": run.index,
-            "x": ref(i, "sum"),
-            "y": ref(i, "layer"),
-            "text": ref(i, "sum", text=True),
-            "customdata": ref(i, "half", text=True),
-            "hovertemplate": "%{y}: %{text} ± %{customdata}",
-            "named": run.index,
-            "marker": {"size": 9, "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)], "color": color},
-        },
-    ]

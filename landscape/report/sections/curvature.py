@@ -1,4 +1,4 @@
-"""Curvature: both ends of the spectrum, and the trace."""
+"""Curvature: both ends of the spectrum, the trace and the Frobenius norm, and the layers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ import numpy as np
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table
 from ..figures.dots import Compared, dots
 from ..figures.eigenvalues import spectrum
-from ..measures import measures
+from ..figures.layers import layer_rows
+from ..measures import Value, measures
 from ..numbers import count
 from ..runs import Run
 from . import section
 from .missing import missing
 from .table import value_cell
 
+#: Kinds of results that this section shows, and what they are called.
+KINDS = {
+    "eigenvalues": "eigenvalues",
+    "trace": "trace",
+    "frobenius": "Frobenius norm",
+    "layers": "curvature layer by layer",
+}
+
 
 @section(order=50)
 def build(runs: Sequence[Run]) -> Section | None:
     """Return the eigenvalues, the trace across runs, and what was spent on them."""
-    if not any(r.results.get("eigenvalues") or r.results.get("trace") for r in runs):
+    if not any(r.results.get(kind) for r in runs for kind in KINDS):
         return None
     blocks: list[Block] = []
     chart = spectrum(runs)
@@ -38,8 +47,13 @@ def build(runs: Sequence[Run]) -> Section | None:
     )
     if traces:
         blocks.append(Picture(traces))
+    layers = layer_rows(runs)
+    if layers:
+        blocks.append(Picture(layers))
     blocks.append(_table(runs))
-    notes = missing(runs, "eigenvalues", "eigenvalues") + missing(runs, "trace", "trace")
+    # What does not run by default is missed only beside runs that have it.
+    asked = [k for k in KINDS if k in ("eigenvalues", "trace") or any(r.results.get(k) for r in runs)]
+    notes = [note for kind in asked for note in missing(runs, kind, KINDS[kind])]
     if notes:
         blocks.append(Notes(notes))
     return Section("curvature", "Curvature", blocks)
@@ -52,26 +66,30 @@ def _table(runs: Sequence[Run]) -> Table:
         Column("operator"),
         Column("split"),
         *(Column(known[k].label, numeric=True, note=known[k].note) for k in ("lambda_max", "lambda_min", "trace")),
+        Column("Frobenius norm", numeric=True, note="root of the sum of the squared eigenvalues"),
         Column("converged", numeric=True, note="eigenpairs whose residual is within the tolerance, of those asked for"),
         Column("parameters", numeric=True, note="dimension of the operator"),
-        Column("products", numeric=True, note="operator-vector products spent on eigenvalues and trace"),
+        Column("products", numeric=True, note="operator-vector products spent on eigenvalues, trace and norm"),
     ]
     rows = []
     for run in runs:
         pairs: Any = run.get("eigenvalues")
         trace: Any = run.get("trace")
-        if pairs is None and trace is None:
+        norm: Any = run.get("frobenius")
+        if pairs is None and trace is None and norm is None:
             continue
         done, asked, parameters = 0, 0, 0
         if pairs is not None:
             flags = np.concatenate([np.ravel(pairs.converged), np.ravel(pairs.smallest_converged)]).astype(bool)
             done, asked, parameters = int(flags.sum()), len(flags), int(pairs.parameters)
-        products = sum(int(r.products) for r in (pairs, trace) if r is not None)
+        made = [r for r in (pairs, trace, norm) if r is not None]
+        products = sum(int(r.products) for r in made)
         cells = [
             Cell(run.name, sort=run.name),
             Cell(str(pairs.operator) if pairs is not None else "–"),
-            Cell(str((pairs if pairs is not None else trace).split) or "–"),
+            Cell(str(made[0].split) or "–"),
             *(value_cell(known[k].read(run)) for k in ("lambda_max", "lambda_min", "trace")),
+            value_cell(Value(float(norm.value), float(norm.stderr)) if norm is not None else Value()),
             Cell(f"{done} of {asked}" if asked else "–", sort=done / asked if asked else None),
             Cell(count(parameters) if parameters else "–", sort=parameters),
             Cell(count(products), sort=products),

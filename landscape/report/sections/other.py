@@ -14,7 +14,7 @@ from .missing import missing
 SHOWN = frozenset(
     {"performance", "plane", "line", "eigenvalues", "trace", "sharpness", "scaled_curvature", "calibration"}
     | {"recalibration", "sample_scores"}
-    | {"density", "diagonal", "sampling"}
+    | {"density", "diagonal", "sampling", "frobenius", "layers"}
     | {"stability", "batch_sharpness", "coherence", "reference"}
     | {"path", "trajectory", "eigenvalue_map", "basin"}
 )
