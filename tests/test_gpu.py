@@ -8,7 +8,21 @@ import torch
 from torch import nn
 from untouched import State, data, messy
 
-from landscape import Hessian, Objective, Task, eigenpairs, plane, random_direction, sharpness, trace
+from landscape import (
+    FiniteDifferences,
+    Hessian,
+    Objective,
+    Preconditioned,
+    Task,
+    eigenpairs,
+    plane,
+    random_direction,
+    sharpness,
+    trace,
+)
+from landscape.curvature.batch_sharpness import measure_batch_sharpness
+from landscape.curvature.coherence import measure_coherence
+from landscape.curvature.second_opinion import measure_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -67,3 +81,29 @@ def test_a_model_on_the_cpu_stays_there():
         assert objective.parameters[0].is_cuda
         objective.gradient()
     before.unchanged()
+
+
+def test_second_opinions():
+    a, b = (measure_reference(task, draws=8) for task in both())
+    assert {c.level for c in b.checks if "trace" not in c.name} == {"pass"}
+    assert np.allclose(a.ours[:2], b.ours[:2], rtol=1e-5)
+
+
+def test_preconditioned_operators_and_finite_differences():
+    found = []
+    for task in both():
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=0.01)
+        optimizer.step()  # from the gradients that the model holds
+        A = Preconditioned(task, optimizer.state_dict())
+        v = torch.ones(A.shape[0], dtype=torch.float64)
+        differences = FiniteDifferences(task) @ v
+        found.append([(A @ v).cpu(), differences.cpu()])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_coherence_and_batch_sharpness():
+    a, b = (measure_coherence(task, batch=16) for task in both())
+    assert (a.sigma, a.eigenvalue) == pytest.approx((b.sigma, b.eigenvalue), rel=1e-8)
+    a, b = (measure_batch_sharpness(task, batch=16) for task in both())
+    assert a.value == pytest.approx(b.value, rel=1e-8)

@@ -10,7 +10,7 @@ from torch import nn
 from untouched import State, messy
 from untouched import data as sample
 
-from landscape import GaussNewton, Hessian, Task
+from landscape import GaussNewton, Hessian, Task, trace
 from landscape.curvature.reference import (
     arpack_eigenpairs,
     pyhessian_density,
@@ -122,6 +122,26 @@ class TestPyHessian:
         found = pyhessian_trace(task, draws=200, tol=0.0)
         assert len(found.samples) == found.products == 200
         assert abs(found.value - np.trace(dense(task))) <= 4 * found.stderr
+
+    def test_trace_by_the_name_of_the_method(self):
+        task = Task(net(), nn.CrossEntropyLoss(), labelled())
+        found = trace(Hessian(task), "pyhessian", draws=12, seed=3)
+        assert (found.method, len(found.samples)) == ("pyhessian", 12)
+        assert (found.samples == pyhessian_trace(task, 12, 0.0, 3).samples).all()
+        with pytest.raises(MeasurementError, match="stops at no precision"):
+            trace(Hessian(task), "pyhessian", precision=0.1)
+
+    def test_a_tasks_own_mode_stays(self):
+        """PyHessian puts models into eval mode; this one has another loss there."""
+
+        class Doubled(nn.Sequential):
+            def forward(self, x):
+                return (2 if self.training else 1) * super().forward(x)
+
+        model = Doubled(*net())
+        task = Task(model, nn.CrossEntropyLoss(), labelled(), mode="train")
+        found = pyhessian_eigenpairs(task, 1)
+        assert next(c for c in found.checks if c.name == "product").value < 1e-12
 
     def test_its_density_says_that_it_cannot_run(self):
         with pytest.raises(MeasurementError, match=r"calls torch\.eig, which torch .* no longer has"):

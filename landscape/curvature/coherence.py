@@ -70,7 +70,8 @@ def measure_coherence(
     for name, value in (("samples", samples), ("batch", batch)):
         if value < 1:
             raise MeasurementError(f"{name}={value} must be at least 1")
-    task = task.task if isinstance(task, Objective) else task
+    if isinstance(task, Objective):
+        task, split = task.task, task.split
     rate, notes = plain_rate(task, lr)
     small = task.replace(max_samples=min(samples, task.max_samples or samples))
     with Objective(small, split, regroup=1) as objective:

@@ -138,7 +138,8 @@ def sharpness(
     for label, value in (("samples", samples), ("batch", batch), ("steps", steps), ("draws", draws)):
         if value is not None and value < 1:
             raise MeasurementError(f"{label}={value} must be at least 1")
-    task = task.task if isinstance(task, Objective) else task
+    if isinstance(task, Objective):
+        task, split = task.task, task.split
     if samples < (task.max_samples or math.inf):
         task = task.replace(max_samples=samples)
     if normalize_logits:

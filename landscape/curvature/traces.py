@@ -21,9 +21,10 @@ from .probing import (
     relative_error,
     standard_error,
 )
+from .reference import pyhessian_trace
 from .spectrum import TraceEstimate
 
-METHODS = ("hutchinson", *DEFLATED)
+METHODS = ("hutchinson", *DEFLATED, "pyhessian")
 
 
 def trace(
@@ -49,7 +50,8 @@ def trace(
 
     Args:
         A: symmetric operator with `shape` (n, n), `dtype`, `device` and `A @ V` for V (n, b); or a dense tensor.
-        method: "hutchinson", "hutch++" or "xtrace".
+        method: "hutchinson", "hutch++" or "xtrace"; "pyhessian" asks the PyHessian package for a second opinion
+            (Hessians only, and no precision: `landscape.curvature.reference`).
         draws: products to spend: at least 2, 6 for "hutch++" and 4 for "xtrace" (default 32: Hutchinson's standard
             error is then about 0.18 of one draw's spread; chosen by us). With `precision`, the fewest to take.
         seed: of the vectors, drawn on the CPU, so that all devices see the same; more draws continue the sequence.
@@ -72,6 +74,10 @@ def trace(
     if method not in METHODS:
         raise MeasurementError(f"trace method {method!r} is unknown; there is {', '.join(METHODS)}")
     most = check_draws(draws, precision, max_draws, least=FEWEST.get(method, 2))
+    if method == "pyhessian":
+        if precision is not None:
+            raise MeasurementError("method='pyhessian' stops at no precision: leave it out, or use another method")
+        return pyhessian_trace(A, draws, 0.0, seed, progress=progress)
     goal = -math.inf if precision is None else precision
     with probing(A, seed, most=most, title="trace", progress=progress) as vectors:
         run = _deflated if method in DEFLATED else _hutchinson
