@@ -46,7 +46,7 @@ class CalibrationAccumulator:
     Args:
         bins: number of bins, or their edges, rising from 0 to 1.
         mass: "width" for bins of equal width, "equal" for equal counts: exact up to `exact` samples; beyond, edges
-            are those of cells at most 1/256 wide, and the notes give the largest error of a bin's share. For exact
+            are those of cells at most 1/512 wide, and the notes give the largest error of a bin's share. For exact
             bins of any number of samples go through the data twice: `bins=first.compute().edges`.
         kind: "multiclass", "binary", "multilabel" or "top-label" (the predicted label's confidence as
             `probabilities`, right or wrong as `labels`); None: by shape, (n, C, ...) or (n,).
@@ -174,6 +174,8 @@ class CalibrationAccumulator:
                 predictions.form in ("multiclass", "multilabel")
                 and (self.classwise is True or predictions.classes <= CLASSWISE)
             )
+            # Whether the top label may be right where the confidence, being that of class 1, did not come true.
+            self._apart = view == "positive" and predictions.form != "top-label"
             self._make(device)
         elif (predictions.form, predictions.classes) != (self._form, self._classes):
             raise MeasurementError(
@@ -301,7 +303,9 @@ class CalibrationAccumulator:
             one = self._ones[: len(sure)]
         else:
             one = keep.long()
-            sure, correct, right = sure.where(keep, 0), correct * one, right * one
+            same = right is correct
+            sure, correct = sure.where(keep, 0), correct * one
+            right = correct if same else right * one
 
         def add(name: str, at: torch.Tensor, of: torch.Tensor) -> None:
             sums[name].scatter_add_(0, at, of)
@@ -310,7 +314,8 @@ class CalibrationAccumulator:
         wide = sure.double()
         add("counts", keys, one)
         add("confidence", keys, wide)
-        sums["right"] += right.sum()
+        if right is not correct:
+            sums["right"] += right.sum()
         brier = nll = None
         if scored.brier is not None and scored.nll is not None:
             endless = torch.isinf(scored.nll)
@@ -500,6 +505,7 @@ class CalibrationAccumulator:
             return self
         self._form, self._classes, self._facts = state["form"], state["classes"], dict(state["facts"])
         self._tabled, self._deferred = "class counts" in state["sums"], state["deferred"]
+        self._apart = self._facts["confidence"] == "positive" and self._form != "top-label"
         self._make(state["sums"]["counts"].device)
         self._sums = {k: v.clone() for k, v in state["sums"].items()}
         self._fault = state["fault"].clone()
@@ -540,7 +546,7 @@ class CalibrationAccumulator:
             table=table,
             atoms=atoms,
             classes=self._class_totals(sums),
-            right=int(sums["right"][0]),
+            right=int(sums["right"][0]) if self._apart else int(sums["counts"][1::2].sum()),
             moments=sums["moments"].reshape(2, 3) if self.scores else None,
             infinite=int(sums["infinite"][0]),
             groups=self._group_totals(table.edges, index),

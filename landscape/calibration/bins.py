@@ -79,7 +79,7 @@ class Bins:
         """Add samples counted in cells that no edge cuts: the bin of each, (m,) rising; counts and summed confidences.
 
         `counts` and `sums` (m, 2) are of the wrong and of the right ones. The squares take a cell's samples at their
-        mean: cells within 1% of the distance to 1 make the interval's variance too small by less than 1e-4 of it.
+        mean: cells within 1/256 of the distance to 1 make the variances too small by less than 1e-4 of themselves.
         """
 
         def summed(values: np.ndarray) -> np.ndarray:
