@@ -108,7 +108,7 @@ def measure_eigenvalues(
     options={
         "draws": Option(32, "random vectors"),
         "precision": Option(None, "go on until the standard error is this share of the trace"),
-        "method": Option("hutchinson", "the estimator", "Hutchinson 1990"),
+        "method": Option("hutchinson", "hutchinson, hutch++, xtrace or pyhessian", "Hutchinson 1990"),
         "split": Option("train", "the data whose mean loss is differentiated"),
     },
     estimate=_trace_passes,
