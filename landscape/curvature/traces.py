@@ -72,7 +72,7 @@ def trace(
     "hutch++" holds 4/3 and "xtrace" 2 vectors of A's size for each product, on the device. A precision reached early
     by luck is reported as reached: with few samples the standard error is itself uncertain (by 1 / sqrt(2 (samples -
     1)) of its value). XTrace's is a little small besides, because its estimates share most of a sketch: two of them
-    held the truth in 83 to 93% of 200 runs on five spectra (Hutch++: 86 to 93%, Hutchinson: 93 to 96%).
+    held the truth in 83 to 93% of 200 runs on five spectra (Hutch++: 86 to 94%, Hutchinson: 93 to 96%).
     """
     if method not in METHODS:
         raise MeasurementError(f"trace method {method!r} is unknown; there is {', '.join(METHODS)}")
