@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 
 #: Chosen by us, by trial: all of the digits right with skips, and without.
@@ -54,6 +53,8 @@ class ResNet(nn.Module):
 
 def images(size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     """Return all 1,797 digits as (n, 3, size, size), standardized, and their labels."""
+    from sklearn.datasets import load_digits  # a peer's environment need not have it
+
     x, y = load_digits(return_X_y=True)
     pictures = torch.tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8)
     pictures = F.interpolate(pictures, (size, size), mode="bilinear", align_corners=False)
