@@ -162,6 +162,12 @@ class TestCoherence:
         assert np.mean([f.stderr for f in found]) == pytest.approx(spread, rel=0.4)
         assert math.isnan(measure_coherence(linear(torch.eye(3).double())).stderr)
 
+    def test_batchnorm_is_said_to_run_on_its_running_statistics(self):
+        model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+        found = measure_coherence(Task(model, nn.CrossEntropyLoss(), labelled()))
+        assert "running statistics" in found.notes[-1]
+        assert not any("running statistics" in note for note in measure_coherence(linear(torch.eye(3).double())).notes)
+
     def test_fewer_samples_than_there_are_are_scaled_up(self):
         found = measure_coherence(linear(torch.ones(40, 3).double()), samples=10, batch=4, lr=0.1)
         assert (found.samples, found.population) == (10, 40)

@@ -15,6 +15,7 @@ from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import flatten
 from ..results import Cost, Option, measurement
+from ..session import batchnorm_layers
 from ..tasks import Task
 from .batch_sharpness import plain_rate
 from .graphs import explained, loss_curvature
@@ -83,6 +84,8 @@ def measure_coherence(
         norms, largest, top = compare(factors)
         sigma = float(np.linalg.eigvalsh(norms)[-1] / largest.max())
         n = len(factors)
+        if batchnorm_layers(objective.model):
+            notes = (*notes, "BatchNorm runs on its running statistics: single samples have none of their own")
         population = max(n, objective.draw.available or n)
         limit = 2.0
         if batch < population:
