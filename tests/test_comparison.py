@@ -172,8 +172,8 @@ def coverage(scenario: str, n: int, trials: int) -> float:
 
 @pytest.mark.parametrize("scenario", ["one is right", "mended", "rare mistakes", "two models"])
 def test_the_interval_of_a_difference_covers(scenario: str) -> None:
-    # 95% meant, 92% held: binomial(200, 0.95) is below 0.90 with 0.2%.
-    assert coverage(scenario, 500, 200) >= 0.90
+    # 95% meant: binomial(200, 0.95) is below 0.90 with 0.2%. Of 300 samples many sets show no mistake in some bins.
+    assert coverage(scenario, 300, 200) >= 0.90
 
 
 @pytest.mark.slow

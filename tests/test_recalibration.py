@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,10 @@ def test_a_histogram_gives_each_bin_its_share() -> None:
     naive = [y[part].mean() for part in np.array_split(order, 8)]  # no ties in these
     np.testing.assert_allclose(found.levels, naive, atol=1e-12)
     assert found.knots[-1] == 1.0
+    mapped = recalibrate("histogram", logits=z, labels=y, held_out=(z, y), histogram_bins=8)
+    np.testing.assert_array_equal(mapped.probabilities(np.array([-1e3, 1e3])), found.levels[[0, 7]])
+    ends = replace(mapped, input="probabilities").apply(found.knots)
+    np.testing.assert_array_equal(ends, found.levels)  # a bin holds its upper end
     assert ((p[order][np.array([124, 999])] <= found.knots[[0, 7]]) & (p[order][125] > found.knots[0])).all()
 
 
@@ -267,6 +272,8 @@ def test_tokens_of_one_sample_stay_together() -> None:
     z3, y3 = np.repeat(z[:500, None], copies, axis=1), np.repeat(y[:500, None], copies, axis=1)
     found = recalibrate(logits=z3, labels=y3, class_dim=-1, folds=0)
     alone = recalibrate(logits=z[:500], labels=y[:500], folds=0)
+    chosen = np.sort(np.random.default_rng(0).permutation(500)[:250])
+    assert found.temperature == fit_temperature(z3[chosen], y3[chosen], class_dim=-1).value
     assert found.fitted == 250 * copies
     # Copies add nothing: a split by rows would put each sample on both sides, and shrink every error by sqrt(6).
     width = np.diff(found.nll_change_interval)[0]
