@@ -68,6 +68,9 @@ _NAMES = {
     "Calibration": "landscape.calibration.table",
     "CalibrationAccumulator": "landscape.calibration.accumulator",
     "calibration_error": "landscape.calibration.scores",
+    "QuantileAccumulator": "landscape.calibration.quantiles",
+    "QuantileCalibration": "landscape.calibration.table",
+    "quantile_calibration": "landscape.calibration.quantiles",
     "Recalibration": "landscape.calibration.recalibrated",
     "Calibrated": "landscape.calibration.calibrated",
     "fit_temperature": "landscape.calibration.temperature",
@@ -80,6 +83,9 @@ _NAMES = {
     "save_archive": "landscape.archive.writer",
     "draw": "landscape.report.figures",
     "write_report": "landscape.report.page",
+    "losses": "landscape.training.registries",
+    "schedules": "landscape.training.registries",
+    "optimizers": "landscape.training.registries",
     "LandscapeError": "landscape.errors",
 }
 
@@ -92,10 +98,11 @@ if TYPE_CHECKING:
     from .archive.writer import save_archive
     from .calibration.accumulator import CalibrationAccumulator
     from .calibration.calibrated import Calibrated, load_recalibration, save_recalibration
+    from .calibration.quantiles import QuantileAccumulator, quantile_calibration
     from .calibration.recalibrated import Recalibration
     from .calibration.recalibration import recalibrate
     from .calibration.scores import calibration_error
-    from .calibration.table import Calibration
+    from .calibration.table import Calibration, QuantileCalibration
     from .calibration.temperature import fit_temperature
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
     from .curvature.density import spectral_density
@@ -130,3 +137,4 @@ if TYPE_CHECKING:
     from .surface.trajectory import trajectory, trajectory_plane
     from .task_files import load_task
     from .tasks import Task, task
+    from .training.registries import losses, optimizers, schedules

@@ -25,3 +25,7 @@ class ArchiveError(LandscapeError):
 
 class MeasurementError(LandscapeError):
     """A measurement asked for something that it cannot give."""
+
+
+class TrainingError(LandscapeError):
+    """A loss, schedule or optimizer that there is none of, or that is asked for what it cannot give."""
