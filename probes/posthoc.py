@@ -15,6 +15,7 @@ import torch
 from landscape.archive.writer import ArchiveWriter
 from landscape.errors import ArchiveError, LandscapeError
 from landscape.provenance import provenance
+from landscape.surface.measure import checkpoint_paths
 
 from .execution import Execution
 from .outcome import ProbeOutcome
@@ -165,12 +166,23 @@ class Plan:
                 self._announce()
                 reused = 0
                 for i, ready in enumerate(self.loaded()):
-                    run = Execution(ready, self.chosen, self.preset, self.say, writers[i], progress, deadline)
-                    outcomes.append(run.measure(f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""))
-                    unfinished.setdefault(writers[i], []).extend(run.unfinished)
-                    reused += run.reused
+                    prefix = f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""
+                    chosen = [c for c in self.chosen if not _around_another(c, ready)]
+                    left = unfinished.setdefault(writers[i], [])
+                    if chosen:
+                        run = Execution(ready, chosen, self.preset, self.say, writers[i], progress, deadline)
+                        outcomes.append(run.measure(prefix))
+                        left.extend(run.unfinished)
+                        reused += run.reused
+                    else:
+                        self.say(
+                            f"{prefix}{ready.checkpoint.path} is a point of the trajectory, whose plane lies elsewhere"
+                        )
                     if writers[i] not in writers[i + 1 :]:
-                        writers[i].close("interrupted" if unfinished[writers[i]] else "complete")
+                        # Without any result "interrupted" leaves no file behind.
+                        writers[i].close(
+                            "interrupted" if left or not (writers[i].results or writers[i].earlier) else "complete"
+                        )
                 kept = sum(len(rows) for w in dict.fromkeys(writers) for rows in w.unfinished.values())
                 if kept and not reused:
                     self.say(
@@ -224,6 +236,14 @@ class Plan:
                 f"this will take about {duration(total)}, most of it for {longest.name}; --time-limit stops earlier, "
                 "and --resume goes on after an interruption"
             )
+
+
+def _around_another(c: Chosen, ready: Prepared) -> bool:
+    """Say whether this is the plane of a trajectory that ends in another checkpoint: the last one is its center."""
+    if c.options.get("directions") != "trajectory":
+        return False
+    last = checkpoint_paths(c.options.get("checkpoints"))[-1]
+    return Path(last).resolve() != Path(ready.checkpoint.path).resolve()
 
 
 def archive_paths(checkpoints: Sequence[str], out: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -7,12 +7,14 @@ import math
 
 import numpy as np
 import pytest
+import small_world
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 from untouched import State, data, messy
 
+from landscape.archive.reader import open_archive
 from landscape.checkpoint import load_checkpoint, save_checkpoint
 from landscape.checkpoints.mapped import locate, map_file
 from landscape.errors import CheckpointError, MeasurementError
@@ -248,10 +250,38 @@ def test_the_measured_plane_brings_its_trajectory_along(tmp_path):
     for i, state in enumerate(walk(4)):
         paths.append(str(tmp_path / f"{i}.pt"))
         save_checkpoint(paths[-1], state, step=i)
-    found = measurements()["plane"].run(task(), directions="trajectory", checkpoints=paths, grid=3)
+    made, run = task(), measurements()["plane"].run
+    with pytest.raises(MeasurementError, match=r"around its last checkpoint, .*3\.pt, not around this one"):
+        run(made, directions="trajectory", checkpoints=paths, grid=3)
+    load_checkpoint(paths[-1], made)
+    found = run(made, directions="trajectory", checkpoints=paths, grid=3)
     (way,) = found.along
     way.lies_on(found)
     assert way.states == tuple(paths)
+
+
+def test_the_command_line_measures_the_plane_at_the_last_checkpoint_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_world.build(tmp_path)
+    for steps in (1, 20, 60):
+        save_checkpoint(f"s{steps}.pt", small_world.train(0, steps=steps), task="tasks.py:tiny", step=steps)
+    shared = ("s1.pt", "s20.pt", "s60.pt", "--plane", "trajectory", "--grid", "3", "--preset", "quick", "-o", "run.h5")
+    small_world.done("probe", *shared, "--only", "performance,surface")
+    kinds = {
+        s.label: [e.kind for e in open_archive("run.h5").select(subject=s)] for s in open_archive("run.h5").subjects
+    }
+    assert kinds == {
+        "s1": ["performance"],
+        "s20": ["performance"],
+        "s60": ["performance", "plane", "trajectory"],
+    }
+    entry = open_archive("run.h5").select("trajectory")[0]
+    assert entry.result.fingerprint == entry.subject.fingerprint  # type: ignore[attr-defined]
+    assert entry.result.step.tolist() == [1, 20, 60]  # type: ignore[attr-defined]
+    alone = small_world.landscape("probe", *shared[:-2], "--only", "surface")
+    assert alone.exit_code == 0, alone.output
+    assert "s20.pt is a point of the trajectory" in alone.stderr
+    assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["run.h5", "s60.landscape.h5"]
 
 
 def test_a_plane_of_another_model_is_refused():

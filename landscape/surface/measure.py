@@ -18,7 +18,7 @@ from .directions import Ignore, Normalize, orthogonalize, random_direction
 from .grid import LINE_POINTS, PLANE_POINTS, SECOND_SEED, axis, check_tolerance, line, plane
 from .points import Autocast
 from .slices import Line, Plane
-from .trajectory import trajectory_plane
+from .trajectory import check_last, trajectory_plane
 
 _SHARED = {
     "span": Option(1.0, "steps run from -span to span", "Li et al. 2018"),
@@ -167,13 +167,16 @@ def measure_plane(
     (with `tol` for some of them) and 29 or 30 beside; see `plane`. Other directions: "gradient" and a random one made
     orthogonal to it, "hessian" (the two largest eigenvalues' vectors), both as long as the random ones, so that `span`
     means the same; "trajectory" (the first two principal axes of `checkpoints`), whose steps run over the
-    checkpoints' own rectangle around the last of them, so that `span` has no effect.
+    checkpoints' own rectangle around the last of them, so that `span` has no effect; the task's model must hold that
+    one, and a result of another checkpoint is refused.
     """
     check_plane(grid=grid, directions=directions, tol=tol, budget=budget, checkpoints=checkpoints, span=span)
     more: dict[str, Any] = {"tol": tol, "budget": budget, "held_out": held_out, "autocast": autocast}
     more |= {"split": split, "seed": seed, "progress": progress}
     if directions == "trajectory":
-        found, way = trajectory_plane(task, checkpoint_paths(checkpoints), grid=_points(grid), **more)
+        paths = checkpoint_paths(checkpoints)
+        check_last(task, paths[-1])
+        found, way = trajectory_plane(task, paths, grid=_points(grid), **more)
         notes = (*found.notes, *(n for n in way.notes if n not in found.notes))
         return replace(found, notes=notes, along=(way,))
     steps = axis(span, _points(grid))

@@ -25,7 +25,7 @@ from .path import paired_error
 from .routes import MARGIN, Trajectory
 from .rows import MEMORY, Rows
 from .slices import Plane
-from .states import State, holding, others
+from .states import State, differ, holding, others, read_state
 
 #: The second axis must hold this share of the variance of the first at least; else the checkpoints lie on a line
 #: (chosen by us: what rounding to float32 leaves of a straight line is 1e-14).
@@ -117,6 +117,20 @@ def trajectory_plane(
     alphas, betas = found.ranges(grid, margin)
     with holding(unwrap(task.model), last):
         return plane(task, *found.directions(), alphas, betas, split=split, progress=progress, **settings), found
+
+
+def check_last(task: Task, last: Any) -> None:
+    """Raise MeasurementError unless the task's model holds the state `last`, the center of a trajectory's plane.
+
+    For whoever keeps the plane as a result of that model: `trajectory_plane` itself takes the state, not the model's.
+    """
+    model = unwrap(task.model)
+    state = read_state(last, model, 1)
+    if differ(read_state(model, model, 1), state):
+        raise MeasurementError(
+            f"the trajectory's plane lies around its last checkpoint, {state.label}, not around this one: measure it "
+            "there"
+        )
 
 
 @dataclass(frozen=True)
