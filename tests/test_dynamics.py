@@ -1,0 +1,133 @@
+"""Norms, noise scale and effective rank against float64 sums, closed forms and torch's own clipping."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from landscape.dynamics.embeddings import effective_rank
+from landscape.dynamics.noise import NoiseScale
+from landscape.dynamics.norms import LONG, RUN, clip_coefficient, joint_norm, not_finite, tensor_norms
+from landscape.errors import MeasurementError
+
+
+def naive(t: torch.Tensor) -> float:
+    return math.sqrt(float((t.detach().to(torch.float64) ** 2).sum()))
+
+
+class TestNorms:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    def test_of_every_size_and_precision(self, dtype):
+        g = torch.Generator().manual_seed(0)
+        sizes = [(1,), (3, 5), (), (LONG,), (LONG + 1,), (3 * RUN, 7), (5 * RUN + 3,), (0,)]
+        tensors = [torch.randn(s, generator=g).to(dtype) for s in sizes]
+        found = tensor_norms(tensors)
+        assert found.dtype == torch.float64
+        for t, norm in zip(tensors, found, strict=True):
+            assert float(norm) == pytest.approx(naive(t), rel=1e-6)
+        whole = math.sqrt(sum(naive(t) ** 2 for t in tensors))
+        assert float(joint_norm(found)) == pytest.approx(whole, rel=1e-6)
+
+    def test_twenty_five_million_numbers_where_torchs_own_norm_is_off(self):
+        t = torch.randn(25_000_000, generator=torch.Generator().manual_seed(1))
+        exact = naive(t)
+        assert float(tensor_norms([t])) == pytest.approx(exact, rel=1e-6)
+        assert abs(float(torch.stack(torch._foreach_norm([t]))) - exact) > 1e-4 * exact
+
+    @pytest.mark.parametrize("value", [1.1, 3e-7])
+    def test_equal_numbers_whose_rounding_errors_add_up(self, value):
+        t = torch.full((4_000_000,), value)
+        assert float(tensor_norms([t])) == pytest.approx(naive(t), rel=1e-6)
+
+    def test_float16_does_not_overflow(self):
+        t = torch.full((10_000,), 1000.0, dtype=torch.float16)
+        assert float(tensor_norms([t])) == pytest.approx(1e5, rel=1e-6)
+
+    def test_mixed_kinds_sparse_and_complex(self):
+        dense = torch.zeros(6, 2)
+        dense[[1, 4]] = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+        twice = torch.sparse_coo_tensor([[1, 1]], torch.tensor([[3.0, 0.0], [1.0, 0.0]]), (6, 2), check_invariants=True)
+        c = torch.tensor([3 + 4j, 0j])
+        found = tensor_norms([dense.to_sparse(1), twice, c, dense.double(), dense.half()])
+        assert found[:4].tolist() == pytest.approx([naive(dense), 4.0, 5.0, naive(dense)], rel=1e-6)
+        assert float(found[4]) == pytest.approx(naive(dense.half()), rel=1e-6)
+
+    def test_what_is_not_finite_is_counted_by_tensor(self):
+        norms = tensor_norms([torch.tensor([1.0, math.nan]), torch.ones(3), torch.tensor([math.inf]), torch.zeros(0)])
+        assert int(not_finite(norms)) == 2
+        assert tensor_norms([]).shape == (0,)
+        assert float(joint_norm(tensor_norms([]))) == 0
+
+    @pytest.mark.parametrize("limit", [0.1, 1.0, 100.0])
+    def test_clipping_is_torchs_own(self, limit):
+        w = nn.Parameter(torch.zeros(50))
+        w.grad = torch.randn(50, generator=torch.Generator().manual_seed(3))
+        before = tensor_norms([w.grad])
+        total = nn.utils.clip_grad_norm_([w], limit)
+        assert float(total) == pytest.approx(float(before), rel=1e-6)
+        factor = clip_coefficient(joint_norm(before), limit)
+        assert float(tensor_norms([w.grad])) == pytest.approx(float(before * factor), rel=1e-6)
+
+
+class TestNoiseScale:
+    def test_gaussian_gradients_of_known_scale(self):
+        """g = G + noise of covariance s^2 I: the noise scale is n s^2 / |G|^2."""
+        n, s, b, parts = 50, 2.0, 4, 8
+        g = torch.Generator().manual_seed(0)
+        mean = torch.randn(n, generator=g, dtype=torch.float64)
+        scale = NoiseScale(decay=0.999)
+        for _ in range(4000):
+            noise = torch.randn(parts, n, generator=g, dtype=torch.float64) * s / math.sqrt(b)
+            small = ((mean + noise) ** 2).sum(1).mean()
+            big = ((mean + noise.mean(0)) ** 2).sum()
+            scale.add(float(small), float(big), b, b * parts)
+        exact = float((mean**2).sum())
+        # About 2,000 independent steps weigh in: the estimates' standard errors are near 0.5%.
+        assert scale.squared_gradient == pytest.approx(exact, rel=0.03)
+        assert scale.variance == pytest.approx(n * s * s, rel=0.03)
+        assert scale.value == pytest.approx(n * s * s / exact, rel=0.05)
+
+    def test_one_step_is_the_formula(self):
+        scale = NoiseScale()
+        assert math.isnan(scale.value)
+        assert scale.add(10.0, 4.0, 2, 8) == pytest.approx(((8 * 4 - 2 * 10) / 6, 6 / (1 / 2 - 1 / 8)))
+        assert scale.value == pytest.approx(16.0 / 2.0)  # nothing is lost to the start of the mean
+
+    def test_a_mean_gradient_lost_in_the_noise(self):
+        scale = NoiseScale()
+        scale.add(10.0, 1.0, 2, 8)
+        assert scale.squared_gradient < 0
+        assert scale.value == math.inf
+
+    def test_steps_that_are_not_finite_are_left_out(self):
+        scale = NoiseScale()
+        scale.add(10.0, 4.0, 2, 8)
+        before = scale.value
+        assert math.isnan(scale.add(math.nan, 4.0, 2, 8)[0])
+        assert (scale.value, scale.steps) == (before, 1)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="must be smaller than the big one"):
+            NoiseScale().add(1.0, 1.0, 8, 8)
+        with pytest.raises(ValueError, match=r"decay=1\.0"):
+            NoiseScale(decay=1.0)
+
+
+class TestEffectiveRank:
+    def test_known_answers(self):
+        assert float(effective_rank(torch.eye(8))) == pytest.approx(8, rel=1e-5)
+        assert float(effective_rank(torch.outer(torch.arange(1.0, 6), torch.ones(4)))) == pytest.approx(1, rel=1e-4)
+        assert float(effective_rank(torch.diag(torch.tensor([3.0, 1.0])))) == pytest.approx(1.754765, abs=1e-5)
+
+    def test_positions_are_samples(self):
+        x = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
+        assert float(effective_rank(x)) == float(effective_rank(x.reshape(24, 5)))
+        assert float(effective_rank(torch.zeros(3, 2))) == 0
+
+    @pytest.mark.parametrize("features", [torch.ones(3), torch.ones(0, 3), torch.tensor([[math.nan, 1.0]])])
+    def test_bad_input(self, features):
+        with pytest.raises(MeasurementError, match=r"no rank|not defined"):
+            effective_rank(features)
