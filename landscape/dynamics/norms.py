@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-#: On a CPU: longest run of numbers that is summed in float32, and from where on a tensor is cut into such runs. Over
-#: 25 million equal numbers runs of 16,384 err by 8e-6, of 1,024 by 2e-7; float64 throughout takes nine times as long
-#: (measured, torch 2.13; torch's own float32 norm errs by 1.4e-3 on 25 million random ones). Short tensors are summed in
-#: float64, which costs nothing there.
+#: On a CPU: longest run of numbers that is summed in float32, and from where on a tensor is cut into such runs. Over 25
+#: million equal numbers runs of 16,384 err by 8e-6, of 1,024 by 2e-7; float64 throughout takes nine times as long
+#: (measured, torch 2.13; torch's own float32 norm errs by 1.4e-3 on 25 million random ones). Short tensors are summed
+#: in float64, which costs nothing there.
 RUN, LONG = 1 << 10, 1 << 16
 
 
@@ -19,10 +19,11 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 
     Numbers of half precision are squared and summed in float32 at least (a float16 norm overflows, a bfloat16 one errs
     by 4e-4); on a CPU short tensors are summed in float64, long ones in runs. The relative error stays below 1e-6 up to
-    25 million elements. A norm above 1.8e19 in float32 overflows to inf, and one with a NaN in it is NaN: a norm that is not
-    finite says that the tensor is not. Sparse tensors count what they hold, complex numbers both parts.
+    25 million elements. A norm above 1.8e19 in float32 may overflow to inf, and one with a NaN in it is NaN: a norm
+    that is not finite says that the tensor is not. Sparse tensors count what they hold, complex numbers both parts.
 
-    Costs one pass over the tensors: 0.2 ms for a ResNet-20 on a CPU, whose training step takes 500. Nothing is copied to the host.
+    Costs one pass over the tensors: 0.2 ms for a ResNet-20 on a CPU, whose training step takes 500. Nothing is copied
+    to the host.
     """
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
