@@ -275,6 +275,7 @@ def test_a_source_without_an_end_is_its_own_population() -> None:
     endless = task.replace(train=iter(task.train))
     found = to_precision(endless, mean_square, 0.2, start=128)
     assert (found.population, math.isnan(found.work), found.status) == (math.inf, True, "complete")
+    assert found.notes == (f"the first {found.samples} train samples that the data gave, in their own order",)
     # Its end, when it comes, is taken for the whole.
     over = to_precision(endless, mean_square, 1e-3, start=128)
     assert (over.samples, over.population) == (700, 700)

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
+from ..data import Draw
 from ..errors import MeasurementError
 from ..results import Check, Cost, Result, measurements
 from ..tasks import Task
@@ -152,7 +153,7 @@ def to_precision(
             ended = draw.samples >= available or (draw.available is None and draw.samples < want)
             bar.total = bar.n + (1 if ended else 3) * draw.samples
             if ended:
-                stages.append(_whole(part, measure, split, draw.samples, bar))
+                stages.append(_whole(part, measure, draw, bar))
                 return _result(stages, float(draw.samples), settings, precision, began)
             stages.append(_stage(part, measure, split, seed, bar))
             result = _result(stages, float(available), settings, precision, began)
@@ -223,6 +224,7 @@ class _Stage:
     measured: Any
     levels: tuple[tuple[float, int, np.ndarray, np.ndarray], ...]
     cost: Cost
+    notes: tuple[str, ...]
     whole_batches: bool = False
 
     @property
@@ -281,16 +283,18 @@ def _stage(task: Task, measure: Callable[[Task], Any], split: str, seed: int, ba
         values.append(rows)
     parts = Parts(n, values[0], values[1], values[2][0])
     cost = Cost(products, passes, seconds)
-    return _Stage(n, parts, numbers, measured, tuple(levels), cost, subsamples.whole_batches)
+    return _Stage(n, parts, numbers, measured, tuple(levels), cost, subsamples.draw.notes, subsamples.whole_batches)
 
 
-def _whole(task: Task, measure: Callable[[Task], Any], split: str, samples: int, bar: Any) -> _Stage:
+def _whole(task: Task, measure: Callable[[Task], Any], draw: Draw, bar: Any) -> _Stage:
+    """Measure a draw that is the whole split."""
+    samples = draw.samples
     measured = measure(task)
     numbers = numbers_of(measured)
     bar.update(samples)
     cost = measured.cost if isinstance(measured, Result) else Cost()
     level = (float(samples), 1, numbers.values, np.full(len(numbers.values), math.nan))
-    return _Stage(samples, None, numbers, measured, (level,), cost)
+    return _Stage(samples, None, numbers, measured, (level,), cost, draw.notes)
 
 
 def _needed(result: SamplingError, numbers: Numbers, precision: float) -> int:
@@ -347,6 +351,7 @@ def _result(
         },
         checks=tuple(checks),
         warnings=warnings,
+        notes=last.notes,
         values=numbers.values,
         estimates=np.where(resolved, numbers.values - bias, numbers.values),
         interval=interval,
