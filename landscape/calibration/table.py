@@ -146,7 +146,15 @@ class Calibration(Result, kind="calibration"):
             "ece_ci": [float(x) for x in self.ece_interval],
             "bins": self.bins,
             "mce": self.mce,
+            "ece_debiased": self.ece_debiased,
+            "overconfidence": self.overconfidence,
+            "underconfidence": self.underconfidence,
             "debiased_l2": self.debiased_l2,
+            "debiased_l2_ci": None if self.debiased_l2_interval is None else self.debiased_l2_interval.tolist(),
+            "smooth_ece": self.smooth_ece,
+            "ks": self.ks,
+            "classwise_ece": self.classwise_ece,
+            "aurc": self.aurc,
             "brier": self.brier,
             "nll": self.nll,
             "accuracy": self.accuracy,
@@ -157,6 +165,51 @@ class Calibration(Result, kind="calibration"):
             "samples": self.samples,
             "convention": self.convention,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantileCalibration(Result, kind="quantile_calibration"):
+    """Calibration of a regression that predicts normal distributions, from the targets' places in them.
+
+    `frequency` says how often the target lies below each predicted quantile `level`; the consistency band is what
+    right distributions would show with as many samples. `quantile_error` is the mean distance of the two,
+    `calibration_p_value` that of the Kolmogorov-Smirnov test that the places are uniform (independent samples).
+    """
+
+    quantile_error: float = array(units="share", doc="mean distance of frequency and level, as it is (biased upward)")
+    debiased_l2: float = array(units="share^2", doc="mean squared distance without its sampling bias, floored at 0")
+    ks: float = array(units="share", doc="largest distance of frequency and level over 999 levels")
+    calibration_p_value: float = array(doc="p-value of right distributions showing at least this ks")
+    crps: float = array(
+        units="target", stderr="crps_stderr", interval="crps_interval", doc="mean continuous ranked probability score"
+    )
+    crps_stderr: float = array(units="target", doc="standard error over the samples", default=math.nan)
+    crps_interval: np.ndarray | None = array("bound", units="target", doc="95% interval of the CRPS", default=None)
+    nll: float = array(
+        units="nats", stderr="nll_stderr", interval="nll_interval", doc="mean negative log density of the targets"
+    )
+    nll_stderr: float = array(units="nats", doc="standard error over the samples", default=math.nan)
+    nll_interval: np.ndarray | None = array("bound", units="nats", doc="95% interval of the NLL", default=None)
+    rmse: float = array(units="target", doc="root mean squared error of the means")
+    mean_std: float = array(units="target", doc="mean predicted standard deviation (sharpness)")
+    rms_std: float = array(units="target", doc="root mean predicted variance: equals rmse for right distributions")
+    std_ratio: float = array(doc="root mean of ((target - mean) / std)^2: above 1 the deviations are too small")
+    level: np.ndarray = array("level", units="share", coordinate=True, doc="predicted quantiles")
+    frequency: np.ndarray = array(
+        "level", units="share", interval="frequency_interval", doc="share of targets below each quantile"
+    )
+    frequency_interval: np.ndarray = array(
+        "level", "bound", units="share", doc="Clopper-Pearson 95% interval of each frequency"
+    )
+    consistency_band: np.ndarray = array(
+        "level", "bound", units="share", doc="95% band of right distributions with as many samples"
+    )
+    counts: np.ndarray = array("cell", doc="targets between neighboring quantiles")
+    samples: int = array(doc="number of predictions", default=0)
+
+    def summary(self) -> dict[str, Any]:
+        names = "quantile_error debiased_l2 ks calibration_p_value crps nll rmse mean_std std_ratio samples"
+        return {name: getattr(self, name) for name in names.split()}
 
 
 @dataclass(frozen=True, kw_only=True)
