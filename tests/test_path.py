@@ -316,6 +316,18 @@ def test_what_is_no_path_is_refused(tmp_path):
             interpolate(task, weight(1.0), weight(2.0), **bad)
 
 
+def test_a_parameter_that_the_model_saves_under_another_name_is_named():
+    class Renamed(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            return {k.replace("weight", "kernel"): v for k, v in super().state_dict(*args, **kwargs).items()}
+
+    model = Renamed(2, 1).to(DOUBLE)
+    task = Task(model, nn.MSELoss(), (torch.randn(4, 2, dtype=DOUBLE), torch.randn(4, 1, dtype=DOUBLE)))
+    other = {k: v + 1 for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="does not hold the parameter 'weight'"):
+        interpolate(task, model.state_dict(), other)
+
+
 def test_whole_numbers_that_differ_have_nothing_between_them():
     class Masked(nn.Module):
         def __init__(self, mask):

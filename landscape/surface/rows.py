@@ -61,7 +61,7 @@ class Rows:
         self.labels = tuple(labels)
         self.notes = tuple(notes)
         self.steps = _increasing(steps) if _increasing(steps) is not None else _increasing(epochs)
-        double = any(final.weights[n].dtype == torch.float64 for n in self.names)
+        double = any(t.dtype == torch.float64 for t in final.chosen(self.names))
         self.dtype = torch.float64 if double else torch.float32
         self.shape = (len(labels), sum(self._sizes))
         self.center = self.flat(final)

@@ -34,7 +34,12 @@ class State:
     notes: tuple[str, ...] = ()
 
     def chosen(self, names: tuple[str, ...]) -> list[torch.Tensor]:
-        """Return the tensors of these parameters, in this order."""
+        """Return the tensors of these parameters, in this order. Raises CheckpointError where one is not there."""
+        missing = [n for n in names if n not in self.weights]
+        if missing:
+            raise CheckpointError(
+                f"{self.label} does not hold the parameter {missing[0]!r}, which the model doesn't save under this name"
+            )
         return [self.weights[n] for n in names]
 
 
@@ -109,8 +114,8 @@ def differ(a: State, b: State) -> bool:
 
 def check_finite(state: State, names: tuple[str, ...]) -> None:
     """Raise MeasurementError naming the first of these parameters that holds a NaN or an infinity."""
-    for name in names:
-        if not bool(torch.isfinite(state.weights[name]).all()):
+    for name, value in zip(names, state.chosen(names), strict=True):
+        if not bool(torch.isfinite(value).all()):
             raise MeasurementError(
                 f"{state.label} is not finite in {name!r}: leave this state out (diverged weights have no place on a "
                 "picture)"
