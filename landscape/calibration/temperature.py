@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..results import Check, Cost
+from .columns import Columns
 from .inputs import Predictions, read_predictions
 from .table import Temperature
 
@@ -122,12 +123,12 @@ def _check(outcome: str, slope: float) -> Check:
 
 
 class _Slope:
-    """Derivatives of the mean NLL along x = log(1/T), over rows shifted so that their largest logit is 0."""
+    """Derivatives of the mean NLL along x = log(1/T)."""
 
     def __init__(self, predictions: Predictions) -> None:
-        self.predictions = predictions
+        self.columns = Columns(predictions)
         self.evaluations = 0
-        self.flat = all(np.ptp(z, axis=1).max() == 0 for z, _ in self._rows())
+        self.flat = all(z.min() == 0 for z, _ in self.columns)  # the largest of each column is 0
 
     def __call__(self, x: float) -> tuple[float, float]:
         """Return the slope of the NLL in 1/T at 1/T = exp(x), and its derivative with respect to x."""
@@ -140,20 +141,13 @@ class _Slope:
         """Return mean NLL, each row's d NLL / d beta = E_p z - z_y, and the mean of Var_p z, at beta = 1/T."""
         nll = curvature = 0.0
         scores = []
-        for z, y in self._rows():
+        for z, y in self.columns:
             p = np.exp(beta * z)
-            total = p.sum(axis=1)
-            p /= total[:, None]
-            own = z[np.arange(len(y)), y]
-            mean = np.einsum("nc,nc->n", p, z)
+            total = p.sum(axis=0)
+            own = z[y, np.arange(len(y))]
+            mean = np.einsum("cn,cn->n", p, z) / total
             nll += float(np.sum(np.log(total) - beta * own))
-            curvature += float(np.sum(np.einsum("nc,nc->n", p, (z - mean[:, None]) ** 2)))
+            curvature += float(np.sum(np.einsum("cn,cn->n", p, (z - mean) ** 2) / total))
             scores.append(mean - own)
-        n = len(self.predictions.labels)
+        n = len(self.columns)
         return nll / n, np.concatenate(scores), curvature / n
-
-    def _rows(self) -> Any:
-        for z, y in self.predictions.chunks():
-            if z.ndim == 1:
-                z = np.stack([np.zeros_like(z), z], axis=1)
-            yield z - z.max(axis=1, keepdims=True), y

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
 from ..results import Check
+from .columns import Columns
 from .inputs import Predictions
 from .temperature import temperature_of
 
@@ -41,11 +41,11 @@ def fit_vector(predictions: Predictions) -> VectorFit:
     """
     temperature = temperature_of(predictions)
     scale = 1 / temperature.value if temperature.converged else 1.0
-    rows = _Rows(predictions, scale)
-    k = rows.classes
+    loss = _Loss(predictions, scale)
+    k = loss.classes
     start = np.concatenate([np.ones(k), np.zeros(k)])
     found = minimize(
-        rows.objective,
+        loss,
         start,
         jac=True,
         method="L-BFGS-B",
@@ -53,7 +53,7 @@ def fit_vector(predictions: Predictions) -> VectorFit:
         options={"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "ftol": 1e-15, "gtol": _GRADIENT},
     )
     u, b = found.x[:k], found.x[k:]
-    _, gradient = rows.objective(found.x)
+    _, gradient = loss(found.x)
     gradient[:k] = np.where((u <= 0) & (gradient[:k] > 0), 0.0, gradient[:k])
     largest = float(np.abs(gradient).max())
     level = "pass" if largest <= 10 * _GRADIENT else "warn"
@@ -64,36 +64,31 @@ def fit_vector(predictions: Predictions) -> VectorFit:
     return VectorFit(u * scale, b, check)
 
 
-class _Rows:
+class _Loss:
     """Mean NLL with the prior, and its gradient, over logits times `scale`; a binary task has logits (0, z)."""
 
     def __init__(self, predictions: Predictions, scale: float) -> None:
-        self.predictions = predictions
+        # A constant added to a row of logits changes what vector scaling makes of it: they stay as they are.
+        self.columns = Columns(predictions, shifted=False)
         self.scale = scale
         self.classes = predictions.classes
 
-    def objective(self, x: np.ndarray) -> tuple[float, np.ndarray]:
-        k, n = self.classes, len(self.predictions.labels)
-        u, b = x[:k], x[k:]
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        k, n = self.classes, len(self.columns)
+        u, b = x[:k] * self.scale, x[k:]
         value = 0.0
         by_u, by_b = np.zeros(k), np.zeros(k)
-        for z, y in self._blocks():
-            s = z * u + b
-            s -= s.max(axis=1, keepdims=True)
+        for z, y in self.columns:
+            s = z * u[:, None] + b[:, None]
+            s -= s.max(axis=0)
             p = np.exp(s)
-            total = p.sum(axis=1)
+            total = p.sum(axis=0)
             at = np.arange(len(y))
-            value += float(np.sum(np.log(total) - s[at, y]))
-            p /= total[:, None]
-            p[at, y] -= 1.0
-            by_b += p.sum(axis=0)
-            by_u += np.einsum("nc,nc->c", p, z)
+            value += float(np.sum(np.log(total) - s[y, at]))
+            p /= total
+            p[y, at] -= 1.0
+            by_b += p.sum(axis=1)
+            by_u += np.einsum("cn,cn->c", p, z)
         prior = PRIOR / n
-        value = value / n + prior / 2 * float(np.sum((u - 1) ** 2) + np.sum(b**2))
-        return value, np.concatenate([by_u / n + prior * (u - 1), by_b / n + prior * b])
-
-    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for z, y in self.predictions.chunks():
-            if z.ndim == 1:
-                z = np.stack([np.zeros_like(z), z], axis=1)
-            yield z * self.scale, y
+        value = value / n + prior / 2 * float(np.sum((x[:k] - 1) ** 2) + np.sum(b**2))
+        return value, np.concatenate([by_u * self.scale / n + prior * (x[:k] - 1), by_b / n + prior * b])
