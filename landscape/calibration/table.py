@@ -216,8 +216,9 @@ class QuantileCalibration(Result, kind="quantile_calibration"):
 class Temperature(Result, kind="temperature", section="calibration"):
     """A temperature fitted to logits and labels: softmax(logits / value) has the least NLL of all temperatures.
 
-    `status` is "complete" at an interior minimum, "partial" where there is none within `bounds`: `outcome` says
-    which: "converged", "at the lower bound" (the labels can be told apart perfectly: ever sharper is ever better),
+    `status` is "complete" at an interior minimum, "partial" where there is none within `bounds`; `value` is NaN then
+    and the other numbers are those at the bound, except where every temperature fits alike. `outcome` says which:
+    "converged", "at the lower bound" (the labels can be told apart perfectly: ever sharper is ever better),
     "at the upper bound" (the logits say nothing about the labels) or "flat" (every temperature fits alike; 1).
     """
 
