@@ -24,6 +24,7 @@ from report_samples import (
 from landscape.errors import LandscapeError, MeasurementError
 from landscape.report.figures import draw, figure, figures
 from landscape.report.figures.registry import new_axes
+from landscape.report.figures.self_check import self_check
 from landscape.report.palette import HOLE
 from landscape.results import Result, StoredResult, Variable, array
 
@@ -318,3 +319,33 @@ def test_one_function_adds_a_figure(monkeypatch):
         return ax
 
     assert draw(Twist(angle=0.5)).get_title() == "0.5 rad"
+
+
+def test_pictures_of_the_loss_say_how_far_they_can_be_trusted():
+    whole = plane()
+    known = np.zeros(whole.loss.shape, dtype=bool)
+    known[::5, ::5] = True
+    found = replace(whole, evaluated=known, error=0.007, bend=0.25, status="partial", batchnorm="eval")
+    lines = self_check(found)
+    assert lines[0].startswith("center ")
+    assert "= checkpoint" in lines[0]
+    assert "BatchNorm eval" in lines[0]
+    assert f"{known.sum()} of {known.size} points evaluated, rest off by ≲ 0.70% of the range" in lines[1]
+    assert lines[2] == "PARTIAL · leaves its quadratic model by 25% beside the center"
+    assert "IS NOT the checkpoint" in self_check(replace(whole, center_loss=whole.checkpoint_loss * 1.01))[0]
+    ax = draw(found, points=True)
+    assert any(lines[1] in t.get_text() for t in ax.texts)
+    (dots,) = [line for line in ax.lines if line.get_marker() == "."]
+    assert len(dots.get_xdata()) == known.sum()
+    assert not draw(found, checks=False).texts
+    ax.figure.canvas.draw()  # long lines must not narrow the axes
+    assert ax.get_window_extent().width > 150
+
+
+def test_any_quantity_of_a_slice_can_be_drawn_and_unknown_ones_name_what_there_is():
+    whole = plane()
+    found = replace(whole, held_out_loss=2 * whole.loss, terms=whole.loss[None], term_names=("hinge",))
+    for quantity in ("held_out_loss", "hinge"):
+        assert draw(found, quantity=quantity) is not None
+    with pytest.raises(MeasurementError, match="has no held_out_accuracy: it has loss, accuracy, held_out_loss, hinge"):
+        draw(found, quantity="held_out_accuracy")

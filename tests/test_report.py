@@ -322,7 +322,7 @@ def test_points_that_were_interpolated_are_counted():
     evaluated = np.zeros((25, 25), dtype=bool)
     evaluated[::2, ::2] = True
     text = page([make_run("a", [replace(plane(), evaluated=evaluated, error=0.02)])]).text
-    assert "169 of 625 points evaluated, error ≤ 0.02" in text
+    assert "169 of 625 points evaluated, error ≲ 2.0% of the range" in text
 
 
 # ------------------------------------------------------------------------------------------------ safety

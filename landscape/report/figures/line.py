@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ...errors import MeasurementError
 from ...surface.slices import Line
 from ..chart import Chart, Control, Panel, Series, ref, run_css, scaled_axis
 from ..numbers import count
@@ -15,6 +14,7 @@ from ..palette import INK, PLOTLY_DASHES, RUN_COLORS
 from ..runs import Run
 from ..scales import finite, scales
 from .registry import figure, new_axes, tidy
+from .self_check import label_of, quantity_of, write_self_check
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,19 +26,18 @@ def draw_line(
     *,
     ax: Axes | None = None,
     scale: Literal["auto", "linear", "log"] = "auto",
-    quantity: Literal["loss", "accuracy"] = "loss",
+    quantity: str = "loss",
     color: str = RUN_COLORS[0],
     label: str | None = None,
 ) -> Axes:
     """Draw a Line: the loss (or accuracy) against the step, with the checkpoint marked; gaps where not finite.
 
-    Draw several into one `ax` to compare them, each with its `color` and `label`. Raises MeasurementError where the
-    line has no such quantity.
+    Draw several into one `ax` to compare them, each with its `color` and `label`. `quantity` may also be
+    held_out_loss, held_out_accuracy or one of `term_names`. A few small lines say how far the picture can be trusted,
+    where no `ax` was given. Raises MeasurementError where the line has no such quantity.
     """
-    values = result.loss if quantity == "loss" else result.accuracy
-    if values is None:
-        raise MeasurementError(f"this line has no {quantity}; it was measured without labels")
-    values = np.asarray(values, dtype=float)
+    values = quantity_of(result, quantity)
+    alone = ax is None
     ax = ax or new_axes((5.0, 3.4))
     choices, default = scales(finite([values]), finite([np.array([result.center_loss])]))
     chosen = choices.get(default if scale == "auto" else scale, choices["linear"])
@@ -50,8 +49,10 @@ def draw_line(
     elif chosen.kind == "log":
         ax.set_yscale("log")
     ax.set_xlabel("α (step along d)")
-    ax.set_ylabel("loss" if quantity == "loss" else "accuracy (share of right labels)")
+    ax.set_ylabel(label_of(quantity))
     tidy(ax)
+    if alone:
+        write_self_check(ax, result)
     return ax
 
 

@@ -16,6 +16,7 @@ from ..palette import HOLE, INK, SURFACE_MAP
 from ..runs import Run
 from ..scales import Scale, finite, scales
 from .registry import figure, new_axes
+from .self_check import label_of, quantity_of, write_self_check
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,30 +32,32 @@ def draw_plane(
     ax: Axes | None = None,
     scale: Literal["auto", "linear", "log"] = "auto",
     projection: Literal["contour", "3d"] = "contour",
-    quantity: Literal["loss", "accuracy"] = "loss",
+    quantity: str = "loss",
     zlim: tuple[float, float] | None = None,
     view: tuple[float, float] = (32.0, -58.0),
     levels: int = LEVELS,
     cmap: str = SURFACE_MAP,
+    points: bool = False,
+    checks: bool = True,
 ) -> Axes:
     """Draw a Plane as filled contours, or as a surface with `projection="3d"` (or on 3D axes).
 
     The center (the checkpoint) is marked; points that are not finite are holes. `scale="auto"` takes the
     logarithm where the losses span more than a factor of 20, and asinh in its place where a loss is 0 or below.
     `zlim` fixes the heights and the colors, for pictures that are compared; `view` is (elevation, azimuth) in
-    degrees. Raises MeasurementError where the plane has no such quantity, or no finite point at all.
+    degrees. `quantity` may also be held_out_loss, held_out_accuracy or one of `term_names`. `points` marks the points
+    that were evaluated, where others are interpolated. A few small lines say how far the picture can be trusted;
+    `checks=False` leaves them out. Raises MeasurementError where the plane has no such quantity, or no finite point.
     """
-    values = result.loss if quantity == "loss" else result.accuracy
-    if values is None:
-        raise MeasurementError(f"this plane has no {quantity}; it was measured without labels")
-    values = np.asarray(values, dtype=float)
+    values = quantity_of(result, quantity)
     known = finite([values]) if zlim is None else np.array(zlim, dtype=float)
     if not len(known):
         raise MeasurementError("no point of this plane is finite: there is no surface to draw")
     choices, default = scales(known, finite([np.array([result.center_loss])]))
-    wanted = (default if quantity == "loss" else "linear") if scale == "auto" else scale
+    shares = quantity.endswith("accuracy")
+    wanted = ("linear" if shares else default) if scale == "auto" else scale
     chosen = choices.get(wanted, choices["linear"])
-    units = "loss" if quantity == "loss" else "accuracy (share of right labels)"
+    units = label_of(quantity)
 
     solid = projection == "3d" or (ax is not None and ax.name == "3d")
     if ax is None:
@@ -79,6 +82,9 @@ def draw_plane(
         ax.set_facecolor(HOLE)
         ax.plot(0, 0, marker="+", markersize=11, markeredgewidth=3.2, color="white", linestyle="none")
         ax.plot(0, 0, marker="+", markersize=10, markeredgewidth=1.4, color=INK, linestyle="none")
+        if points and not np.all(result.evaluated):
+            i, j = np.nonzero(result.evaluated)
+            ax.plot(result.alpha[i], result.beta[j], ".", color="white", markersize=3, markeredgewidth=0)
         ax.set_aspect("equal")
         if ax.figure is not None:
             bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.86)
@@ -87,6 +93,8 @@ def draw_plane(
             bar.outline.set_visible(False)  # type: ignore[operator]
     ax.set_xlabel("α (step along d₁)")
     ax.set_ylabel("β (step along d₂)")
+    if checks:
+        write_self_check(ax, result)
     return ax
 
 
@@ -152,7 +160,7 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         views = {}
         for name, scale in choices.items():
             views[f"3d.{name}"] = _solid_traces(i, center, scale)
-            views[f"contour.{name}"] = _contour_traces(i, center, scale)
+            views[f"contour.{name}"] = [*_contour_traces(i, center, scale), *_evaluated(plane)]
         panels.append(Panel(run.name, _label(run, plane), views, run.index, _facts(plane)))
     options = tuple((k, "Linear" if k == "linear" else _log_word(choices)) for k in choices)
     return Chart(
@@ -241,6 +249,24 @@ def _solid_traces(i: int, center: float, scale: Scale) -> list[dict]:
             }
         )
     return traces
+
+
+def _evaluated(plane: Any) -> list[dict]:
+    """Return the points that were evaluated, as small dots, where others are interpolated."""
+    known = np.asarray(plane.evaluated, dtype=bool)
+    if known.all():
+        return []
+    i, j = np.nonzero(known)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": np.asarray(plane.alpha)[i].tolist(),
+            "y": np.asarray(plane.beta)[j].tolist(),
+            "marker": {"size": 2.5, "color": "rgba(255,255,255,0.75)"},
+            "hoverinfo": "skip",
+        }
+    ]
 
 
 def _contour_traces(i: int, center: float, scale: Scale) -> list[dict]:
