@@ -1,4 +1,4 @@
-"""Norms, noise scale and effective rank against float64 sums, closed forms and torch's own clipping."""
+"""Norms, updates, noise scale and effective rank against float64 sums, closed forms and torch's own clipping."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from landscape.dynamics import updates
 from landscape.dynamics.embeddings import effective_rank
 from landscape.dynamics.noise import NoiseScale
 from landscape.dynamics.norms import LONG, RUN, clip_coefficient, joint_norm, not_finite, tensor_norms
+from landscape.dynamics.sketch import WIDTH, Sketch
+from landscape.dynamics.updates import Step, Updates
 from landscape.errors import MeasurementError
 
 
@@ -131,3 +134,96 @@ class TestEffectiveRank:
     def test_bad_input(self, features):
         with pytest.raises(MeasurementError, match=r"no rank|not defined"):
             effective_rank(features)
+
+
+def follow(
+    parameters: list[nn.Parameter], steps: int, size: float = 1e-3, **how
+) -> list[tuple[Step, dict[str, float]]]:
+    """Move the parameters at random, and return each step measured beside the same in float64 by hand."""
+    g = torch.Generator().manual_seed(0)
+    tracker = Updates(parameters, **how)
+    start = [p.detach().double().clone() for p in parameters]
+    before, last, found = start, None, []
+    for _ in range(steps):
+        with torch.no_grad():
+            for p in parameters:
+                p.add_(size * (0.3 + torch.randn(p.shape, generator=g)).to(p.dtype))
+        now = [p.detach().double().clone() for p in parameters]
+        delta = torch.cat([(a - b).reshape(-1) for a, b in zip(now, before, strict=True)])
+        exact = {
+            "update": naive(delta),
+            "weights": naive(torch.cat([p.reshape(-1) for p in now])),
+            "distance": naive(torch.cat([(a - b).reshape(-1) for a, b in zip(now, start, strict=True)])),
+            "cosine": math.nan if last is None else float(delta @ last) / naive(delta) / naive(last),
+            **{f"tensor {i}": naive(a - b) for i, (a, b) in enumerate(zip(now, before, strict=True))},
+        }
+        found.append((tracker.step(), exact))
+        before, last = now, delta
+    return found
+
+
+def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    g = torch.Generator().manual_seed(4)
+    return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]
+
+
+class TestUpdates:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("flat", [True, False])
+    def test_against_float64_by_hand(self, dtype, flat, monkeypatch):
+        if not flat:
+            monkeypatch.setattr(updates, "FLAT", 0)
+        size = 0.1 if dtype == torch.bfloat16 else 1e-3
+        for step, exact in follow(weights((40, 30), (30,), (5, 4, 3), dtype=dtype), 4, size):
+            assert float(step.update) == pytest.approx(exact["update"], rel=1e-6)
+            assert float(step.ratio) == pytest.approx(exact["update"] / exact["weights"], rel=1e-6)
+            assert float(step.distance) == pytest.approx(exact["distance"], rel=1e-6)
+            assert float(step.cosine) == pytest.approx(exact["cosine"], abs=1e-5, nan_ok=True)
+            for i in range(3):
+                assert float(step.updates[i]) == pytest.approx(exact[f"tensor {i}"], rel=1e-6)
+
+    def test_several_precisions_in_one_model(self):
+        parameters = weights((40, 30)) + weights((30,), dtype=torch.float64)
+        step, exact = follow(parameters, 2)[-1]
+        assert float(step.update) == pytest.approx(exact["update"], rel=1e-6)
+
+    def test_a_sketch_is_within_its_stated_error(self):
+        """Over 30 seeds: the squared norm's mean and spread, for vectors that a careless sketch gets wrong."""
+        n = 20 * WIDTH + 77
+        g = torch.Generator().manual_seed(0)
+        column = torch.zeros(n)
+        column[:: WIDTH // 16] = 1.0  # one column of a matrix of 4,096
+        for x in (torch.ones(n), torch.randn(n, generator=g), column, torch.linspace(-1, 2, n)):
+            exact = naive(x)
+            found = torch.tensor([float(Sketch([x], seed).of(0, x).norm()) for seed in range(30)]) / exact
+            # Five standard errors of a mean of 30, and a spread that a chi-squared of 29 degrees reaches once in 1e4.
+            # Few numbers that are not zero meet rarely, and then all at once: their spread is known less well.
+            error = Sketch.RELATIVE_ERROR
+            assert abs(float(found.mean()) - 1) <= 5 * error / 30**0.5 + error**2
+            assert float(found.std()) <= (1.5 if int((x != 0).sum()) > WIDTH else 3) * error
+
+    def test_above_the_memory_the_sketch_takes_over(self):
+        parameters = weights((700, 500), (300,))
+        found = follow(parameters, 3, 1e-5, memory=1_000_000)
+        tracker = Updates(parameters, memory=1_000_000)
+        assert not tracker.exact
+        assert Updates(parameters, memory=10_000_000).exact
+        for step, exact in found:
+            slack = 5 * tracker.relative_error
+            assert float(step.update) == pytest.approx(exact["update"], rel=slack)
+            assert float(step.distance) == pytest.approx(exact["distance"], rel=slack)
+            assert float(step.cosine) == pytest.approx(exact["cosine"], abs=2 * slack, nan_ok=True)
+            assert float(step.updates[1]) == pytest.approx(exact["tensor 1"], rel=1e-6)  # short: kept as it is
+            assert float(joint_norm(step.weights)) == pytest.approx(exact["weights"], rel=1e-6)
+
+    def test_a_step_that_changes_nothing(self):
+        tracker = Updates(weights((3, 2)))
+        first, second = tracker.step(), tracker.step()
+        assert float(first.update) == float(second.update) == float(second.distance) == 0
+        assert math.isnan(float(second.cosine))
+
+    def test_bad_input(self):
+        with pytest.raises(MeasurementError, match="there are none"):
+            Updates([])
+        with pytest.raises(MeasurementError, match="cpu and meta"):
+            Updates([torch.zeros(2), torch.zeros(2, device="meta")])

@@ -1,0 +1,157 @@
+"""What a step changed: the size of updates, their direction, and how far the weights have come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import MeasurementError
+from .norms import joint_norm, tensor_norms
+from .sketch import Sketch
+
+#: Up to this many numbers the weights are laid side by side in one vector, which takes a third of the time on small
+#: nets (62 against 162 microseconds for 26,122 parameters) and five copies instead of three (both chosen by us).
+FLAT = 1 << 22
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's update, all float64 tensors on the parameters' device.
+
+    `updates` (k,) are ||theta_t - theta_(t-1)|| of each tensor, `weights` (k,) its ||theta_t||; `distance` is
+    ||theta_t - theta_0|| over all of them, and `cosine` that of this update and the last one (NaN for the first).
+    """
+
+    updates: Tensor
+    weights: Tensor
+    distance: Tensor
+    cosine: Tensor
+
+    @property
+    def update(self) -> Tensor:
+        """The norm of the whole update."""
+        return joint_norm(self.updates)
+
+    @property
+    def ratio(self) -> Tensor:
+        """||update|| / ||theta|| over all tensors."""
+        return self.update / joint_norm(self.weights)
+
+
+class Updates:
+    """Measures what changed in `parameters` between one call of `step()` and the next; the first call counts from here.
+
+    Holds the weights before the step, at the start, and the last update: three copies, or five of up to 4 million
+    numbers. Above `memory` bytes it holds sketches of them instead (see `sketch.py`): `relative_error` is then the
+    standard error of every update norm and of the distance, as a share (0.28% by default), and the cosine's is about
+    `relative_error` times the square root of two; tensors of up to 65,536 numbers, and the norms of the weights, stay
+    exact. No host synchronization; a parameter set that changes is for the caller to notice.
+
+    Args:
+        parameters: the tensors to follow, on one device.
+        memory: bytes to hold at most; None holds copies whatever they take.
+        seed: of the sketch.
+
+    Raises MeasurementError for no parameters, or ones on several devices.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, memory: int | None = None, seed: int = 0) -> None:
+        self.parameters = tuple(parameters)
+        devices = {p.device for p in self.parameters}
+        if len(devices) != 1:
+            where = " and ".join(sorted(map(str, devices))) or "nowhere: there are none"
+            raise MeasurementError(f"updates are measured on one device, these parameters lie on {where}")
+        count = sum(p.numel() for p in self.parameters)
+        size = sum(p.numel() * max(p.element_size(), 4) for p in self.parameters)
+        self.exact = memory is None or 3 * size <= memory
+        self._held: _Held
+        if self.exact and count <= FLAT and len({p.dtype for p in self.parameters}) == 1:
+            self._held = _Flat(self.parameters)
+        else:
+            self._held = _Each(self.parameters, None if self.exact else Sketch(self.parameters, seed))
+        self.relative_error = 0.0 if self.exact else Sketch.RELATIVE_ERROR
+        self._first = True
+
+    def step(self) -> Step:
+        """Return what changed since the last call."""
+        updates, weights, distance, along, before = self._held.step()
+        size = joint_norm(updates)
+        cosine = along / (size * before)
+        if self._first:
+            self._first, cosine = False, torch.full_like(cosine, torch.nan)
+        return Step(updates, weights, distance, cosine)
+
+
+class _Held(Protocol):
+    def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return (norms of the updates, of the weights, distance, update . last update, norm of the last update)."""
+        ...
+
+
+class _Flat:
+    """All weights in one vector, in the precision that they are summed in."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        kind = torch.promote_types(parameters[0].dtype, torch.float32)
+        sizes = [p.numel() for p in parameters]
+        self._now, self._before, self._start, self._delta, self._last = (
+            torch.zeros(sum(sizes), dtype=kind, device=parameters[0].device) for _ in range(5)
+        )
+        self._sizes = sizes
+        self._read(self._before)
+        self._start.copy_(self._before)
+        self._size = torch.zeros((), dtype=torch.float64, device=self._now.device)
+
+    def _read(self, into: Tensor) -> None:
+        parts = [p.detach().reshape(-1) for p in self._parameters]
+        torch.cat(parts, out=into) if parts[0].dtype == into.dtype else into.copy_(torch.cat(parts))
+
+    def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self._read(self._now)
+        torch.sub(self._now, self._before, out=self._delta)
+        norms = tensor_norms([*self._delta.split(self._sizes), *self._now.split(self._sizes)])
+        updates, weights = norms[: len(self._sizes)], norms[len(self._sizes) :]
+        distance = tensor_norms([self._now - self._start])[0]
+        along = torch.dot(self._delta, self._last).double()
+        self._now, self._before = self._before, self._now
+        self._delta, self._last = self._last, self._delta
+        before, self._size = self._size, joint_norm(updates)
+        return updates, weights, distance, along, before
+
+
+class _Each:
+    """Tensor by tensor: copies, or sketches of them."""
+
+    def __init__(self, parameters: Sequence[Tensor], sketch: Sketch | None) -> None:
+        self._parameters = parameters
+        self._sketch = sketch
+        self._before = [self._of(i) for i in range(len(parameters))]
+        self._start = [t.clone() for t in self._before]
+        self._last = [torch.zeros_like(t) for t in self._before]
+        self._size = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+
+    def _of(self, i: int) -> Tensor:
+        p = self._parameters[i].detach().reshape(-1)
+        if self._sketch is not None:
+            return self._sketch.of(i, p)
+        return p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
+
+    def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        along = torch.zeros_like(self._size)
+        updates, away = [], []
+        for i in range(len(self._parameters)):
+            now = self._of(i)
+            delta = now - self._before[i]
+            # One tensor at a time: nothing of the whole model's size is made on the way.
+            updates.append(tensor_norms([delta])[0])
+            away.append(tensor_norms([now - self._start[i]])[0])
+            along += torch.dot(delta, self._last[i]).double()
+            self._before[i], self._last[i] = now, delta
+        sizes = torch.stack(updates)
+        before, self._size = self._size, joint_norm(sizes)
+        return sizes, tensor_norms(self._parameters), joint_norm(torch.stack(away)), along, before
