@@ -225,3 +225,10 @@ def test_settings_out_of_range_are_refused():
             basin(made, **wrong)
     with pytest.raises(ObjectiveError):
         basin(of_weights(torch.ones(1, 2, dtype=DOUBLE), lambda w: (w - 2).log().sum()))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_lines_are_the_same():
+    np.testing.assert_allclose(
+        basin(ellipsoid().replace(device="cuda"), rays=2).radius, basin(ellipsoid(), rays=2).radius
+    )

@@ -134,3 +134,12 @@ def test_what_is_no_plane_is_refused():
         eigenvalue_map(made, tol=-1.0)
     with pytest.raises(MeasurementError, match="grid"):
         measurements()["eigenvalue_map"].run(made, grid=2.5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_map_is_the_same():
+    steps = [0.0, 1.0]
+    expected = eigenvalue_map(task(), alphas=steps, betas=steps, tol=1e-7)
+    found = eigenvalue_map(task().replace(device="cuda"), alphas=steps, betas=steps, tol=1e-7)
+    np.testing.assert_allclose(found.largest, expected.largest, rtol=1e-9)
+    np.testing.assert_allclose(found.smallest, expected.smallest, atol=1e-9)

@@ -342,3 +342,14 @@ def test_whole_numbers_that_differ_have_nothing_between_them():
     task = Task(Masked([True, True, False]), nn.MSELoss(), (x, x[:, :1]))
     with pytest.raises(MeasurementError, match="'mask' holds whole numbers that differ"):
         interpolate(task, Masked([True, True, False]), Masked([True, False, True]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("curve", ["linear", "bezier"])
+def test_on_a_gpu_states_may_lie_anywhere(curve):
+    expected = interpolate(classes(), normed(1), normed(2), points=4, curve=curve, steps=5)
+    found = interpolate(
+        classes(device="cuda"), normed(1).cuda(), normed(2).state_dict(), points=4, curve=curve, steps=5
+    )
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-9)
+    np.testing.assert_allclose(found.barrier_stderr, expected.barrier_stderr, rtol=1e-6, atol=1e-12)

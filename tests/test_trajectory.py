@@ -462,3 +462,12 @@ def test_the_callers_model_and_states_are_untouched(error):
     before.unchanged()
     for s, k in zip(states, kept, strict=True):
         assert all(torch.equal(s[n], k[n]) for n in k)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_states_may_lie_anywhere():
+    states = walk()
+    mixed = [{k: v.cuda() for k, v in s.items()} if i % 2 else s for i, s in enumerate(states)]
+    expected, found = trajectory(task(), states), trajectory(task(device="cuda"), mixed)
+    np.testing.assert_allclose(found.coordinates, expected.coordinates, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.gap, expected.gap, rtol=1e-6, atol=1e-10)

@@ -22,7 +22,7 @@ from ..tasks import Task
 from ..verification import block_error
 from .curve import RATE, STEPS, Trained, train_middle
 from .routes import Path
-from .states import State, check_finite, differ, holding, others, read_state
+from .states import State, check_finite, differ, holding, others, read_state, same
 
 Curve = Literal["linear", "bezier"]
 Statistics = Literal["recompute", "interpolate"]
@@ -214,7 +214,10 @@ class _Walk:
         return np.array(
             [
                 math.sqrt(
-                    sum(float((b.weights[n].double() - a.weights[n].double()).square().sum()) for n in self.names)
+                    sum(
+                        float((b.weights[n].cpu().double() - a.weights[n].cpu().double()).square().sum())
+                        for n in self.names
+                    )
                 )
                 for a, b in itertools.pairwise(self.states)
             ]
@@ -290,7 +293,7 @@ def _check_states(states: Sequence[State], names: tuple[str, ...]) -> None:
             )
         for name, value in a.weights.items():
             exact = not value.is_floating_point() and not name.endswith("num_batches_tracked")
-            if exact and not torch.equal(value, b.weights[name]):
+            if exact and not same(value, b.weights[name]):
                 raise MeasurementError(
                     f"{name!r} holds whole numbers that differ between {a.label} and {b.label}: nothing lies between "
                     "them (a mask, perhaps?)"

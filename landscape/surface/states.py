@@ -105,11 +105,12 @@ def others(state: State, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 def differ(a: State, b: State) -> bool:
     """Say whether any floating-point tensor of two states differs; counters don't count."""
-    return any(
-        v.is_floating_point() and not torch.equal(v.to(b.weights[k].dtype), b.weights[k])
-        for k, v in a.weights.items()
-        if k in b.weights
-    )
+    return any(v.is_floating_point() and not same(v, b.weights[k]) for k, v in a.weights.items() if k in b.weights)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Say whether two tensors hold the same numbers, whatever their devices and precisions."""
+    return torch.equal(a.detach().to(b.device, b.dtype), b.detach())
 
 
 def check_finite(state: State, names: tuple[str, ...]) -> None:
