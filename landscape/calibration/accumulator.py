@@ -524,6 +524,11 @@ class CalibrationAccumulator:
         return dict(self._facts)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever shows the numbers should say of the input."""
+        return tuple(self._warnings)
+
+    @property
     def samples(self) -> int:
         """Predictions counted so far (waits for the device)."""
         return int(self._sums["counts"].sum()) if self._sums else 0
@@ -662,7 +667,7 @@ class CalibrationAccumulator:
             seed=seed,
             interval=interval,
             strict=strict,
-            warnings=tuple(self._warnings),
+            warnings=self.warnings,
             settings={**self._facts, "ignore_index": self.ignore_index},
         )
 

@@ -12,8 +12,9 @@ import torch
 from .inputs import Predictions, sum_tolerance
 
 View = Literal["top", "positive"]
-# Rows in a block (chosen by us: calls cost little, and a few columns fit a cache), and on an accelerator class scores.
-_ROWS, _DEVICE_SCORES = 1 << 16, 1 << 26
+# Rows in a block: a few columns of them fit a core's own cache, and torch does not split so few among threads, whose
+# waiting for each other would cost more than it gains. On an accelerator class scores, to bound the memory.
+_ROWS, _DEVICE_SCORES = 1 << 15, 1 << 26
 # Class scores whose float64 copy is held at a time on a CPU: 1 MiB, which stays in a core's own cache (measured: 128
 # rows of 1,000 classes take half as long a row as 1,024).
 _CACHED = 1 << 17
