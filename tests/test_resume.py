@@ -18,6 +18,7 @@ from torch import nn
 
 from landscape import Plane, Task, journal, open_archive, plane, random_direction, save_checkpoint
 from landscape.archive.writer import ArchiveWriter
+from landscape.cli.options import Duration
 from landscape.errors import ArchiveError
 from landscape.journal import Journal, keeping, until
 from landscape.surface.grid import axis, line
@@ -366,3 +367,68 @@ def test_a_full_disk_under_way_is_one_line_and_keeps_what_is_there(world, monkey
     assert [len(r) for r in open_archive(world / "run.h5.partial").unfinished.values()] == [3]
     writer.close("interrupted")
     assert [len(r) for r in open_archive(world / "run.h5.partial").unfinished.values()] == [5]
+
+
+# --------------------------------------------------------------------------------- the surface on the command line
+
+
+@pytest.mark.parametrize("directions", ["random", "gradient", "hessian"])
+def test_the_surfaces_options_reach_it(world, directions):
+    small_world.done("probe", "net.pt", "--only", "surface,line", "--plane", directions, "--grid", "7", "--span", "0.5")
+    archive = open_archive("net.landscape.h5")
+    (flat,) = archive.select("plane")
+    (straight,) = archive.select("line")
+    assert flat.result.loss.shape == (7, 7)
+    assert flat.result.alpha[0] == straight.result.alpha[0] == -0.5
+    assert straight.result.loss.shape == (7,)
+    kind = {"random": "random", "gradient": "gradient", "hessian": "Hessian eigenvector"}[directions]
+    assert flat.result.directions[0].startswith(kind)
+
+
+def test_a_tolerance_is_said_with_what_it_saved(world):
+    said = small_world.done("probe", "net.pt", "--only", "surface", "--grid", "41", "--tol", "0.02")
+    found = surface("net.landscape.h5")
+    assert found.settings["tol"] == 0.02
+    assert found.evaluated.sum() < 0.2 * 41**2
+    assert f"{found.evaluated.sum()} evaluated, the others within an estimated" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "trace", "--tol", "0.1"), "add surface to --only"),
+        (("--only", "line", "--plane", "hessian"), "add surface to --only"),
+        (("--time-limit", "soon"), "type 90s, 10m or 1.5h"),
+        (("--time-limit", "0"), "is no time above 0"),
+        (("--tol", "2"), "not in the range"),
+        (("--grid", "1"), "not in the range"),
+    ],
+)
+def test_wrong_usage_of_the_surfaces_options(world, arguments, message):
+    found = small_world.landscape("probe", "net.pt", *arguments)
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("plane.span=-1", "span=-1 must be"), ("plane.tol=0", "tol=0 must be"), ("plane.budget=10", "needs a tolerance")],
+)
+def test_options_that_cannot_be_kept_are_refused_before_anything_is_measured(world, option, message):
+    found = small_world.landscape("probe", "net.pt", "--only", "performance,surface", "--option", option)
+    assert found.exit_code == 1
+    assert message in found.output
+    assert "performance (1 of 2)" not in found.output
+    assert list(world.glob("*.h5*")) == []
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (".5min", 30)])
+def test_times_as_people_write_them(text, seconds):
+    assert Duration().convert(text, None, None) == seconds
+
+
+def test_a_long_run_says_beforehand_how_long(world, monkeypatch):
+    monkeypatch.setattr("landscape.probes.posthoc.WORTH_SAYING", 0.0)
+    said = small_world.landscape("probe", "net.pt", "--only", "performance,line", "--grid", "5").output
+    assert "this will take about 0 s, most of it for" in said
+    assert said.index("this will take") < said.index("performance (1 of 2)")
