@@ -365,6 +365,17 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
         assert "trace" in said
 
 
+def test_results_of_an_interrupted_run_are_not_overwritten(tmp_path):
+    run, out = tmp_path / "run.h5", tmp_path / "other.h5"
+    save_archive(run, plane(n=3))
+    left = tmp_path / "other.h5.partial"
+    left.write_bytes(b"results")
+    said = failed("export", run, "-o", out, "--format", "loss-landscape")
+    assert "resume that run" in said
+    assert left.read_bytes() == b"results"
+    assert not out.exists()
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     run, out = tmp_path / "run.h5", tmp_path / "s.vtp"
     save_archive(run, plane(n=3))

@@ -98,6 +98,12 @@ def write_whole(path: Path, data: bytes) -> Path:
     target = Path(os.path.realpath(path))
     try:
         partial = Partial(target)
+        if partial.path.stat().st_size:
+            partial.release()
+            raise ArchiveError(
+                f"{partial.path} holds results of a run that was interrupted: resume that run, or rename the file, or "
+                "write somewhere else"
+            )
         try:
             partial.write(data)
             partial.publish(partial.path)

@@ -63,7 +63,7 @@ def basin(
 
     Volume, of the region {x : L(theta + S x) - L(theta) <= rise on the whole segment from 0 to x}, in units in which
     each filter's root mean square is 1: V = omega_n E[R^n], R = radius * sqrt(n), omega_n the unit ball's (Huang et al.
-    2020, arXiv:1906.03291, section 4). In thousands of dimensions E[R^n] is ruled by the longest rays, most of which no
+    2020, arXiv:1906.03291). In thousands of dimensions E[R^n] is ruled by the longest rays, most of which no
     sample of rays meets: `log_volume` is then a lower estimate, and `effective_rays` and the check "volume" say so.
     `log_volume_bound` = log omega_n + n E[log R] is a lower bound of the true log volume (Jensen), with an honest
     standard error. Both are in nats; divide by n to compare nets.

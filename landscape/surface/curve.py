@@ -42,7 +42,7 @@ def train_middle(
 ) -> Trained:
     """Minimize E_t L(theta(t)), t ~ U(0, 1), over m in theta(t) = (1-t)^2 a + 2t(1-t) m + t^2 b.
 
-    Garipov et al. 2018 (arXiv:1802.10026, section 3.3, equation 3), with one t for each batch as there. m starts half
+    Garipov et al. 2018 (arXiv:1802.10026, section 3), with one t for each batch as there. m starts half
     way. Adam with a cosine schedule to zero in place of their SGD: a rate relative to ||b - a|| then suits any model
     (chosen by us). t and the order of the batches follow from the seed. BatchNorm layers use each batch's own
     statistics meanwhile, as they do in training; everything else is the task's own loss in its own mode. Weight decay

@@ -55,7 +55,7 @@ def interpolate(
             make a polyline, one segment for each neighboring pair.
         points: of each segment, both ends included.
         curve: "linear", theta(t) = (1 - t) a + t b, or "bezier": (1 - t)^2 a + 2 t (1 - t) m + t^2 b with m trained to
-            lower the loss along it (Garipov et al. 2018, arXiv:1802.10026, section 3.3), which costs `steps` gradients
+            lower the loss along it (Garipov et al. 2018, arXiv:1802.10026, section 3), which costs `steps` gradients
             of a batch for each segment.
         batchnorm: what BatchNorm's running statistics are at each point: "recompute" estimates them anew over the
             train draw (default: interpolated ones make barriers that the weights don't have, Jordan et al. 2023,

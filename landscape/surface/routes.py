@@ -24,7 +24,7 @@ class Path(Result, kind="path", section="path"):
 
     `position` counts segments: state i lies at i, its last point is a state too. `excess` is the loss minus the
     straight line between the losses of its segment's ends; `barrier` is its largest value on each segment (Entezari et
-    al. 2022, arXiv:2110.06296, definition 2.3: 0 at least, since the ends belong to the segment), at `barrier_at`.
+    al. 2022, arXiv:2110.06296: 0 at least, since the ends belong to the segment), at `barrier_at`.
     `instability` is the largest loss minus the mean of the two ends' (Frankle et al. 2020, arXiv:1912.05671, section
     2). Both are maxima over the points evaluated. Standard errors of differences are paired: the same samples lie at
     every point. `own_loss` is each state's loss with its own running statistics, which may differ from the path's
