@@ -53,13 +53,16 @@ class Schedule:
     """Base of schedules: `value(progress)` is the value; `relative` says whether it multiplies a base value.
 
     Positions within a run are shares of it up to 1, and above 1 counts of steps (or of epochs, where a schedule says
-    so): `warmup=0.05` is a twentieth of the run, `warmup=500` are 500 steps.
+    so): `warmup=0.05` is a twentieth of the run, `warmup=500` are 500 steps. Where a jump lies at the end of the run it
+    would be none, so that 1 is a count, too: `step(every=1)` steps at every epoch.
     """
 
     #: Multiplies the base value of what it drives; False: is the value itself.
     relative = True
     #: Needs to be told a metric (`observe`), so that its value is no function of the progress alone.
     stateful = False
+    #: Changes at once at its switches, so that one at the end of the run never comes into force.
+    jumps = False
 
     def value(self, progress: Progress) -> float:
         """Return the value, or the factor on the base value, at this point of the run."""
@@ -75,7 +78,7 @@ class Schedule:
         Raises TrainingError where a part of the schedule lies beyond the end of the run.
         """
         Progress(0, total, steps_per_epoch)
-        late = [s for s in self.switches(total, steps_per_epoch) if s > total]
+        late = [s for s in self.switches(total, steps_per_epoch) if s > total or (self.jumps and s == total)]
         if late:
             raise TrainingError(
                 f"{self} is longer than the run: it changes at step {late[0]}, and the run ends at step {total} "
@@ -106,6 +109,11 @@ class Schedule:
 def position(value: float, length: float) -> float:
     """Return a position within a run in steps (or epochs): a share of `length` up to 1, above 1 the count itself."""
     return value * length if value <= 1 else float(value)
+
+
+def moment(value: float, length: float) -> float:
+    """Return where a jump lies in steps (or epochs): a share of `length` below 1, from 1 on the count itself."""
+    return value * length if value < 1 else float(value)
 
 
 def checked_position(value: float, what: str) -> float:
