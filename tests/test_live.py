@@ -1,0 +1,249 @@
+"""Rows of a run while it goes on: read back bit for bit, after kills, full disks, deletions and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from landscape.archive import live
+from landscape.archive.live import LiveWriter, live_folder, read_live, read_segment
+from landscape.errors import ArchiveError
+
+COLUMNS = {"gradient_norm": ("a", "b", "c"), "loss": ("train",)}
+
+
+def write(folder, steps: range, seed: int = 0, facts=None, columns=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write random rows and return them."""
+    columns = columns or COLUMNS
+    rng = np.random.default_rng(seed)
+    given = {q: rng.standard_normal((len(steps), len(names))) for q, names in columns.items()}
+    writer = LiveWriter(folder, columns, facts, flush_seconds=60)
+    for i, step in enumerate(steps):
+        for q, values in given.items():
+            writer.append(q, step, values[i])
+    writer.close()
+    assert (writer.lost, writer.problem) == (0, None)
+    return {q: (np.array(steps), values) for q, values in given.items()}
+
+
+class TestRoundTrip:
+    def test_every_bit_comes_back(self, tmp_path):
+        given = write(tmp_path, range(1000), facts={"seed": 3})
+        rows, (segment,) = read_live(tmp_path)
+        for q, (steps, values) in given.items():
+            assert rows[q].names == COLUMNS[q]
+            np.testing.assert_array_equal(rows[q].steps, steps)
+            np.testing.assert_array_equal(rows[q].values, values)
+        assert segment.facts == {"seed": 3}
+        assert segment.torn == 0
+
+    def test_what_is_not_finite_is_kept(self, tmp_path):
+        writer = LiveWriter(tmp_path, {"x": ("a", "b")})
+        writer.append("x", 7, [np.nan, -np.inf])
+        writer.close()
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].values, [[np.nan, -np.inf]])
+
+    def test_more_rows_than_a_block_holds(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_ROWS", 7)
+        given = write(tmp_path, range(50))
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["loss"].values, given["loss"][1])
+
+    def test_little_more_than_the_numbers_is_written(self, tmp_path):
+        names = tuple(f"layer{i}" for i in range(200))
+        writer = LiveWriter(tmp_path, {"x": names})
+        for step in range(2000):
+            writer.append("x", step, np.full(200, float(step)))
+        writer.close()
+        assert writer.path.stat().st_size <= 1.02 * 2000 * 200 * 8
+
+
+class TestResuming:
+    def test_rows_that_a_resume_overtakes_are_kept_as_superseded(self, tmp_path):
+        first = write(tmp_path, range(100))
+        second = write(tmp_path, range(60, 120), seed=1, facts={"resumed_at": 59})
+        rows, segments = read_live(tmp_path)
+        assert [s.path.name for s in segments] == ["0001.rows", "0002.rows"]
+        loss = rows["loss"]
+        assert loss.superseded.sum() == 40
+        current = loss.current()
+        np.testing.assert_array_equal(current.steps, np.arange(120))
+        np.testing.assert_array_equal(current.values[:60], first["loss"][1][:60])
+        np.testing.assert_array_equal(current.values[60:], second["loss"][1])
+
+    def test_new_names_are_a_new_segment_and_missing_ones_nan(self, tmp_path):
+        first = write(tmp_path, range(3), columns={"x": ("a", "b")})
+        second = write(tmp_path, range(3, 5), columns={"x": ("b", "new"), "y": ("z",)})
+        rows, _ = read_live(tmp_path)
+        assert rows["x"].names == ("a", "b", "new")
+        np.testing.assert_array_equal(rows["x"].values[:3, :2], first["x"][1])
+        assert np.isnan(rows["x"].values[:3, 2]).all()
+        np.testing.assert_array_equal(rows["x"].values[3:, 1:], second["x"][1])
+        assert np.isnan(rows["x"].values[3:, 0]).all()
+        np.testing.assert_array_equal(rows["y"].steps, [3, 4])
+
+
+class TestWhateverHappens:
+    def test_a_file_cut_anywhere_gives_its_whole_blocks(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_ROWS", 5)
+        given = write(tmp_path / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
+        data = (tmp_path / "whole" / "0001.rows").read_bytes()
+        block = live._ROWS.size + 5 * 8 * 3
+        begin = len(data) - 4 * block
+        for size in range(len(data)):
+            (tmp_path / "cut.rows").write_bytes(data[:size])
+            if size < begin:
+                with pytest.raises(ArchiveError, match=r"no segment|never finished"):
+                    read_segment(tmp_path / "cut.rows")
+                continue
+            found = read_segment(tmp_path / "cut.rows")
+            count = 5 * ((size - begin) // block)
+            np.testing.assert_array_equal(found.values["x"], given[:count])
+            assert found.torn == (size - begin) % block
+
+    def test_a_last_block_of_the_right_length_with_wrong_bytes_is_torn(self, tmp_path):
+        write(tmp_path, range(5), columns={"x": ("a",)})
+        path = tmp_path / "0001.rows"
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(data)
+        assert len(read_segment(path).steps["x"]) == 0
+        assert read_segment(path).torn > 0
+
+    def test_killed_at_a_random_moment_nothing_flushed_is_missing(self, tmp_path):
+        code = (
+            "import sys, time\n"
+            "from landscape.archive.live import LiveWriter\n"
+            "w = LiveWriter(sys.argv[1], {'x': ('a', 'b')}, flush_seconds=0.02)\n"
+            "for step in range(10**9):\n"
+            "    w.append('x', step, [step, 2.0 * step])\n"
+            "    if step % 50 == 0:\n"
+            "        time.sleep(0.001)\n"
+            "        print(step, flush=True)\n"
+        )
+        rng = np.random.default_rng(0)
+        for turn in range(5):
+            folder = tmp_path / str(turn)
+            command = [sys.executable, "-c", code, str(folder)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                assert child.stdout is not None
+                child.stdout.readline()
+                time.sleep(0.2 + 0.3 * rng.random())
+                child.send_signal(signal.SIGKILL)
+                rest = child.stdout.read().split()
+            x = read_live(folder)[0]["x"]
+            np.testing.assert_array_equal(x.steps, np.arange(len(x.steps)))
+            np.testing.assert_array_equal(x.values[:, 1], 2.0 * x.steps)
+            # The flush interval is 20 ms; a busy machine may run the thread later: a second is far on the safe side.
+            assert len(x.steps) > 0
+            assert int(rest[-1]) - len(x.steps) < 50_000
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+    def test_a_full_disk_is_a_problem_in_words_and_loses_nothing_once_there_is_room(self, tmp_path):
+        code = (
+            "import resource, signal, sys\n"
+            "from landscape.archive.live import LiveWriter\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "w = LiveWriter(sys.argv[1], {'x': ('a',)}, flush_seconds=60)\n"
+            "soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))\n"
+            "for step in range(1000):\n"
+            "    w.append('x', step, [float(step)])\n"
+            "    if step % 10 == 0:\n"
+            "        w.flush()\n"
+            "print(w.problem)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))\n"
+            "w.close()\n"
+            "print(w.problem, w.lost)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        during, after = done.stdout.splitlines()
+        assert "may not grow further" in during
+        assert after == "None 0"
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].values[:, 0], np.arange(1000.0))
+
+    def test_what_waits_too_long_is_given_up_oldest_first_and_counted(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_WAITING", 1000)
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=60)
+
+        def full(file, data):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(live, "_write_all", full)
+        for step in range(200):
+            writer.append("x", step, [1.0])
+            if step % 10 == 9:
+                writer.flush()
+        assert writer.problem is not None
+        assert "disk is full" in writer.problem
+        monkeypatch.undo()
+        writer.close()
+        kept = read_live(tmp_path)[0]["x"].steps
+        assert writer.lost + len(kept) == 200
+        assert writer.lost > 0
+        np.testing.assert_array_equal(kept, np.arange(writer.lost, 200))
+
+    def test_a_deleted_file_goes_on_in_a_new_one_and_counts_what_was_lost(self, tmp_path):
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=60)
+        writer.append("x", 0, [0.0])
+        writer.flush()
+        os.unlink(writer.path)
+        writer.append("x", 1, [1.0])
+        writer.close()
+        assert writer.lost == 1
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].steps, [1])
+
+    def test_rows_of_the_wrong_width_are_lost_alone(self, tmp_path):
+        writer = LiveWriter(tmp_path, {"x": ("a", "b"), "y": ("c",)}, flush_seconds=60)
+        writer.append("x", 0, [1.0])
+        writer.append("y", 0, [2.0])
+        writer.flush()
+        writer.append("x", 1, [1.0, 2.0])
+        writer.close()
+        assert writer.lost == 1
+        rows, _ = read_live(tmp_path)
+        assert rows["x"].steps.tolist() == [1]
+        assert rows["y"].steps.tolist() == [0]
+
+    def test_a_reader_follows_a_writer(self, tmp_path):
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=0.005)
+        done = threading.Event()
+
+        def train():
+            for step in range(3000):
+                writer.append("x", step, [float(step)])
+                if step % 100 == 0:
+                    time.sleep(0.002)
+            done.set()
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        while not done.is_set():
+            x = read_live(tmp_path)[0]["x"]
+            np.testing.assert_array_equal(x.values[:, 0], np.arange(len(x.steps)))
+        thread.join()
+        writer.close()
+        assert len(read_live(tmp_path)[0]["x"].steps) == 3000
+
+
+class TestBadInput:
+    def test_a_folder_that_cannot_be_made(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ArchiveError, match="can't write"):
+            LiveWriter(tmp_path / "file" / "run.h5.live", {"x": ("a",)})
+
+    def test_nothing_to_read(self, tmp_path):
+        with pytest.raises(ArchiveError, match="holds no rows of a run"):
+            read_live(tmp_path)
+        (tmp_path / "0001.rows").write_bytes(b"something else")
+        with pytest.raises(ArchiveError, match="is no segment of a run"):
+            read_live(tmp_path)
+
+    def test_where_the_segments_lie(self):
+        assert str(live_folder("runs/a.h5")) == os.path.join("runs", "a.h5.live")
