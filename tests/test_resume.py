@@ -250,6 +250,7 @@ def test_ctrl_c_keeps_results_and_points_in_a_readable_archive(world, monkeypatc
     assert stopped.status == "interrupted"
     assert [e.kind for e in stopped.entries] == ["performance"]
     assert [len(r) for r in stopped.unfinished.values()] == [300]
+    assert "300 points of a surface; landscape probe --resume" in small_world.done("show", "net.landscape.h5")
     # Something else appended leaves it as interrupted as it was, points included.
     small_world.done("probe", "net.pt", "--only", "line", "--grid", "3", "--append")
     appended = open_archive("net.landscape.h5")

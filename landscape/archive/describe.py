@@ -78,6 +78,9 @@ def _head(archive: Archive) -> Iterator[str]:
     yield from _wrapped(
         f"{archive.path}: {state}, {count} result{'s' * (count != 1)}, format {about.get('format_version', '?')}"
     )
+    rows = sum(len(r) for r in archive.unfinished.values())
+    if rows:
+        yield from _field("unfinished", f"{rows:,} points of a surface; landscape probe --resume goes on from them")
     yield from _provenance(about)
     if archive.run:
         yield from _field("settings", _pairs(archive.run))
