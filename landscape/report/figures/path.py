@@ -79,8 +79,10 @@ def _draw_barriers(ax: Axes, result: Path, states: np.ndarray) -> None:
         value, error = uncertain(float(height), float(result.barrier_stderr[0, k]))
         text = f"barrier {value}" + (f" ± {error}" if error else "")
         ax.annotate(
-            text, xy=(where, top - height / 2), xytext=(5, 0), textcoords="offset points", color=INK, fontsize=9
-        )
+            text, xy=(where, top - height / 2), xytext=(-4, 0), textcoords="offset points", rotation=90, ha="right",
+            va="center", color=INK, fontsize=8.5, zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0},
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ on the page
