@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import TrainingError
 from .registries import optimizers
 
 _LR = ("learning rate", "PyTorch's default")
@@ -173,7 +174,7 @@ optimizers.register(
         "lr": _LR,
         "max_iter": ("iterations in each call of step", "PyTorch's default"),
         "history_size": ("pairs of steps and gradient changes kept", "PyTorch's default"),
-        "line_search": ("strong_wolfe, or None for steps of lr", "chosen by us: without it, it diverges easily"),
+        "line_search": ("strong_wolfe, or None for steps of lr", "chosen by us: without one it diverges easily"),
         "tolerance_grad": ("largest gradient entry at which it stops", "PyTorch's default"),
         "tolerance_change": ("change of the loss or the weights at which it stops", "PyTorch's default"),
     },
@@ -192,6 +193,8 @@ def lbfgs(
     tolerance_change: float = 1e-9,
 ) -> torch.optim.Optimizer:
     """Limited-memory BFGS on full batches; `step` takes a closure, and no threshold of stability is defined."""
+    if line_search not in (None, "strong_wolfe"):  # torch says so at the first step only
+        raise TrainingError(f"there is no line search {line_search!r}; expected 'strong_wolfe' or None")
     return torch.optim.LBFGS(
         params,
         lr=lr,
