@@ -65,7 +65,7 @@ def line(
         bend: also the exact curvature along d (one Hessian product), and how far the line leaves the parabola that
             slope and curvature give.
         time_limit: seconds after which no further point is evaluated; the points left out are NaN, and the result's
-            status is "partial". The corners come first, then ever finer steps.
+            status is "partial". The ends come first, then ever finer steps.
         seed: of the direction that is drawn, 0 to 2**32 - 1; without effect on a given one.
         progress: a bar on stderr.
 
