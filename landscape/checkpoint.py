@@ -228,6 +228,10 @@ def _checkpoint(path: str, found: Found, parts: Contents) -> Checkpoint:
         own_facts = parts.own.get("facts")
         facts |= own_facts if isinstance(own_facts, dict) else {}
         task = _reference(parts.own, notes)
+        if "recalibration" in parts.own:
+            notes.append(
+                "a recalibration lies beside the weights, and is not applied: landscape.load_recalibration reads it"
+            )
     step = parts.step if parts.step is not None else facts.pop("global_step", None)
     epoch = parts.epoch
     if epoch is None and isinstance(facts.get("epoch"), float) and facts["epoch"].is_integer():

@@ -182,6 +182,7 @@ def test_a_checkpoint_becomes_a_calibrated_model(world, tmp_path):
     assert held["landscape"]["facts"]["schedule"] == "constant"
     (again,) = found("calibrated.pt", "--split", "train")
     assert again["calibration"]["ece"] == one["calibration"]["ece"]
+    assert any("is not applied" in w for w in again["warnings"])
 
 
 def test_a_foreign_checkpoint_with_its_task(world, tmp_path):

@@ -462,3 +462,21 @@ def test_files_without_a_recalibration_are_refused(tmp_path) -> None:
     torch.save(held, tmp_path / "bad.pt")
     with pytest.raises(CheckpointError, match="method 'beta' is not one of"):
         landscape.load_recalibration(tmp_path / "bad.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "scale"), [(1200, 1.5), (600, 1.5), (600, 1.0)])
+def test_the_intervals_of_a_change_cover_the_populations(n: int, scale: float) -> None:
+    # n = 1,200: one split; 600: cross-fitted, where the truth is taken of the map that is kept.
+    z, y = sampled(9, 50_000, scale=scale)
+    before = calibration_error(logits=z, labels=y, classwise=False)
+    hits = dict.fromkeys(("ece", "nll", "brier"), 0)
+    for seed in range(100):
+        found = recalibrate(logits=(few := sampled(1000 + seed, n, scale=scale))[0], labels=few[1], seed=seed)
+        after = calibration_error(logits=z / found.temperature, labels=y, classwise=False)
+        for name in hits:
+            truth = getattr(after, name) - getattr(before, name)
+            low, high = getattr(found, f"{name}_change_interval")
+            slack = 3e-3 if name == "ece" else 1e-3  # the error of 50,000 samples
+            hits[name] += low - slack <= truth <= high + slack
+    assert min(hits.values()) >= 88, hits  # binomial(100, 0.95) is below with 0.3%
