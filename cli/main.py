@@ -33,7 +33,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("show", "Print what archives hold."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),
-        "list": ("listing", "List what can be measured, with options, defaults and presets."),
+        "list": (
+            "listing",
+            "List what can be measured, or what training is made of, with parameters, defaults and sources.",
+        ),
     },
 }
 

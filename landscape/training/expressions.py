@@ -44,12 +44,15 @@ def parse_call(text: str) -> Call:
     node = _parsed(text)
     if not isinstance(node, ast.Name | ast.Call):
         raise TrainingError(f"{text!r} is no name with settings; expected something like name(setting=1)")
-    return _call(node, text)
+    return _call(node, _shown(text))
 
 
 def parse_sum(text: str) -> tuple[Product, ...]:
     """Return the summands of a weighted sum, one for a single call. Raises TrainingError for anything else."""
-    return tuple(_product(node, sign, text) for node, sign in _summands(_parsed(text), 1.0))
+    try:
+        return tuple(_product(node, sign, _shown(text)) for node, sign in _summands(_parsed(text), 1.0))
+    except RecursionError:
+        raise TrainingError(f"{_shown(text)!r} nests too deeply to be read; use fewer terms") from None
 
 
 def _parsed(text: str) -> ast.expr:
@@ -59,7 +62,14 @@ def _parsed(text: str) -> ast.expr:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", None) or str(error)
-        raise TrainingError(f"{text!r} can't be read ({reason}); expected something like name(setting=1)") from None
+        raise TrainingError(
+            f"{_shown(text)!r} can't be read ({reason}); expected something like name(setting=1)"
+        ) from None
+
+
+def _shown(text: str) -> str:
+    """Return a text as errors quote it."""
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _summands(node: ast.expr, sign: float) -> Iterator[tuple[ast.expr, float]]:
@@ -111,6 +121,8 @@ def _call(node: ast.Name | ast.Call, text: str) -> Call:
         raise TrainingError(f"{text!r} unpacks with *; write every setting out")
     named: dict[str, Any] = {}
     for keyword in node.keywords:
+        if keyword.arg in named:
+            raise TrainingError(f"{text!r} gives {keyword.arg!r} twice")
         named[str(keyword.arg)] = _literal(keyword.value, text)
     return Call(node.func.id, tuple(_literal(a, text) for a in node.args), named)
 

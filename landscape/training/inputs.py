@@ -204,6 +204,11 @@ BINARY = Takes(
     _binary,
     lambda g: (_normal(g, SAMPLES), (_normal(g, SAMPLES) > 0).double()),
 )
+SHARES = Takes(
+    "logits (n, ...) and floating-point targets in [0, 1] of the same shape",
+    _same,
+    lambda g: (_normal(g, SAMPLES), (_normal(g, SAMPLES) > 0).double()),
+)
 SIGNED = Takes(
     "scores (n, ...) and targets -1 or 1 (or 0 and 1) of the same shape",
     _binary,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...errors import TrainingError
-from ..inputs import BINARY, LOGITS, ROWS, SIGNED
+from ..inputs import BINARY, LOGITS, ROWS, SHARES, SIGNED
 from ..registries import losses
 from ._softmax import label_terms, of_label, one_hot
 
@@ -20,7 +20,7 @@ _GAMMA = ("how strongly easy samples are weighted down", "the paper's best")
 
 losses.register(
     "bce",
-    takes=BINARY,
+    takes=SHARES,
     source="negative log-likelihood of a Bernoulli variable",
     about={},
     torch="torch.nn.BCEWithLogitsLoss",
