@@ -73,7 +73,7 @@ def draw_recalibration(
     below.set_xlabel("confidence (probability of the top label)")
     if own:
         # The strip hangs below its axes: the layout finds room for its label on the second time.
-        ax.figure.draw_without_rendering()
+        ax.figure.canvas.draw()
     return ax
 
 
