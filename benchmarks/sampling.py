@@ -11,6 +11,7 @@ The large split is scikit-learn's 1,797 digits, shifted, brightened and with noi
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -68,12 +69,16 @@ OPTIONS: dict[str, dict[str, Any]] = {"eigenvalues": {"k": 1, "which": "largest"
 def main() -> None:
     parser = argparse.ArgumentParser(description="Does to_precision keep its word, and what does it save?")
     parser.add_argument("--runs", type=int, default=100, help="runs of each situation (default 100)")
-    parser.add_argument("--only", type=int, nargs="*", help="situations by number, from 0 (default: all)")
+    parser.add_argument("--only", type=int, nargs="*", help="situations by number, from 0; earlier figures are kept")
     parser.add_argument("--costly", action="store_true", help="also time one run on a convolutional net")
     parser.add_argument("--out", type=Path, help="folder for the JSON file (default benchmarks/results)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"precision": PRECISION, "target": TARGET, "situations": {}}
+    earlier = (given.out or harness.RESULTS) / "sampling.json"
+    if given.only is not None and earlier.is_file():
+        kept = json.loads(earlier.read_text(encoding="utf-8"))
+        figures |= {k: kept[k] for k in ("situations", "convolutional net") if k in kept}
     for i, situation in enumerate(SITUATIONS):
         if given.only is None or i in given.only:
             found = coverage(situation, given.runs)
