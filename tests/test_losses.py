@@ -488,6 +488,17 @@ def test_an_objective_takes_them_whatever_the_batches(text):
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
+def test_a_loss_that_couples_samples_says_so_to_its_task():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    x, y = torch.randn(9, 4).double(), torch.randint(3, (9,))
+    loss = losses.get("mmce")
+    with pytest.raises(ObjectiveError, match="rebatch=False"), Objective(Task(model, loss, (x, y))):
+        pass
+    with Objective(Task(model, loss, [(x, y)], rebatch=loss.rebatch)) as objective:
+        assert objective.evaluate().loss == pytest.approx(loss(model(x), y).item())
+
+
 def test_outputs_that_do_not_fit_are_a_line():
     message = (
         r"focal takes logits \(n, classes, \.\.\.\) and integer labels \(n, \.\.\.\); got outputs float32 \(4, 1\)"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
 from landscape import losses
 from landscape.errors import TrainingError
+from landscape.training.expressions import parse_call
 from landscape.training.gate import examine
 from landscape.training.inputs import LOGITS, VALUES
+from landscape.training.loss import NamedLoss
 from landscape.training.registries import LossEntry
 from landscape.training.registry import Entry
 
@@ -25,6 +31,68 @@ def test_every_loss_passes(name):
     # gradcheck's own tolerances: 1e-5 absolute and 1e-3 relative, on steps of 1e-6 in float64.
     failed = [f"{c.name}: {c.message}" for c in examine(losses.entry(name)) if c.level == "fail"]
     assert failed == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "evidential(kl=0.5)",
+        "evidential('softplus', kl=0.5)",
+        "evidential_likelihood('exp', kl=0.5)",
+        "soft_ece(norm=1)",
+        "soft_ece(norm=3)",
+        "focal(gamma=0.5, alpha=[0.1, 0.2, 0.3, 0.4])",
+        "binary_focal(gamma=0.5, alpha=None)",
+        "poly1_focal(gamma=1.5)",
+        "nfl(gamma=2)",
+        "apl(active='nfl', passive='mae')",
+        "gce(q=1)",
+        "multiclass_hinge(p=2)",
+        "anyloss('g_mean')",
+        "anyloss('accuracy', amplify=20)",
+        "anyloss('balanced_accuracy')",
+        "dice(squared=True)",
+        "multi_similarity(epsilon=None)",
+        "consistency('kl', exact=True)",
+        "elastic_net(0.2, biases=False)",
+        "ldr(temperature=0.3, margin=0.5)",
+        "arcface(margin=1.5)",
+    ],
+)
+def test_other_settings_pass_too(text):
+    call = parse_call(text)
+    entry = losses.entry(call.name)
+    trial = entry.settings(*call.given, **call.named)
+    failed = [f"{c.name}: {c.message}" for c in examine(replace(entry, trial=trial)) if c.level == "fail"]
+    assert failed == []
+
+
+@pytest.mark.parametrize("name", [n for n, e in losses.entries().items() if e.takes is LOGITS])
+def test_pixels_are_samples(name):
+    """Logits (n, classes, h, w) give what their pixels give as (n h w, classes)."""
+    entry = losses.entry(name)
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.randn(2, 4, 3, 2, generator=g, dtype=torch.float64), torch.randint(4, (2, 3, 2), generator=g)
+    loss = entry.build(**entry.trial).double()
+    flat = loss(z.movedim(1, -1).reshape(-1, 4), y.reshape(-1))
+    assert float(loss(z, y)) == pytest.approx(float(flat), rel=1e-12)
+
+
+def test_a_thousand_classes_take_little_memory():
+    loss, z = losses.get("nfl"), torch.randn(64, 1000, requires_grad=True)
+    value = loss(z, torch.arange(64))
+    value.backward()  # a table of classes by classes would be 256 MB for each operation
+    assert bool(value.isfinite())
+
+
+@pytest.mark.parametrize("name", ["focal", "mmce", "contrastive", "vat", "class_balanced", "mse"])
+def test_they_go_to_another_process(name):
+    entry = losses.entry(name)
+    loss = entry.build(**entry.trial)
+    for other in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert repr(other) == repr(loss)
+    if isinstance(loss, NamedLoss):
+        assert pickle.loads(pickle.dumps(loss))._takes is entry.takes
 
 
 def test_all_but_one_have_a_second_derivative():
@@ -51,7 +119,7 @@ def test_losses_that_couple_samples_do():
     for name, entry in losses.entries().items():
         if entry.rebatch or name == "vat":  # vat's first direction is drawn for the whole batch
             continue
-        plain = LossEntry(**{**vars(entry), "rebatch": True})
+        plain = replace(entry, rebatch=True)
         if name in PARTS_REFUSED:
             with pytest.raises(TrainingError, match=PARTS_REFUSED[name]):
                 examine(plain)
@@ -60,8 +128,6 @@ def test_losses_that_couple_samples_do():
 
 
 def made(function, **facts) -> LossEntry:
-    from landscape.training.loss import NamedLoss
-
     return LossEntry(
         "mine", lambda: NamedLoss("mine", function, {}, VALUES, True), "Mine.", "", {}, takes=VALUES, **facts
     )

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from landscape import losses, schedules
+from landscape import losses, optimizers, schedules
 from landscape.errors import TrainingError
+from landscape.reduction import split_value
 from landscape.training.driver import drive
 from landscape.training.native import to_torch
 from landscape.training.phasing import easiest, unfreeze
@@ -436,3 +437,30 @@ def test_schedules_import_no_torch():
     code = "import sys; from landscape import schedules; schedules.build('cosine')(1, 2); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_training_with_everything_by_name():
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    y = (x[:, 0] > 0).long()
+    model = nn.Linear(4, 2)
+    loss = losses.build("cross_entropy + ramp(0, 0.2)*soft_ece + 0.001*l2").bind(model)
+    trained = optimizers.build("sgd(lr=0.5, momentum=0.9)")(model.parameters())
+    named = {"lr": "warmup_cosine(warmup=0.1)", "momentum": "ramp(0.5, 0.9)", "clip": "linear(0.5)"}
+    driver = drive(trained, named, 40, steps_per_epoch=4, loss=loss, values={"clip": 2.0})
+    seen = []
+    for step in range(40):
+        now = driver.step()
+        batch = slice(16 * (step % 4), 16 * (step % 4) + 16)
+        mean, _, terms = split_value(loss(model(x[batch]), y[batch]))
+        trained.zero_grad()
+        mean.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), now["clip"])
+        trained.step()
+        seen.append((float(terms["cross_entropy"]), now))
+    driver.finish()
+    assert set(now) == {"lr", "momentum", "clip", "weight.cross_entropy", "weight.soft_ece", "weight.l2"}
+    assert sum(s[0] for s in seen[-4:]) < 0.3 * sum(s[0] for s in seen[:4])
+    assert seen[20][1]["weight.soft_ece"] == pytest.approx(0.1)
+    assert seen[4][1]["lr"] == 0.5
+    assert trained.param_groups[0]["lr"] == seen[-1][1]["lr"]

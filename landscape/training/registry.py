@@ -101,9 +101,13 @@ class Registry(Generic[E]):
         """Return every entry by name, in the order in which they were registered."""
         if not self._loaded:
             self._loaded = True  # before the imports: what they register may look others up
-            package = importlib.import_module(self._package)
-            for info in pkgutil.iter_modules(getattr(package, "__path__", ()), self._package + "."):
-                importlib.import_module(info.name)
+            try:
+                package = importlib.import_module(self._package)
+                for info in pkgutil.iter_modules(getattr(package, "__path__", ()), self._package + "."):
+                    importlib.import_module(info.name)
+            except BaseException:
+                self._loaded = False
+                raise
         return dict(self._entries)
 
     def entry(self, name: str) -> E:

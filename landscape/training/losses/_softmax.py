@@ -17,16 +17,15 @@ def one_hot(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def log_not(log_p: torch.Tensor) -> torch.Tensor:
-    """Return log(1 - p) of each class from the log-probabilities (n, classes, ...): the others' sum.
+    """Return log(1 - p) of each class from the log-probabilities (n, classes, ...).
 
-    It stays finite where p rounds to 1, and so do its derivatives.
+    It stays finite where p rounds to 1, and so do its derivatives: only the top class can exceed 1/2, and its 1 - p is
+    the sum of the others.
     """
-    classes = log_p.shape[1]
-    others = log_p.unsqueeze(1).expand(-1, classes, *log_p.shape[1:])
-    own = torch.eye(classes, dtype=torch.bool, device=log_p.device).reshape(
-        1, classes, classes, *[1] * (log_p.ndim - 2)
-    )
-    return others.masked_fill(own, -torch.inf).logsumexp(2)
+    top = one_hot(log_p, log_p.argmax(1)).bool()
+    rest = log_p.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
+    others = torch.log1p(-log_p.masked_fill(top, -1.0).exp())
+    return torch.where(top, rest, others)
 
 
 def log_not_label(log_p: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

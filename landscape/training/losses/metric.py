@@ -88,7 +88,10 @@ def triplet_hard(outputs: torch.Tensor, target: torch.Tensor, margin: float = 1.
     about={"margin": _MARGIN},
 )
 def triplet_semi_hard(outputs: torch.Tensor, target: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
-    """Triplet loss over all positive pairs, with the nearest negative that is farther than the positive."""
+    """Triplet loss over all positive pairs, with the nearest negative that is farther than the positive.
+
+    Memory grows with the cube of the batch: 256 samples take 130 MB in float64.
+    """
     positive, negative = _same(target, "triplet_semi_hard")
     d = _distances(outputs)
     anchors = positive & negative.any(1, keepdim=True)
