@@ -9,6 +9,7 @@ does not depend on the number of samples. Ways are timed in turn, so that a busy
 from __future__ import annotations
 
 import argparse
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ def main() -> None:
     harness.LIBRARIES = (*harness.LIBRARIES, "torchmetrics", "netcal")
     figures = {
         "targets": TARGETS,
+        "load_average": [round(x, 1) for x in os.getloadavg()],
         "pairs": pairs(given.pairs, given.runs),
         "logits": logits(given.rows, given.runs),
         "interval": intervals(given.runs),

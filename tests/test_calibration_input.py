@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.calibration.recalibration import fit_temperature
 from landscape.calibration.scores import calibration_error
+from landscape.calibration.temperature import fit_temperature
 from landscape.errors import LandscapeError, MeasurementError
 
 N = 40
@@ -127,6 +127,20 @@ def test_binary_logits_inside_zero_and_one_are_taken_at_their_word_with_a_warnin
     assert found.edges[1:][found.counts > 0].min() > 0.5  # sigmoid of [0, 1] is above 1/2: not taken for p
     assert any("pass them as probabilities=" in w for w in found.warnings)
     assert not calibration_error(logits=LOGITS[:, 0], labels=BITS).warnings
+
+
+def test_arrays_of_every_layout_are_read() -> None:
+    expected = calibration_error(probabilities=P, labels=LABELS).ece
+    frozen = P.copy()
+    frozen.setflags(write=False)
+    for p, y in (
+        (np.asfortranarray(P), LABELS.astype(np.uint16)),
+        (P.astype(">f8"), LABELS.astype(">i4")),
+        (P[::-1], LABELS[::-1]),
+        (frozen, LABELS.astype(np.int8)),
+        (np.repeat(P, 2, axis=1)[:, ::2], LABELS.tolist()),
+    ):
+        assert calibration_error(probabilities=p, labels=y).ece == pytest.approx(expected, rel=1e-13)
 
 
 def test_a_batch_of_logits_inside_zero_and_one_is_not_taken_for_probabilities() -> None:

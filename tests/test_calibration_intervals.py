@@ -139,7 +139,8 @@ def test_copies_of_samples_in_groups_add_no_certainty() -> None:
     assert np.diff(many.brier_interval) == pytest.approx(np.diff(few.brier_interval) * scale, rel=1e-3)
     assert np.diff(many.ece_interval) >= 0.8 * np.diff(few.ece_interval)
     assert np.diff(blind.ece_interval) < 0.6 * np.diff(few.ece_interval)
-    assert many.calibration_p_value == pytest.approx(few.calibration_p_value, abs=0.06)  # normal draws here, binomial ones there
+    # Normal draws here, binomial ones there.
+    assert many.calibration_p_value == pytest.approx(few.calibration_p_value, abs=0.06)
 
 
 def test_the_spread_of_groups_is_the_sandwich() -> None:

@@ -201,7 +201,7 @@ def tensor_of(value: Any) -> tuple[torch.Tensor, str]:
     if isinstance(value, torch.Tensor):
         return value.detach(), str(value.dtype).removeprefix("torch.")
     found = np.asarray(value)
-    name = str(found.dtype)
+    name = found.dtype.name  # without the byte order
     if found.dtype.kind not in "biuf" or name in ("float128", "longdouble"):
         return torch.empty(found.shape, device="meta"), name
     if found.dtype.kind == "u":

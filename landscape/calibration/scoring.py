@@ -82,7 +82,7 @@ def score(
     """
     if block.binary:
         return _score_single(_widened(block.scores), block, view, scores)
-    return _score_several(block, scores, share, keep)
+    return _score_several(block, scores, share, keep, shifted=block.scores.device.type != "cpu")
 
 
 def sound(scored: Scored, block: Predictions) -> bool:
@@ -142,12 +142,18 @@ def _score_single(x: torch.Tensor, block: Predictions, view: View, scores: bool)
     return Scored(sure, correct, right, x, x, brier=(p - y).square_(), nll=nll)
 
 
-def _score_several(block: Predictions, scores: bool, share: float | None, keep: torch.Tensor | None) -> Scored:
+def _score_several(
+    block: Predictions, scores: bool, share: float | None, keep: torch.Tensor | None, shifted: bool
+) -> Scored:
+    """Score rows of several classes; `shifted` takes each row's largest logit off first.
+
+    On a CPU that pass is saved where float64 has the range to do without, which is looked at afterwards.
+    """
     y, logits = block.truth, block.kind == "logits"
     n, classes = block.scores.shape
     device = block.scores.device
     top = torch.empty(n, dtype=torch.int64, device=device)
-    low, high, own, total, shift = torch.zeros(5, n, dtype=torch.float64, device=device)
+    low, high, own, total = torch.empty(4, n, dtype=torch.float64, device=device)
     norms = torch.empty_like(total) if scores else None
     found = _Finder(share, keep, classes, device) if share is not None else None
     step = n if device.type != "cpu" else max(1, _CACHED // classes)
@@ -160,9 +166,7 @@ def _score_several(block: Predictions, scores: bool, share: float | None, keep: 
         own[part] = x.gather(1, y[part, None])[:, 0]
         odds = room[: part.stop - start].copy_(x)
         if logits:
-            # Without the usual shift by the row's largest logit a pass is saved, where float64 has the range for it.
-            if device.type != "cpu" or not (_least(low[part]) > -_SAFE and _largest(high[part]) < _SAFE):
-                shift[part] = high[part]
+            if shifted:
                 odds.sub_(high[part, None])
             odds.exp_()
         torch.sum(odds, dim=1, out=total[part])
@@ -170,12 +174,14 @@ def _score_several(block: Predictions, scores: bool, share: float | None, keep: 
             torch.linalg.vector_norm(odds, dim=1, out=norms[part])
         if found is not None:
             found.add(odds, total[part] if logits else torch.ones_like(total[part]), start)
+    if logits and not shifted and not (_least(low) > -_SAFE and _largest(high) < _SAFE):
+        return _score_several(block, scores, share, keep, shifted=True)
     hit = (top == y).long()
     likely = None if found is None else found.likely()
     sums = None
     if logits:
-        own = own.sub_(shift)
-        sure = (high - shift).exp_().div_(total)
+        own = own - high if shifted else own
+        sure = total.reciprocal() if shifted else high.exp() / total
         nll = total.log() - own
         chance = own.exp_().div_(total)
     else:
