@@ -85,7 +85,8 @@ def pairs(n: int, runs: int) -> dict[str, Any]:
     def netcal() -> float:
         from netcal.metrics import ECE
 
-        return float(ECE(BINS).measure(c.numpy(), y.numpy()))
+        found: Any = ECE(BINS).measure(c.numpy(), y.numpy())
+        return float(found)
 
     ways = {
         "ours": ours(scores=False, exact=0),

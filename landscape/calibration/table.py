@@ -21,7 +21,11 @@ class Calibration(Result, kind="calibration"):
     counts and confidences. Empty bins are NaN. A number that does not apply or was not asked for is NaN, an array None.
     """
 
-    ece: float = array(units="share", interval="ece_interval", doc="expected calibration error at these bins")
+    ece: float = array(
+        units="share",
+        interval="ece_interval",
+        doc="expected calibration error at these bins, of all samples as they are",
+    )
     ece_interval: np.ndarray = array("bound", units="share", doc="95% interval of the ECE at these bins")
     mce: float = array(units="share", doc="largest gap between confidence and accuracy over the bins")
     debiased_l2: float = array(
@@ -43,10 +47,14 @@ class Calibration(Result, kind="calibration"):
     )
     temperature_stderr: float = array(doc="standard error over the samples of the fit", default=math.nan)
     ece_before_temperature: float = array(
-        units="share", doc="ECE on the samples that the fit has not seen, as they are", default=math.nan
+        units="share",
+        doc="ECE of the part that judges the temperature, before it; compare with the next, not with ece",
+        default=math.nan,
     )
     ece_after_temperature: float = array(
-        units="share", doc="ECE after temperature scaling, on samples that the fit has not seen", default=math.nan
+        units="share",
+        doc="ECE of the same part after temperature scaling, which was fitted on the other part",
+        default=math.nan,
     )
     brier_interval: np.ndarray | None = array("bound", doc="95% interval of the Brier score", default=None)
     nll_interval: np.ndarray | None = array("bound", units="nats", doc="95% interval of the NLL", default=None)
