@@ -16,7 +16,7 @@ from landscape.training.gate import examine
 from landscape.training.inputs import LOGITS, VALUES
 from landscape.training.loss import NamedLoss
 from landscape.training.registries import LossEntry
-from landscape.training.registry import Entry
+from landscape.training.registry import REQUIRED, Entry
 
 #: Losses that a part of their example (two of six samples) is too small or too uniform for.
 PARTS_REFUSED = dict.fromkeys(("triplet_hard", "triplet_semi_hard", "circle", "multi_similarity"), "finds no triplet")
@@ -65,6 +65,13 @@ def test_other_settings_pass_too(text):
     trial = entry.settings(*call.given, **call.named)
     failed = [f"{c.name}: {c.message}" for c in examine(replace(entry, trial=trial)) if c.level == "fail"]
     assert failed == []
+
+
+@pytest.mark.parametrize("name", [n for n, e in losses.entries().items() if e.trial])
+def test_the_defaults_are_finite_too(name):
+    entry = losses.entry(name)
+    needed = {k: v for k, v in entry.trial.items() if entry.options[k].default is REQUIRED}
+    assert levels(replace(entry, trial=needed))["finite"] == "pass"
 
 
 @pytest.mark.parametrize("name", [n for n, e in losses.entries().items() if e.takes is LOGITS])
