@@ -21,7 +21,7 @@ from .totals import Atoms, Classes, Groups, Totals
 
 #: Pairs that are kept as they are, so that ranks are exact up to there (chosen by us: 2 MiB).
 EXACT = 1 << 18
-#: Classes up to which each class gets its own table unasked (chosen by us: ImageNet's, which takes 1.7 times as long).
+#: Classes up to which each class gets its own table unasked (chosen by us: ImageNet's, which takes twice as long).
 CLASSWISE = 1000
 _NEVER = torch.iinfo(torch.int64).max
 
