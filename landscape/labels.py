@@ -95,6 +95,20 @@ def _kept(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> tupl
     return logits, labels
 
 
+def rows_of_samples(labels: Any, rows: int, ignore_index: int = IGNORE_INDEX) -> torch.Tensor | None:
+    """Return which entry of `labels` (n, ...) each of the rows of `default_prediction` comes from, as (rows,).
+
+    None where their number doesn't fit: then nobody knows.
+    """
+    if not isinstance(labels, torch.Tensor) or labels.ndim == 0:
+        return None
+    own = torch.arange(len(labels), device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    own = own.expand(labels.shape).reshape(-1)
+    if not labels.is_floating_point() and len(own) != rows:
+        own = own[labels.reshape(-1) != ignore_index]
+    return own if len(own) == rows else None
+
+
 def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
     """Return (right, all), right on the device: the first class wins a tie, a binary logit of 0 counts as class 0."""
     predicted = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)

@@ -19,7 +19,7 @@ from torch import nn
 
 from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
-from .labels import default_prediction, default_target, hits, known_ignore_index
+from .labels import default_prediction, default_target, hits, known_ignore_index, rows_of_samples
 from .parameters import owners, trainable, unwrap
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .session import prepared, quiet_rnn, recomputing
@@ -520,29 +520,51 @@ class Objective:
 
         Positions to be ignored are left out. Raises MeasurementError for a task without labels.
         """
+        logits, labels, _ = self.grouped_predictions()
+        return logits, labels
+
+    def grouped_predictions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return (logits, labels, groups): as `predictions`, and which sample of the draw each row (n,) comes from.
+
+        The groups are None where that isn't known: a `predict` that returns another number of rows than of samples
+        (pixels, tokens) without their shape.
+        """
         if not self.has_labels:
             raise MeasurementError(
                 f"the task {self.task.name or type(self.model).__name__} has no class labels on its {self.split} data: "
                 "give Task(predict=lambda model, batch: (logits, labels))"
             )
         self._refresh_statistics()
-        found = []
+        found, groups, seen = [], [], 0
         with self.measuring():
             for i in range(len(self)):
                 self._seed(i)
                 batch = self.batch(i)
                 if self.task.predict is not None or self.task.batch_loss is not None:
-                    pair = self._call(self._predict, batch, None, None)
+                    pair, given = self._call(self._predicted, batch, None, None)
                 else:
                     outputs, target = self.forward(batch)
-                    pair = self._call(self._predict, batch, outputs, target)
+                    pair, given = self._call(self._predicted, batch, outputs, target)
                 assert pair is not None
                 found.append((pair[0].detach().cpu(), pair[1].cpu()))
+                size = batch_size_of(self.batch(i))
+                rows = rows_of_samples(given, len(pair[1]), known_ignore_index(self.task.loss))
+                # Labels that are no longer one entry a sample don't tell which sample a row is of.
+                whole = given is not None and size in (None, len(given))
+                groups.append(rows.cpu() + seen if rows is not None and whole else None)
+                seen += size or (len(given) if given is not None else 0)
         self.passes += 1
         logits, labels = zip(*found, strict=True)
-        return torch.cat(logits), torch.cat(labels)
+        known = [g for g in groups if g is not None]
+        return torch.cat(logits), torch.cat(labels), torch.cat(known) if len(known) == len(groups) else None
 
     def _predict(self, batch: Any, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        return self._predicted(batch, outputs, target)[0]
+
+    def _predicted(
+        self, batch: Any, outputs: Any, target: Any
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
+        """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
         ignore = known_ignore_index(self.task.loss)
         if self.task.predict is not None:
             pair = self.task.predict(self.model, batch)
@@ -555,10 +577,11 @@ class Objective:
                 and bool((labels == labels.round()).all())
             ):
                 labels = labels.long()  # predict says that these are class labels
-            return default_prediction(logits, labels, None, ignore)
+            return default_prediction(logits, labels, None, ignore), labels
         if self.task.batch_loss is not None:
-            return None
-        return default_prediction(outputs, default_target(target), self.task.loss, ignore)
+            return None, None
+        labels = default_target(target)
+        return default_prediction(outputs, labels, self.task.loss, ignore), labels
 
     def _hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
         """Return (right, all) of batch i; labels that were looked at once, and are all there, are only compared."""
@@ -567,9 +590,10 @@ class Objective:
         pair = self._predict(self.batch(i), outputs, target)  # the forward may have emptied the other batch
         if pair is None:
             return torch.zeros((), dtype=torch.long), 0
-        plain = isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor) and self.task.predict is None
-        if plain and outputs.ndim == 2 and outputs.shape[1] > 1 and target.ndim == 1 and len(pair[1]) == len(target):
-            self._plain[i] = target
+        if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
+            scores = outputs.ndim == 2 and outputs.shape[1] > 1
+            if scores and target.ndim == 1 and len(pair[1]) == len(target):
+                self._plain[i] = target
         return hits(*pair)
 
     def _further(
@@ -580,7 +604,9 @@ class Objective:
         if own is not None:
             return mean.detach().double(), float(own)
         weight = known_weight(criterion, outputs, target)
-        return mean.detach().double(), weight if weight is not None else sample_weight(outputs, batch, f"the criterion {name}")
+        return mean.detach().double(), weight if weight is not None else sample_weight(
+            outputs, batch, f"the criterion {name}"
+        )
 
     def labels_there(self) -> bool:
         """Find out from the first batch whether the task gives logits and class labels."""

@@ -156,16 +156,54 @@ def test_probabilities_of_exactly_zero_and_one_are_measured() -> None:
     assert any("exactly 0 or 1" in w for w in found.warnings)
 
 
-def test_tokens_that_come_from_one_sample_are_named_dependent() -> None:
-    x, y = data(600, 1)
-    task = Task(
-        model(),
-        lambda out, target: nn.functional.cross_entropy(out.flatten(0, 1), target.flatten()),
-        test=(x.reshape(60, 10, 4), y.reshape(60, 10)),
-    )
-    found = measure_calibration(task)
-    assert found.samples == 600
-    assert any("600 predictions come from 60 samples" in w for w in found.warnings)
+def tokens(**how) -> tuple[Task, torch.Tensor, torch.Tensor]:
+    """40 sequences of 6 tokens, some ignored, in batches of unequal size; the logits by hand, and the labels."""
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6, 3), torch.randint(4, (40, 6))
+    y[::3, 2:4] = -100
+    model = nn.Linear(3, 4)
+
+    def forward(m, batch):
+        return m(batch[0]).movedim(-1, 1), batch[1]
+
+    how.setdefault("forward", forward)
+    task = Task(model, nn.CrossEntropyLoss(), None, [(x[:7], y[:7]), (x[7:32], y[7:32]), (x[32:], y[32:])], **how)
+    with torch.no_grad():
+        return task, model(x), y
+
+
+def test_tokens_of_one_sequence_are_a_group() -> None:
+    task, logits, y = tokens()
+    kept = y != -100
+    groups = torch.arange(40).unsqueeze(1).expand(40, 6)[kept]
+    with Objective(task, "test") as objective:
+        found = objective.grouped_predictions()
+        assert torch.equal(found[1], y[kept])
+        assert torch.allclose(found[0], logits[kept])
+        assert found[2] is not None
+        assert torch.equal(found[2], groups)
+    result = measure_calibration(task)
+    by_hand = calibration_error(logits=logits[kept], labels=y[kept], groups=groups)
+    assert (result.ece, result.groups) == (by_hand.ece, 40)
+    assert result.ece_interval.tolist() == by_hand.ece_interval.tolist()
+    assert not any("too narrow" in w for w in result.warnings)
+
+
+def test_flat_predictions_of_several_a_sample_are_named_dependent() -> None:
+    task, _, _ = tokens(predict=lambda m, batch: (m(batch[0]).flatten(0, 1), batch[1].flatten()))
+    result = measure_calibration(task)
+    assert result.groups == 0
+    assert any("which from which isn't known" in w and "too narrow" in w for w in result.warnings)
+
+
+def test_one_prediction_a_sample_needs_no_groups() -> None:
+    torch.manual_seed(0)
+    task = Task(nn.Linear(3, 4), nn.CrossEntropyLoss(), None, (torch.randn(50, 3), torch.randint(4, (50,))))
+    with Objective(task, "test") as objective:
+        groups = objective.grouped_predictions()[2]
+        assert groups is not None
+        assert torch.equal(groups, torch.arange(50))
+    assert measure_calibration(task).groups == 0
 
 
 def test_outputs_that_are_no_classes_are_refused_with_a_line() -> None:

@@ -31,13 +31,14 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
         )
     with as_objective(task, split) as objective:
         before = objective.passes
-        logits, labels = objective.predictions()
+        logits, labels, groups = objective.grouped_predictions()
         passes = objective.passes - before
         samples, notes, fingerprint = objective.samples, objective.notes, objective.fingerprint
-    if len(labels) > samples:
+    several = len(labels) > samples
+    if several and groups is None:
         warnings.append(
-            f"{len(labels)} predictions come from {samples} samples (pixels, tokens): standard errors and intervals "
-            "take them as independent, and are too narrow"
+            f"{len(labels)} predictions come from {samples} samples (pixels, tokens), and which from which isn't "
+            "known: standard errors and intervals take them as independent, and are too narrow"
         )
     kind: Kind = "logits"
     own = task.task if isinstance(task, Objective) else task
@@ -48,6 +49,8 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
         kind=kind,
         scores=logits,
         labels=labels,
+        # Predictions of one sample depend on each other; one each are independent, and need no groups.
+        groups=groups if several else None,
         split=split,
         fingerprint=fingerprint,
         passes=passes,
