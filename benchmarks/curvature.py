@@ -2,7 +2,7 @@
 
 Nets: ResNet-20 on 512 images of 3 x 32 x 32 (digits, enlarged) in batches of 128, and an MLP of 26,122 parameters on
 512 digits, both trained. Every way finds the 10 largest eigenvalues; errors are against our own run at a tolerance of
-1e-5, the worst of the ten as a share of lambda_1. Then what one product costs in gradients, what memory a whole run
+1e-4, the worst of the ten as a share of lambda_1. Then what one product costs in gradients, what memory a whole run
 takes beyond a gradient pass (each in a process of its own), and what warm starts save along a training.
 
 Needs the bench extra; the peers that are not installed are left out, and said. On a CUDA device the products of a
@@ -148,9 +148,12 @@ def _start(n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
 
-def eigenvalues(model: nn.Module, data: Data, runs: int, clock: Callable[[], float]) -> dict[str, Any]:
+def eigenvalues(
+    model: nn.Module, data: Data, runs: int, clock: Callable[[], float], without: tuple[str, ...]
+) -> dict[str, Any]:
     """Return for each way the median seconds, products and worst error, and the ratios to ours."""
-    reference = eigenpairs(Hessian(task_of(model, data)), TOP, tol=1e-5).values
+    # An isolated eigenvalue's own error is about the square of its residual.
+    reference = eigenpairs(Hessian(task_of(model, data)), TOP, tol=1e-4).values
     ways: dict[str, Callable[[], tuple[np.ndarray, int]]] = {
         "ours": lambda: ours(model, data, 1e-3, True),
         "ours, not audited": lambda: ours(model, data, 1e-3, False),
@@ -164,6 +167,7 @@ def eigenvalues(model: nn.Module, data: Data, runs: int, clock: Callable[[], flo
             ways[name] = lambda way=way: way(model, data)
         else:
             print(f"  {name} is not installed: left out")
+    ways = {name: way for name, way in ways.items() if not name.startswith(without or ("-",))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, tuple[np.ndarray, int]] = {}
     for _ in range(runs):
@@ -261,7 +265,7 @@ def memory_of(net: str, what: str) -> None:
             objective.gradient()
     else:
         with Hessian(task, strategy=what) as h:  # pyright: ignore[reportArgumentType]
-            done = eigenpairs(h, 3, tol=1e-2, max_products=40, verify=False)
+            done = eigenpairs(h, 3, tol=1e-2, max_products=10, verify=False)
             size, count = h.held
             extra = {"basis": done.products * h.shape[0] * 4 / 2**20, "graphs": count * size / 2**20}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -353,6 +357,7 @@ def main() -> None:
         action="store_true",
         help="count processor time: on a busy machine, with one thread (OMP_NUM_THREADS)",
     )
+    parser.add_argument("--without", default="", help="ways to leave out, by the beginning of their names, a,b")
     parser.add_argument("--memory", choices=["gradient", "rebuild", "auto"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="folder for the JSON file (default benchmarks/results)")
     given = parser.parse_args()
@@ -367,7 +372,7 @@ def main() -> None:
         few = 1 if net == "ResNet-20" else given.runs
         figures[net] = {
             "products": products(model, data, 3 if net == "ResNet-20" else 30, clock),
-            "eigenvalues": eigenvalues(model, data, few, clock),
+            "eigenvalues": eigenvalues(model, data, few, clock, tuple(filter(None, given.without.split(",")))),
             "memory": memory(net),
         }
     print("warm starts")
