@@ -7,18 +7,16 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from ..data import first_line
 from ..errors import LandscapeError, MeasurementError
+from ..objective import Objective
+from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
 from .rewritten import cheap_second_derivatives, torch_derivatives
-
-if TYPE_CHECKING:
-    from .compiled import CompiledProducts
-    from .operators import Operator
 
 Strategy = Literal["auto", "keep", "rebuild", "forward", "linearize", "compile"]
 
@@ -42,6 +40,24 @@ _SPECIAL = {
 }
 
 
+class Source(Protocol):
+    """What an operator tells of itself, batch by batch."""
+
+    objective: Objective
+
+    def graph(self, i: int, parameters: Tensors) -> BatchGraph:
+        """Return the graph of batch i."""
+        ...
+
+    def functional(self, i: int, parameters: Tensors) -> tuple[Callable[[Tensors], torch.Tensor], Callable[[], float]]:
+        """Return (parameters -> mean loss of batch i, () -> its weight), for torch.func."""
+        ...
+
+    def compiled(self) -> CompiledProducts:
+        """Return the products as compiled code."""
+        ...
+
+
 class Products:
     """The products of one operator, batch by batch, with what is kept between them.
 
@@ -53,7 +69,7 @@ class Products:
     entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
     """
 
-    def __init__(self, operator: Operator, strategy: Strategy, memory: int | None) -> None:
+    def __init__(self, operator: Source, strategy: Strategy, memory: int | None) -> None:
         if strategy not in get_args(Strategy):
             raise MeasurementError(f"strategy={strategy!r} is unknown; choose from {', '.join(get_args(Strategy))}")
         if memory is not None and memory < 0:
