@@ -71,6 +71,43 @@ def coherence(result: Any) -> list[str]:
     return [told(result.sigma, result.stderr, "sigma"), *_threshold(result)]
 
 
+def trajectory(result: Any) -> list[str]:
+    found = [f"{count(len(result.distance))} checkpoints over {number(float(result.distance[0]))}"]
+    if result.share is not None:
+        found.append(f"axes hold {' and '.join(f'{100 * float(s):.3g}%' for s in result.share[:2])} of the variance")
+    found.append(f"{100 * float(result.captured):.3g}% of the squared distances lie in the plane")
+    if result.gap is not None:
+        worst = int(np.nanargmax(np.abs(result.gap)))
+        gap = float(result.gap[worst]), float(result.gap_stderr[worst]) if result.gap_stderr is not None else math.nan
+        found.append(told(*gap, "largest gap of the plane's loss to the checkpoint's own"))
+    return found
+
+
+def path(result: Any) -> list[str]:
+    found = []
+    for i, split in enumerate(result.splits):
+        worst = int(np.nanargmax(result.barrier[i]))
+        found.append(told(result.barrier[i][worst], result.barrier_stderr[i][worst], f"{split} barrier"))
+    return found
+
+
+def eigenvalue_map(result: Any) -> list[str]:
+    largest, smallest = (np.asarray(x, dtype=float) for x in (result.largest, result.smallest))
+    points = " × ".join(str(n) for n in largest.shape)
+    late = int(largest.size - np.sum(result.converged))
+    found = [f"{points} points", f"λ max {number(float(np.nanmin(largest)))} to {number(float(np.nanmax(largest)))}"]
+    found.append(f"−λ min / λ max up to {number(float(np.nanmax(-smallest / largest)), 3)}")
+    return [*found, f"{count(late)} not converged"] if late else found
+
+
+def basin(result: Any) -> list[str]:
+    widths = [
+        told(w, e, f"width at +{float(rise):g}")
+        for rise, w, e in zip(result.rise, result.width, result.width_stderr, strict=True)
+    ]
+    return [*widths, told(result.roughness, result.roughness_stderr, "roughness"), f"{count(len(result.ray))} lines"]
+
+
 def _threshold(result: Any) -> list[str]:
     threshold = float(result.threshold)
     if not math.isfinite(threshold):
@@ -80,5 +117,9 @@ def _threshold(result: Any) -> list[str]:
 
 #: Kind -> its words; every other kind is told by its own description.
 WORDS: Mapping[str, Callable[[Any], list[str]]] = {
-    f.__name__: f for f in (density, frobenius, layers, diagonal, sampling, stability, batch_sharpness, coherence)
+    f.__name__: f
+    for f in (
+        *(density, frobenius, layers, diagonal, sampling, stability, batch_sharpness, coherence),
+        *(trajectory, path, eigenvalue_map, basin),
+    )
 }

@@ -11,6 +11,8 @@ from landscape.cli.summary import summarize
 from landscape.curvature.estimates import DiagonalEstimate, NormEstimate, SamplingError
 from landscape.curvature.spectrum import LayerCurvature
 from landscape.curvature.thresholds import BatchSharpness, Stability
+from landscape.surface.fields import EigenvalueMap
+from landscape.surface.routes import Trajectory
 
 NAMES = ("stem", "middle", "head", "scale", "bias")
 
@@ -80,3 +82,41 @@ def test_a_threshold_is_given_with_its_learning_rate_or_said_to_be_undefined():
     assert line(edge) == "stability λ max 30.000 ± 0.010 threshold 20.00 at learning rate 0.1000 1.50 times it"
     none = BatchSharpness(value=3.0, stderr=0.5, threshold=math.nan, batches=8, batch=128)
     assert line(none).endswith("3.00 ± 0.50 threshold not defined for this optimizer")
+
+
+def test_a_trajectory_says_how_far_it_went_and_where_its_plane_misleads():
+    found = Trajectory(
+        step=np.arange(3.0),
+        coordinates=np.zeros((3, 2)),
+        distance=np.array([6.5, 2.0, 0.0]),
+        off_plane=np.zeros(3),
+        loss=np.array([2.0, 1.0, 0.5]),
+        loss_stderr=np.full(3, 0.01),
+        plane_loss=np.array([2.1, 0.2, 0.5]),
+        gap=np.array([0.1, -0.8, 0.0]),
+        gap_stderr=np.array([0.02, 0.03, 0.0]),
+        share=np.array([0.95, 0.04, 0.01]),
+        captured=0.994,
+        direction_norms=np.ones(2),
+        cosine=0.0,
+    )
+    text = line(found)
+    assert "3 checkpoints over 6.500 axes hold 95% and 4% of the variance 99.4% of the squared distances" in text
+    assert text.endswith("largest gap of the plane's loss to the checkpoint's own −0.800 ± 0.030")
+
+
+def test_an_eigenvalue_map_counts_what_has_not_converged():
+    largest = np.array([[4.0, 2.0], [8.0, 5.0]])
+    found = EigenvalueMap(
+        alpha=np.arange(2.0),
+        beta=np.arange(2.0),
+        largest=largest,
+        smallest=np.array([[-1.0, -1.0], [-1.0, 1.0]]),
+        largest_residual=np.zeros((2, 2)),
+        smallest_residual=np.zeros((2, 2)),
+        converged=np.array([[True, True], [True, False]]),
+        products=np.full((2, 2), 9),
+        direction_norms=np.ones(2),
+    )
+    words = "eigenvalue map 2 × 2 points λ max 2.000 to 8.000 −λ min / λ max up to 0.500 1 not converged"
+    assert line(found) == words
