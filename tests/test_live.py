@@ -199,6 +199,43 @@ class TestWhateverHappens:
         assert writer.lost == 1
         np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].steps, [1])
 
+    def test_a_torn_block_that_stays_hides_nothing_behind_it(self, tmp_path, monkeypatch):
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=60)
+        writer.append("x", 0, [0.0])
+        writer.flush()
+        honest = live._write_all
+
+        def torn(file, data):
+            honest(file, data[:30])
+            raise OSError(5, "Input/output error")
+
+        def refuse(*_):
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as m:
+            m.setattr(live, "_write_all", torn)
+            m.setattr(live.os, "ftruncate", refuse)
+            writer.append("x", 1, [1.0])
+            writer.flush()
+        writer.append("x", 2, [2.0])
+        writer.close()
+        assert (writer.lost, writer.problem) == (0, None)
+        rows, segments = read_live(tmp_path)
+        assert rows["x"].values[:, 0].tolist() == [0.0, 1.0, 2.0]
+        assert [s.torn > 0 for s in segments] == [True, False]
+
+    def test_no_row_falls_between_two_threads(self, tmp_path):
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=0)
+            for step in range(20_000):
+                writer.append("x", step, (float(step),))
+            writer.close()
+        finally:
+            sys.setswitchinterval(before)
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].steps, np.arange(20_000))
+
     def test_rows_of_the_wrong_width_are_lost_alone(self, tmp_path):
         writer = LiveWriter(tmp_path, {"x": ("a", "b"), "y": ("c",)}, flush_seconds=60)
         writer.append("x", 0, [1.0])

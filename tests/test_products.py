@@ -293,6 +293,22 @@ class TestOutOfMemory:
             assert h.notes == ("out of memory on a whole batch: the batches are cut in two",)
             assert len(h.objective) == 4
 
+    def test_both_in_one_product_and_then_a_line(self, monkeypatch):
+        task = residual()
+        v = vector(Hessian(task).shape[0])
+        expected = Hessian(task) @ v
+        self.failing(monkeypatch, 2, lambda last: True)
+        with Hessian(task) as h:
+            assert close(h @ v, expected, EXACT)
+            assert [n.split(":")[0] for n in h.notes] == [
+                "out of memory with the graphs kept",
+                "out of memory on a whole batch",
+            ]
+        monkeypatch.undo()
+        self.failing(monkeypatch, 99, lambda last: True)
+        with Hessian(task) as h, pytest.raises(MeasurementError, match="out of memory on half a batch"):
+            h @ v
+
     def test_and_where_they_may_not_be_it_is_said(self, monkeypatch):
         self.failing(monkeypatch, 1, lambda last: True)
         with Hessian(in_batches(), strategy="rebuild") as h, pytest.raises(MeasurementError, match="smaller batches"):

@@ -16,13 +16,13 @@ segments are compacted into the archive.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 import struct
 import threading
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,8 @@ class LiveWriter:
         self._numbers = {quantity: i for i, quantity in enumerate(self.columns)}
         self._facts = dict(facts or {})
         self._written = 0
-        self._waiting: list[tuple[str, int, Any]] = []
+        self._torn = False
+        self._waiting: deque[tuple[str, int, Any]] = deque()
         self._unwritten: list[tuple[bytes, int]] = []
         self._lock = threading.Lock()
         self._file, self.path = _new_segment(self.folder, self.columns, self._facts)
@@ -91,7 +92,7 @@ class LiveWriter:
 
     def append(self, quantity: str, step: int, values: Any) -> None:
         """Add one row: anything that NumPy turns into as many float64 numbers as the quantity has columns."""
-        self._waiting.append((quantity, step, values))  # a list's append is atomic: no lock in the training's way
+        self._waiting.append((quantity, step, values))  # a deque's append is atomic: no lock in the training's way
 
     def flush(self) -> None:
         """Write everything that waits, now, from this thread."""
@@ -118,7 +119,8 @@ class LiveWriter:
 
     def _take(self) -> list[tuple[bytes, int]]:
         """Return what waits as encoded blocks with their numbers of rows."""
-        rows, self._waiting = self._waiting, []
+        # One by one: a list that was swapped for a new one could still get a row from the training's thread.
+        rows = [self._waiting.popleft() for _ in range(len(self._waiting))]
         blocks: list[tuple[bytes, int]] = []
         by_quantity: dict[str, list[tuple[int, Any]]] = {}
         for quantity, step, values in rows:
@@ -144,7 +146,7 @@ class LiveWriter:
         """Append blocks; after a failure cut the file back to its last whole block and keep them for the next time."""
         self._unwritten += blocks
         try:
-            if self._unwritten and os.fstat(self._file.fileno()).st_nlink == 0:
+            if self._unwritten and (self._torn or os.fstat(self._file.fileno()).st_nlink == 0):
                 self._begin_anew()
             while self._unwritten:
                 data, rows = self._unwritten[0]
@@ -155,17 +157,20 @@ class LiveWriter:
             self.problem = None
         except (OSError, ArchiveError) as error:
             self.problem = str(error) if isinstance(error, ArchiveError) else in_words(error, self.path)
-            with contextlib.suppress(OSError):  # else the torn block stays, and the next one begins a new segment
+            try:
                 os.ftruncate(self._file.fileno(), self._end)
                 self._file.seek(self._end)
+            except OSError:
+                self._torn = True  # a reader stops at the torn block: what comes next goes to a new segment
             self._give_up()
 
     def _begin_anew(self) -> None:
-        """Go on in a new segment after this one was deleted; what had been written is lost with it."""
-        self.lost, self._written = self.lost + self._written, 0
+        """Go on in a new segment: this one was deleted, with all that had been written, or could not be mended."""
+        if os.fstat(self._file.fileno()).st_nlink == 0:
+            self.lost, self._written = self.lost + self._written, 0
+        file, self.path = _new_segment(self.folder, self.columns, self._facts)
         self._file.close()
-        self._file, self.path = _new_segment(self.folder, self.columns, self._facts)
-        self._end = self._file.tell()
+        self._file, self._end, self._torn = file, file.tell(), False
 
     def _give_up(self) -> None:
         size = sum(len(data) for data, _ in self._unwritten)

@@ -79,6 +79,7 @@ class Products:
         self._strategy: Strategy = strategy
         self._memory = memory
         self.notes: list[str] = []
+        self._halved = False
         self.release()
 
     def release(self) -> None:
@@ -119,15 +120,15 @@ class Products:
         """Return (sum_i w_i A_i V, sum_i w_i) as ((k, n), float) for `columns` (k, n)."""
         if self._moves != self._objective.moves:
             self.release()
-        try:
-            return self._multiply(columns, parameters, keep)
-        except torch.OutOfMemoryError:
-            pass
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # the host's allocator raises nothing more precise
-                raise
-        self._economize()
-        return self._multiply(columns, parameters, keep)
+        while True:  # ends: each way of saving memory is taken once, then it raises
+            try:
+                return self._multiply(columns, parameters, keep)
+            except torch.OutOfMemoryError:
+                pass
+            except RuntimeError as error:
+                if "can't allocate memory" not in str(error):  # the host's allocator raises nothing more precise
+                    raise
+            self._economize()
 
     def _economize(self) -> None:
         """After running out of memory: keep nothing; where nothing was kept, halve the batches if the task allows."""
@@ -138,12 +139,13 @@ class Products:
         if keeping:
             self._strategy = "rebuild"
             self.notes.append("out of memory with the graphs kept: they are rebuilt at each product")
-        elif self._objective.halve():
+        elif not self._halved and self._objective.halve():
+            self._halved = True
             self.notes.append("out of memory on a whole batch: the batches are cut in two")
         else:
+            tried = "half a batch" if self._halved else "one batch, and the task doesn't allow it to be cut"
             raise MeasurementError(
-                "out of memory on one batch, and the task doesn't allow it to be cut; give smaller batches, fewer "
-                "samples, or Task(device='cpu')"
+                f"out of memory on {tried}; give smaller batches, fewer parameters, or Task(device='cpu')"
             )
 
     def _multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
