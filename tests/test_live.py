@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from landscape.archive import live
-from landscape.archive.live import LiveWriter, live_folder, read_live, read_segment
+from landscape.archive import live, segments
+from landscape.archive.live import LiveWriter
+from landscape.archive.segments import live_folder, read_live, read_segment
 from landscape.errors import ArchiveError
 
 COLUMNS = {"gradient_norm": ("a", "b", "c"), "loss": ("train",)}
@@ -94,7 +95,7 @@ class TestWhateverHappens:
         monkeypatch.setattr(live, "MOST_ROWS", 5)
         given = write(tmp_path / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
         data = (tmp_path / "whole" / "0001.rows").read_bytes()
-        block = live._ROWS.size + 5 * 8 * 3
+        block = segments.ROWS.size + 5 * 8 * 3
         begin = len(data) - 4 * block
         for size in range(len(data)):
             (tmp_path / "cut.rows").write_bytes(data[:size])

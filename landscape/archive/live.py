@@ -1,50 +1,25 @@
-"""The rows of a run while it goes on: segments, files that are only ever appended to, and read whatever happened.
-
-A segment is a header and blocks. The header is one JSON object (quantities with their column names, and facts about the
-run) behind a magic number and its length; a block holds rows of one quantity,
-
-    magic, quantity, rows, checksum of the payload; int64 steps (rows,); float64 values (rows, columns)
-
-in the machine's little-endian order. A reader takes every whole block and ignores the torn one that a kill may leave at
-the end, so that nothing is ever repaired before it is read, and a second process can follow a file as it grows.
-
-Not HDF5, though the archive is: a full disk inside the HDF5 library ends the process (h5py 3.16), a killed writer
-leaves a file that needs repair, readers must open after writers, and network mounts refuse its locks. A failed write of
-a plain file is an exception, after which the file is cut back to its last whole block. At the end of the run the
-segments are compacted into the archive.
-"""
+"""Write the rows of a run while it goes on: from a background thread, so that training waits for no disk."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import struct
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import ArchiveError
+from .segments import BLOCK, EVENTS, HEAD, MAGIC, ROWS, SUFFIX, in_words
 
-#: Beside the archive: run.h5.live/0001.rows, 0002.rows, ...
-FOLDER, SUFFIX = ".live", ".rows"
-_MAGIC, _BLOCK = b"LSROWS1\n", b"LSBK"
-_HEAD, _ROWS = struct.Struct("<8sI"), struct.Struct("<4sHIII")
 #: Seconds between two writes (DESIGN: what a kill may cost), and rows that are handed over at once at most.
 FLUSH_SECONDS, MOST_ROWS = 2.0, 1 << 14
 #: Bytes that wait in memory while nothing can be written; beyond, the oldest rows are given up and counted (by us).
 MOST_WAITING = 1 << 28
-
-
-def live_folder(archive: str | os.PathLike[str]) -> Path:
-    """Return the folder in which an archive's segments lie while its run goes on."""
-    return Path(f"{os.fspath(archive)}{FOLDER}")
 
 
 class LiveWriter:
@@ -80,7 +55,8 @@ class LiveWriter:
         self._written = 0
         self._torn = False
         self._waiting: deque[tuple[str, int, Any]] = deque()
-        self._unwritten: list[tuple[bytes, int]] = []
+        self._events: deque[Mapping[str, Any]] = deque()
+        self._unwritten: list[tuple[bytes | bytearray, int]] = []
         self._lock = threading.Lock()
         self._file, self.path = _new_segment(self.folder, self.columns, self._facts)
         self._end = self._file.tell()
@@ -93,6 +69,30 @@ class LiveWriter:
     def append(self, quantity: str, step: int, values: Any) -> None:
         """Add one row: anything that NumPy turns into as many float64 numbers as the quantity has columns."""
         self._waiting.append((quantity, step, values))  # a deque's append is atomic: no lock in the training's way
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Add what happened, as JSON; it counts as one row."""
+        self._events.append(event)
+
+    def declare(self, columns: Mapping[str, Sequence[str]], facts: Mapping[str, Any] | None = None) -> None:
+        """Take further quantities, or further columns of one, from now on: in a new segment, which lists all of them.
+
+        What waits is written to the old segment first. Where the new one can't be made, rows wait for it as they wait
+        for a full disk to be cleared.
+        """
+        with self._lock:
+            self._write(self._take())
+            given = {quantity: tuple(names) for quantity, names in columns.items()}
+            changed = {n for q, n in self._numbers.items() if q in given and given[q] != self.columns[q]}
+            self.columns |= given
+            self._numbers = {quantity: i for i, quantity in enumerate(self.columns)}
+            self._facts |= dict(facts or {})
+            stuck = [b for b in self._unwritten if _is_rows_of(b[0], changed)]
+            # Encoded with the old columns, and the old file took them not: a rare pair of misfortunes, but counted.
+            self.lost += sum(rows for _, rows in stuck)
+            self._unwritten = [b for b in self._unwritten if b not in stuck]
+            self._torn = True  # the next write begins a new segment
+            self._write([])
 
     def flush(self) -> None:
         """Write everything that waits, now, from this thread."""
@@ -117,36 +117,50 @@ class LiveWriter:
             with self._lock:
                 self._write(self._take())
 
-    def _take(self) -> list[tuple[bytes, int]]:
+    def _take(self) -> list[tuple[bytes | bytearray, int]]:
         """Return what waits as encoded blocks with their numbers of rows."""
         # One by one: a list that was swapped for a new one could still get a row from the training's thread.
         rows = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        blocks: list[tuple[bytes, int]] = []
-        by_quantity: dict[str, list[tuple[int, Any]]] = {}
+        blocks: list[tuple[bytes | bytearray, int]] = []
+        found: dict[str, tuple[list[int], list[Any]]] = {}
         for quantity, step, values in rows:
-            by_quantity.setdefault(quantity, []).append((step, values))
-        for quantity, found in by_quantity.items():
-            width = len(self.columns[quantity])
-            for start in range(0, len(found), MOST_ROWS):
-                part = found[start : start + MOST_ROWS]
-                try:
-                    steps = np.array([step for step, _ in part], dtype="<i8")
-                    values = np.array([v for _, v in part], dtype="<f8").reshape(len(part), width)
-                except (TypeError, ValueError) as error:
-                    # Nothing may end this thread: rows that are no numbers of this width are a caller's mistake.
-                    self.lost += len(part)
-                    self.problem = f"{len(part)} rows of {quantity} are not {width} numbers each: {error}"
-                    continue
-                payload = steps.tobytes() + values.tobytes()
-                head = _ROWS.pack(_BLOCK, self._numbers[quantity], len(part), len(payload), zlib.crc32(payload))
-                blocks.append((head + payload, len(part)))
+            steps, several = found.setdefault(quantity, ([], []))
+            steps.append(step)
+            several.append(values)
+        for quantity, (steps, several) in found.items():
+            for start in range(0, len(steps), MOST_ROWS):
+                blocks += self._block(quantity, steps[start : start + MOST_ROWS], several[start : start + MOST_ROWS])
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        if events:
+            payload = json.dumps(events).encode()
+            blocks.append((ROWS.pack(EVENTS, 0, len(events), len(payload), zlib.crc32(payload)) + payload, len(events)))
         return blocks
 
-    def _write(self, blocks: list[tuple[bytes, int]]) -> None:
+    def _block(self, quantity: str, steps: list[int], rows: list[Any]) -> list[tuple[bytes | bytearray, int]]:
+        """Return rows of one quantity as a block; none, and counted as lost, where they are not numbers of its width.
+
+        Nothing may end the thread that writes: such rows are a caller's mistake.
+        """
+        width, count = len(self.columns[quantity]), len(rows)
+        head = ROWS.size
+        block = bytearray(head + 8 * count * (1 + width))
+        payload = memoryview(block)[head:]
+        try:
+            np.frombuffer(payload, "<i8", count)[:] = steps
+            values = np.frombuffer(payload, "<f8", count * width, 8 * count).reshape(count, width)
+            values[:] = _matrix(rows, width)
+        except (TypeError, ValueError) as error:
+            self.lost += count
+            self.problem = f"{count} rows of {quantity} are not {width} numbers each: {error}"
+            return []
+        ROWS.pack_into(block, 0, BLOCK, self._numbers[quantity], count, len(payload), zlib.crc32(payload))
+        return [(block, count)]
+
+    def _write(self, blocks: list[tuple[bytes | bytearray, int]]) -> None:
         """Append blocks; after a failure cut the file back to its last whole block and keep them for the next time."""
         self._unwritten += blocks
         try:
-            if self._unwritten and (self._torn or os.fstat(self._file.fileno()).st_nlink == 0):
+            if self._torn or (self._unwritten and os.fstat(self._file.fileno()).st_nlink == 0):
                 self._begin_anew()
             while self._unwritten:
                 data, rows = self._unwritten[0]
@@ -168,6 +182,9 @@ class LiveWriter:
         """Go on in a new segment: this one was deleted, with all that had been written, or could not be mended."""
         if os.fstat(self._file.fileno()).st_nlink == 0:
             self.lost, self._written = self.lost + self._written, 0
+        else:
+            # Said once, by the session's first segment: later ones of the same session overtake nothing.
+            self._facts.pop("resumed_at", None)
         file, self.path = _new_segment(self.folder, self.columns, self._facts)
         self._file.close()
         self._file, self._end, self._torn = file, file.tell(), False
@@ -180,108 +197,11 @@ class LiveWriter:
             self.lost += rows
 
 
-@dataclass(frozen=True)
-class Rows:
-    """One quantity's rows in the order of writing: `steps` (n,), `values` (n, columns), NaN where a row lacks a column.
-
-    `superseded` (n,) marks rows that a later segment has overtaken: a run resumed from a step before theirs.
-    """
-
-    names: tuple[str, ...]
-    steps: np.ndarray
-    values: np.ndarray
-    superseded: np.ndarray
-
-    def current(self) -> Rows:
-        """Return the rows that stand."""
-        if not self.superseded.any():
-            return self
-        keep = ~self.superseded
-        return Rows(self.names, self.steps[keep], self.values[keep], self.superseded[keep])
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment as it was read: its facts, its columns, whole blocks of rows, and bytes of a torn one at the end."""
-
-    path: Path
-    facts: Mapping[str, Any]
-    columns: Mapping[str, tuple[str, ...]]
-    steps: Mapping[str, np.ndarray]
-    values: Mapping[str, np.ndarray]
-    torn: int
-
-
-def read_segment(path: str | os.PathLike[str]) -> Segment:
-    """Read every whole block of a segment, also while it is being written; raises ArchiveError if it is none.
-
-    The payload's checksum is verified for the last block, which a kill or a lost mount may have left torn: those before
-    it were complete when the next one was begun.
-    """
-    path = Path(path)
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise ArchiveError(in_words(error, path)) from error
-    memory = memoryview(data.data)
-    columns, facts, place = _header(memory, path)
-    names = list(columns)
-    steps: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for quantity, rows, start in _blocks(memory, place, [len(columns[n]) for n in names]):
-        name, width = names[quantity], len(columns[names[quantity]])
-        middle = start + 8 * rows
-        steps[name].append(data[start:middle].view("<i8"))
-        values[name].append(data[middle : middle + 8 * rows * width].view("<f8").reshape(rows, width))
-        place = middle + 8 * rows * width
-    return Segment(
-        path,
-        facts,
-        columns,
-        {n: _joined(s, (0,), "<i8") for n, s in steps.items()},
-        {n: _joined(v, (0, len(columns[n])), "<f8") for n, v in values.items()},
-        len(data) - place,
-    )
-
-
-def read_live(folder: str | os.PathLike[str]) -> tuple[dict[str, Rows], list[Segment]]:
-    """Join the segments of a run: ({quantity: its rows}, the segments in order). Columns are the union of all."""
-    paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
-    if not paths:
-        raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
-    segments = [read_segment(path) for path in paths]
-    joined = {}
-    for quantity in dict.fromkeys(q for s in segments for q in s.columns):
-        names = tuple(dict.fromkeys(n for s in segments for n in s.columns.get(quantity, ())))
-        joined[quantity] = _quantity(quantity, names, segments)
-    return joined, segments
-
-
-def _quantity(quantity: str, names: tuple[str, ...], segments: Sequence[Segment]) -> Rows:
-    holding = [s for s in segments if quantity in s.columns]
-    steps = np.concatenate([s.steps[quantity] for s in holding])
-    if all(s.columns[quantity] == names for s in holding):
-        values = (
-            holding[0].values[quantity] if len(holding) == 1 else np.concatenate([s.values[quantity] for s in holding])
-        )
-    else:
-        values = np.full((len(steps), len(names)), np.nan)
-        row = 0
-        for s in holding:
-            found = s.values[quantity]
-            values[row : row + len(found), [names.index(n) for n in s.columns[quantity]]] = found
-            row += len(found)
-    superseded = np.zeros(len(steps), dtype=bool)
-    row = 0
-    for i, s in enumerate(segments):
-        if quantity not in s.columns:
-            continue
-        overtaken = [later.facts["resumed_at"] for later in segments[i + 1 :] if "resumed_at" in later.facts]
-        part = slice(row, row + len(s.steps[quantity]))
-        if overtaken:
-            superseded[part] = steps[part] > min(overtaken)
-        row = part.stop
-    return Rows(names, steps, values, superseded)
+def _matrix(rows: list[Any], width: int) -> np.ndarray:
+    """Return rows as (n, width); arrays of one size are joined a third faster than NumPy would turn them into one."""
+    if isinstance(rows[0], np.ndarray) and all(isinstance(r, np.ndarray) for r in rows):
+        return np.concatenate(rows, axis=None).reshape(len(rows), width)
+    return np.array(rows, dtype="<f8").reshape(len(rows), width)
 
 
 def _new_segment(folder: Path, columns: Mapping[str, Sequence[str]], facts: Mapping[str, Any]) -> tuple[BinaryIO, Path]:
@@ -293,7 +213,7 @@ def _new_segment(folder: Path, columns: Mapping[str, Sequence[str]], facts: Mapp
         # Unbuffered: a write either reached the system, where a kill can't undo it, or raised.
         file = open(path, "xb", buffering=0)  # noqa: SIM115
         try:
-            _write_all(file, _HEAD.pack(_MAGIC, len(header)) + header)
+            _write_all(file, HEAD.pack(MAGIC, len(header)) + header)
         except OSError:
             file.close()
             path.unlink(missing_ok=True)
@@ -303,50 +223,13 @@ def _new_segment(folder: Path, columns: Mapping[str, Sequence[str]], facts: Mapp
     return file, path
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
     """Write everything or raise: an unbuffered write may stop halfway without a word."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _header(memory: memoryview, path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Any], int]:
-    if len(memory) < _HEAD.size or bytes(memory[:8]) != _MAGIC:
-        raise ArchiveError(f"{path} is no segment of a run: it doesn't begin as one")
-    length = _HEAD.unpack_from(memory)[1]
-    try:
-        header = json.loads(bytes(memory[_HEAD.size : _HEAD.size + length]))
-    except ValueError:
-        raise ArchiveError(f"{path} is a segment whose header was never finished: it holds no rows") from None
-    return {q: tuple(names) for q, names in header["columns"].items()}, header["facts"], _HEAD.size + length
-
-
-def _blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (quantity, rows, where the payload starts) of every whole block."""
-    while place + _ROWS.size <= len(memory):
-        magic, quantity, rows, size, checksum = _ROWS.unpack_from(memory, place)
-        start, stop = place + _ROWS.size, place + _ROWS.size + size
-        sound = magic == _BLOCK and quantity < len(widths) and size == 8 * rows * (1 + widths[quantity])
-        if not sound or stop > len(memory):
-            return
-        if stop == len(memory) and zlib.crc32(memory[start:stop]) != checksum:
-            return
-        yield quantity, rows, start
-        place = stop
-
-
-def _joined(parts: list[np.ndarray], empty: tuple[int, ...], kind: str) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(empty, dtype=kind)
-
-
-def in_words(error: OSError, path: Path) -> str:
-    """Return one line on what the system refused, and what to do."""
-    hint = {
-        errno.ENOSPC: "the disk is full: make room",
-        errno.EDQUOT: "the quota is used up: make room",
-        errno.EFBIG: "the file may not grow further: raise the limit",
-        errno.EROFS: "the file system is read-only: choose another folder",
-        errno.EACCES: "no permission: choose another folder",
-        errno.ENOENT: "it is gone",
-    }.get(error.errno or 0, error.strerror or type(error).__name__)
-    return f"can't write {path}: {hint}"
+def _is_rows_of(block: bytes | bytearray, quantities: set[int]) -> bool:
+    magic, quantity, *_ = ROWS.unpack_from(block)
+    return magic == BLOCK and quantity in quantities

@@ -21,7 +21,9 @@ import numpy as np
 from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
+from .history import History, read_history
 from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, unpack
+from .segments import held, live_folder
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,16 @@ class Archive:
     def status(self) -> str:
         """Return how the last writing ended: complete, failed or interrupted; "running" if it was killed."""
         return str(self.attributes.get("status", ""))
+
+    @cached_property
+    def history(self) -> History:
+        """Return the record of the training, of what lies beside the file too; false where there is none."""
+        return read_history(self.path)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a recorder is at work on this archive now."""
+        return held(live_folder(self.path))
 
     @cached_property
     def unfinished(self) -> dict[str, np.ndarray]:

@@ -1,0 +1,359 @@
+"""Begin the archive of a run, and put the run's rows into it at the end: `begin_run`, `compact`.
+
+The rows go from mapped segments into the file a megabyte at a time, so that memory stays bounded however long the run
+was. Room for them is taken before HDF5 writes: a full disk inside the library would end the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import ArchiveError
+from .atomic import Partial, reserve
+from .groups import PLAIN_DIMENSION, encode, write_group
+from .history import EPOCHS, EVENTS, LIVE_RESULTS, PROBES, STEPS, Event, Probed, read_history
+from .reader import open_archive
+from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
+from .segments import SUFFIX, Opened, live_folder
+
+#: Bytes of a chunk of rows (chosen by us: HDF5's own chunk cache holds one).
+_CHUNK = 1 << 20
+
+
+def begin_run(
+    path: str | os.PathLike[str], *, run: Mapping[str, Any], attributes: Mapping[str, Any], force: bool = False
+) -> Path:
+    """Write the archive of a run that begins now: its settings, status "running", no rows. Returns its full path.
+
+    Raises ArchiveError where the file exists (`force` replaces it, and the rows beside it), or can't be written.
+    """
+    path = Path(os.path.realpath(path))
+    folder = live_folder(path)
+    if not path.parent.is_dir():
+        raise ArchiveError(f"the folder {path.parent} does not exist; create it, or write somewhere else")
+    held = [p for p in (path, folder) if p.exists()]
+    if held and not force:
+        raise ArchiveError(
+            f"{held[0]} exists; pass resume=True to go on with that run, force=True to replace it, or choose another "
+            "path"
+        )
+    root = {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes, "status": "running"}
+    name = f"{path}.{uuid.uuid4().hex}"
+    with h5py.File(name, "w", driver="core", backing_store=False, track_order=True, locking=False) as image:
+        image.attrs.update(pack(root))
+        image.create_group(RUN, track_order=True).attrs.update(pack(run))
+        image.flush()
+        content = image.id.get_file_image()
+    try:
+        partial = Partial(path)
+        try:
+            partial.write(content)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.publish(partial.path)
+        finally:
+            partial.release()
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def compact(path: str | os.PathLike[str], status: str, **facts: Any) -> Path:
+    """Put what a run left in segments into its archive, and remove the segments; returns the archive's path.
+
+    The archive appears whole or not at all, with this status and `facts` among its root attributes; where it can't be
+    written the segments stay, and are read as before. Memory is a few megabytes, whatever the run's length; the disk
+    holds the rows twice for a moment. Raises ArchiveError where there are no segments, or the disk is full.
+    """
+    path = Path(os.path.realpath(path))
+    folder = live_folder(path)
+    segments = [Opened.mapped(p) for p in sorted(folder.glob(f"*{SUFFIX}"))]
+    if not segments:
+        raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
+    history = read_events(path)
+    plans = _plans(segments)
+    room = sum(plan.bytes for plan in plans) + 2 * sum(f.stat().st_size for f in folder.glob(f"{LIVE_RESULTS}/*/*.h5"))
+    try:
+        partial = Partial(path)
+        aside = partial.aside
+        try:
+            shutil.copyfile(path, aside)
+            # And for HDF5's own bookkeeping: a chunk that isn't filled for each dataset, its index, the groups.
+            reserve(aside, room + len(plans) * (3 * _CHUNK) + (1 << 20))
+            with h5py.File(aside, "r+", locking=False) as file:
+                for plan in plans:
+                    _write_rows(file, plan, segments)
+                _mark_overtaken(file, plans, segments)
+                _write_events(file, history[0])
+                for probed in history[1]:
+                    _write_probed(file, probed)
+                about = {"status": status, "modified": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+                file.attrs.update(pack({**unpack(file.attrs), **about}))
+            with open(aside, "rb") as done:
+                os.fsync(done.fileno())
+            partial.publish(aside)
+        finally:
+            aside.unlink(missing_ok=True)
+            partial.discard()
+    except (OSError, RuntimeError) as error:  # h5py's, where the HDF5 library has no errno to give
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArchiveError(
+            f"{path} could not be written: {reason}; every row is in {folder}, and is read from there: make room, then "
+            f"landscape repair {path}"
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
+def set_status(path: str | os.PathLike[str], status: str) -> None:
+    """Change the status of an archive, which is written anew and renamed. Raises ArchiveError where that fails."""
+    path = Path(os.path.realpath(path))
+    try:
+        partial = Partial(path)
+        try:
+            shutil.copyfile(path, partial.aside)
+            reserve(partial.aside, 1 << 16)
+            with h5py.File(partial.aside, "r+", locking=False) as file:
+                file.attrs.update(pack({**unpack(file.attrs), "status": status}))
+            partial.publish(partial.aside)
+        finally:
+            partial.aside.unlink(missing_ok=True)
+            partial.discard()
+    except (OSError, RuntimeError) as error:
+        raise ArchiveError(f"{path} could not be written: {error}") from error
+
+
+def read_events(path: Path) -> tuple[tuple[Event, ...], tuple[Probed, ...]]:
+    """Return what happened in a run, and what its probes measured, of the archive and of what lies beside it."""
+    history = read_history(path)
+    return history.events, tuple(p for found in history.probed.values() for p in found)
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One quantity as it shall be written: its columns over all segments, and how many rows there are."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: int
+    about: Mapping[str, Any]
+
+    @property
+    def group(self) -> str:
+        return f"{EPOCHS if self.about.get('axis') == 'epoch' else STEPS}/{self.name}"
+
+    @property
+    def bytes(self) -> int:
+        names = sum(len(c.encode()) + 32 for c in self.columns)
+        return self.rows * 8 * (len(self.columns) + 2) + names
+
+
+def _plans(segments: Sequence[Opened]) -> list[_Plan]:
+    about: dict[str, Any] = {}
+    columns: dict[str, dict[str, None]] = {}
+    rows: dict[str, int] = {}
+    for segment in segments:
+        about |= segment.facts.get("quantities", {})
+        for quantity, names in segment.columns.items():
+            columns.setdefault(quantity, {}).update(dict.fromkeys(names))
+        for quantity, *content in segment.blocks():
+            if quantity is not None:
+                rows[quantity] = rows.get(quantity, 0) + len(content[0])
+    return [_Plan(q, tuple(names), rows[q], about.get(q, {})) for q, names in columns.items() if rows.get(q)]
+
+
+def _write_rows(file: h5py.File, plan: _Plan, segments: Sequence[Opened]) -> None:
+    group: Any = file.require_group(plan.group)
+    known = tuple(str(n) for n in group["name"].asstr()[()]) if "name" in group else ()
+    names = tuple(dict.fromkeys((*known, *plan.columns)))
+    if known != names:
+        _widen(group, names, plan.rows)
+    facts = {"units": plan.about.get("units", ""), "long_name": storable(str(plan.about.get("doc", "")))}
+    group.attrs.update({k: v for k, v in facts.items() if v})
+    row = len(group["step"])
+    total = row + plan.rows
+    for name in ("step", "value", *(["superseded"] if "superseded" in group else [])):
+        group[name].resize(total, axis=0)
+    for steps, values in _gathered(plan, segments, names):
+        group["step"][row : row + len(steps)] = steps
+        group["value"][row : row + len(steps)] = values
+        row += len(steps)
+
+
+def _gathered(
+    plan: _Plan, segments: Sequence[Opened], names: tuple[str, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield rows in the order of writing, a chunk's worth at a time: blocks are as small as a flush left them."""
+    most = _chunk_rows(len(names))
+    held: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
+    for segment in segments:
+        if plan.name not in segment.columns:
+            continue
+        own = segment.columns[plan.name]
+        places = None if own == names else [names.index(n) for n in own]
+        segment.rewind()
+        for quantity, *content in segment.blocks():
+            if quantity != plan.name:
+                continue
+            steps, values = content
+            if places is not None:
+                wide = np.full((len(steps), len(names)), np.nan)
+                wide[:, places] = values
+                values = wide
+            held.append((steps, values))
+            count += len(steps)
+            if count >= most:
+                yield _together(held)
+                held, count = [], 0
+    if held:
+        yield _together(held)
+
+
+def _together(held: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([s for s, _ in held]), np.concatenate([v for _, v in held])
+
+
+def _chunk_rows(columns: int, rows: int = _CHUNK) -> int:
+    """Return the rows of a chunk: a megabyte, or all that there are, since chunks are stored whole."""
+    return min(max(1, _CHUNK // (8 * max(columns, 1))), max(rows, 16))
+
+
+def _widen(group: Any, names: tuple[str, ...], more: int) -> None:
+    """Make a quantity's datasets, or make them anew with further columns, which are NaN in the rows that there are.
+
+    `more` rows will follow.
+    """
+    old_steps = group["step"][()] if "step" in group else np.empty(0, np.int64)
+    old_values = group["value"][()] if "value" in group else np.empty((0, 0))
+    old_names = [str(n) for n in group["name"].asstr()[()]] if "name" in group else []
+    overtaken = group["superseded"][()] if "superseded" in group else None
+    for name in ("value", "superseded", "step", "name"):
+        if name in group:
+            del group[name]
+    rows = len(old_steps) + more
+    steps = old_steps.astype("<i8")
+    step = group.create_dataset("step", data=steps, maxshape=(None,), chunks=(_chunk_rows(1, rows),))
+    step.make_scale("step")
+    step.attrs["long_name"] = "optimizer steps taken"
+    text = h5py.string_dtype()
+    labels = group.create_dataset("name", data=[storable(n) for n in names], dtype=text)
+    labels.make_scale("name")
+    wide = np.full((len(old_steps), len(names)), np.nan)
+    wide[:, [names.index(n) for n in old_names]] = old_values
+    value = group.create_dataset(
+        "value", data=wide, maxshape=(None, len(names)), chunks=(_chunk_rows(len(names), rows), len(names))
+    )
+    value.dims[0].attach_scale(step)
+    value.dims[1].attach_scale(labels)
+    if overtaken is not None:
+        _make_superseded(group, overtaken)
+
+
+def _make_superseded(group: Any, values: np.ndarray) -> None:
+    made = group.create_dataset(
+        "superseded", data=values.astype(np.int8), maxshape=(None,), chunks=(_chunk_rows(1, len(values)),)
+    )
+    made.attrs["long_name"] = "1: a resumed run has gone over this step again"
+    made.dims[0].attach_scale(group["step"])
+
+
+def _mark_overtaken(file: h5py.File, plans: Sequence[_Plan], segments: Sequence[Opened]) -> None:
+    """Mark rows that a resumed run has gone over again, those that the archive held before included."""
+    if not any("resumed_at" in s.facts for s in segments):
+        return
+    written = {plan.group: plan for plan in plans}
+    for parent in (STEPS, EPOCHS):
+        found: Any = file.get(parent) or {}
+        for name in found:
+            group: Any = file[f"{parent}/{name}"]
+            steps = group["step"][()]
+            late = group["superseded"][()].astype(bool) if "superseded" in group else np.zeros(len(steps), bool)
+            plan = written.get(f"{parent}/{name}")
+            row = len(steps) - (plan.rows if plan else 0)
+            _mark(late, steps, slice(0, row), [s.facts for s in segments])
+            for i, segment in enumerate(segments if plan else ()):
+                segment.rewind()
+                count = sum(len(c[0]) for q, *c in segment.blocks() if q == name)
+                _mark(late, steps, slice(row, row + count), [s.facts for s in segments[i + 1 :]])
+                row += count
+            if late.any() and "superseded" in group:
+                group["superseded"][:] = late.astype(np.int8)
+            elif late.any():
+                _make_superseded(group, late)
+
+
+def _mark(late: np.ndarray, steps: np.ndarray, part: slice, later: Sequence[Mapping[str, Any]]) -> None:
+    at = min((facts["resumed_at"] for facts in later if "resumed_at" in facts), default=None)
+    if at is not None:
+        late[part] |= steps[part] > at
+
+
+# ------------------------------------------------------------------------------------------------- events and Results
+
+
+def _write_events(file: h5py.File, events: Sequence[Event]) -> None:
+    if EVENTS in file:
+        del file[EVENTS]
+    if not events:
+        return
+    group: Any = file.create_group(EVENTS, track_order=True)
+    # A dimension without values of its own: several events may happen at one step.
+    scale = group.create_dataset("event", shape=(len(events),), dtype=">f4")
+    scale.make_scale(f"{PLAIN_DIMENSION} {len(events):10d}")
+    text = h5py.string_dtype()
+    columns = {
+        "step": np.array([e.step for e in events], dtype=np.int64),
+        "seconds": np.array([e.seconds for e in events], dtype=np.float64),
+        "superseded": np.array([e.superseded for e in events], dtype=np.int8),
+    }
+    for name, data in columns.items():
+        group.create_dataset(name, data=data)
+    for name in ("kind", "message"):
+        group.create_dataset(name, data=[storable(getattr(e, name)) for e in events], dtype=text)
+    group["seconds"].attrs["units"] = "s"
+    for name in (*columns, "kind", "message"):
+        group[name].dims[0].attach_scale(scale)
+
+
+def _write_probed(file: h5py.File, probed: Probed) -> None:
+    """Write a Result that lies in the live folder; mark one that the archive holds already."""
+    if probed.group.startswith(f"/{PROBES}/"):
+        if probed.superseded and probed.group in file:
+            file[probed.group].attrs["superseded"] = np.int8(1)
+        return
+    with contextlib.suppress(ArchiveError):  # one that a kill left half was reported when it was read
+        name = f"{probed.step:08d}"
+        groups = file.require_group(f"{PROBES}/{probed.probe}")
+        number = sum(1 for n in groups if str(n).partition("-")[0] == name)
+        name = f"{name}-{number}" if number else name
+        subject = Subject(step=probed.step, epoch=probed.epoch)
+        about = {"superseded": np.int8(1)} if probed.superseded else {}
+        write_group(groups, name, encode(probed.result, subject), about)
+
+
+def repair(path: str | os.PathLike[str]) -> Path:
+    """Finish the archive of a run that was killed: put its rows into it, with the status "interrupted".
+
+    Raises ArchiveError where there is nothing to repair, or the run goes on.
+    """
+    archive = open_archive(path)
+    if archive.alive:
+        raise ArchiveError(f"{path} is being written by a run that goes on; wait for its end, or stop it")
+    if not any(live_folder(path).glob(f"*{SUFFIX}")):
+        raise ArchiveError(f"{path} needs no repair: its status is {archive.status}, and nothing lies beside it")
+    return compact(path, "interrupted" if archive.status == "running" else archive.status)

@@ -1,0 +1,353 @@
+"""The record of a training: what was recorded at its steps, what happened, and what was measured along the way.
+
+It lies in the archive once the run has ended, in segments beside it while the run goes on or after it was killed, and
+in both after a run was resumed: `read_history` joins them. No torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import ArchiveError
+from ..results import Result, rebuild
+from .groups import read_attributes, read_variables
+from .schema import unpack
+from .segments import SUFFIX, Rows, live_folder, read_live
+
+#: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
+STEPS, EPOCHS, EVENTS, PROBES = "steps", "epochs", "events", "probes"
+#: Of the live folder: Results of probes, one small archive each, until the run ends.
+LIVE_RESULTS = "results"
+
+
+@dataclass(frozen=True)
+class Series(Rows):
+    """One quantity over a training: `names` of its columns (k,), `steps` (n,), `values` (n, k) in `units`.
+
+    A row of step t is what went into the t-th optimizer step; NaN is what was not recorded. `superseded` (n,) marks
+    rows that a resumed run has overtaken. `axis` is "step", or "epoch" for what is recorded when an epoch ends.
+    """
+
+    name: str = ""
+    units: str = ""
+    doc: str = ""
+    axis: str = "step"
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one column (n,); raises KeyError with the names there are."""
+        if name not in self.names:
+            raise KeyError(f"{self.name} has no column {name!r}; it has {', '.join(self.names[:20])}")
+        return self.values[:, self.names.index(name)]
+
+    def current(self) -> Series:
+        """Return the rows that stand, in the order of their steps."""
+        keep = ~self.superseded
+        if keep.all() and (np.diff(self.steps) >= 0).all():
+            return self
+        order = np.flatnonzero(keep)
+        order = order[np.argsort(self.steps[order], kind="stable")]
+        return Series(
+            self.names,
+            self.steps[order],
+            self.values[order],
+            self.superseded[order],
+            self.name,
+            self.units,
+            self.doc,
+            self.axis,
+        )
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at a step: its kind, what it was in words, and seconds since the run began."""
+
+    step: int
+    kind: str
+    message: str = ""
+    seconds: float = float("nan")
+    superseded: bool = False
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A Result that a probe measured while training, after `step` optimizer steps; `.result` reads it."""
+
+    probe: str
+    step: int
+    epoch: int | None
+    kind: str
+    file: Path = field(repr=False)
+    group: str = field(repr=False)
+    superseded: bool = False
+
+    @functools.cached_property
+    def result(self) -> Result:
+        """Return the Result, rebuilt."""
+        try:
+            with h5py.File(self.file, "r", locking=False) as file:
+                group = file[self.group]
+                if not isinstance(group, h5py.Group):
+                    raise TypeError("expected a group")
+                return rebuild(self.kind, read_variables(group), read_attributes(group)[0])
+        except Exception as error:  # of a damaged group, HDF5 raises nearly anything
+            raise ArchiveError(f"{self.group} of {self.file} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class History:
+    """What was recorded while a model trained; false where nothing was.
+
+    `history["loss"]` is a `Series`, `names` lists them, `events` are in the order in which they happened, `probed`
+    holds what each probe measured. `torn` counts bytes at the end of segments that a kill left unfinished.
+    """
+
+    quantities: Mapping[str, Series] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    probed: Mapping[str, tuple[Probed, ...]] = field(default_factory=dict)
+    torn: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The quantities that were recorded."""
+        return tuple(self.quantities)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that anything was recorded at; -1 where nothing was."""
+        return max((int(s.steps.max()) for s in self.quantities.values() if len(s.steps)), default=-1)
+
+    def __bool__(self) -> bool:
+        return bool(self.quantities or self.events or self.probed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.quantities
+
+    def __getitem__(self, name: str) -> Series:
+        if name not in self.quantities:
+            raise KeyError(f"no {name!r} was recorded; there are {', '.join(self.names) or 'none'}")
+        return self.quantities[name]
+
+    def get(self, name: str) -> Series | None:
+        """Return a quantity, None where it was not recorded."""
+        return self.quantities.get(name)
+
+    def current(self) -> History:
+        """Return what stands: without what a resumed run has overtaken."""
+        return History(
+            _Lazily({name: partial(_current, self.quantities, name) for name in self.quantities}),
+            tuple(e for e in self.events if not e.superseded),
+            {n: tuple(p for p in found if not p.superseded) for n, found in self.probed.items()},
+            self.torn,
+        )
+
+
+class _Lazily(Mapping[str, Series]):
+    """Series that are read when they are asked for, each once."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Series]]) -> None:
+        self._readers = dict(readers)
+        self._read: dict[str, Series] = {}
+
+    def __getitem__(self, name: str) -> Series:
+        if name not in self._read:
+            self._read[name] = self._readers[name]()
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Return the record of the training that wrote the archive at `path`, of what lies beside it too.
+
+    Empty where there is none. Raises ArchiveError where a segment is no segment, or a group is damaged.
+    """
+    path = Path(path)
+    stored = _stored(path) if path.exists() else History()
+    folder = live_folder(path)
+    if not any(folder.glob(f"*{SUFFIX}")):
+        return stored
+    return _joined(stored, *_live(folder))
+
+
+def _stored(path: Path) -> History:
+    readers: dict[str, Callable[[], Series]] = {}
+    events: tuple[Event, ...] = ()
+    probed = {}
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            for axis, parent in (("step", STEPS), ("epoch", EPOCHS)):
+                for name, _ in _groups(file.get(parent)):
+                    readers[name] = partial(_series, path, f"{parent}/{name}", name, axis)
+            if isinstance(group := file.get(EVENTS), h5py.Group):
+                events = _events(group)
+            for name, groups in _groups(file.get(PROBES)):
+                probed[name] = tuple(_probed(name, step, group, path) for step, group in _groups(groups))
+    except ArchiveError:
+        raise
+    except Exception as error:  # of a damaged file, HDF5 raises nearly anything
+        raise ArchiveError(f"the training's record in {path} is damaged: {error}") from error
+    return History(_Lazily(readers), events, probed)
+
+
+def _current(quantities: Mapping[str, Series], name: str) -> Series:
+    return quantities[name].current()
+
+
+def _series(path: Path, where: str, name: str, axis: str) -> Series:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            group: Any = file[where]
+            facts = unpack(group.attrs)
+            steps = np.asarray(group["step"][()])
+            overtaken = group.get("superseded")
+            return Series(
+                tuple(str(n) for n in group["name"].asstr()[()]),
+                steps,
+                np.asarray(group["value"][()]),
+                np.zeros(len(steps), dtype=bool) if overtaken is None else np.asarray(overtaken[()]).astype(bool),
+                name,
+                str(facts.get("units", "")),
+                str(facts.get("long_name", "")),
+                axis,
+            )
+    except Exception as error:  # of a damaged group, HDF5 raises nearly anything
+        raise ArchiveError(f"{where} of {path} cannot be read: {error}") from error
+
+
+def _events(group: Any) -> tuple[Event, ...]:
+    rows = zip(
+        group["step"][()].tolist(),
+        group["kind"].asstr()[()],
+        group["message"].asstr()[()],
+        group["seconds"][()].tolist(),
+        group["superseded"][()].astype(bool).tolist(),
+        strict=True,
+    )
+    return tuple(Event(step, str(kind), str(message), *rest) for step, kind, message, *rest in rows)
+
+
+def _probed(probe: str, name: str, group: h5py.Group, path: Path) -> Probed:
+    about = unpack(group.attrs)
+    _, subject = read_attributes(group)
+    step = int(subject.step if subject.step is not None else name.partition("-")[0])
+    superseded = bool(about.get("superseded", 0))
+    return Probed(probe, step, subject.epoch, str(about.get("kind", "")), path, str(group.name), superseded)
+
+
+def _live(folder: Path) -> tuple[History, tuple[int, ...]]:
+    """Return what the segments hold, and the steps at which runs were resumed."""
+    rows, segments = read_live(folder)
+    described: dict[str, Any] = {}
+    for segment in segments:
+        described |= segment.facts.get("quantities", {})
+    quantities = {}
+    for name, r in rows.items():
+        about = described.get(name, {})
+        units, doc, axis = (str(about.get(k, d)) for k, d in (("units", ""), ("doc", ""), ("axis", "step")))
+        quantities[name] = Series(r.names, r.steps, r.values, r.superseded, name, units, doc, axis)
+    resumed = [s.facts.get("resumed_at") for s in segments]
+    sessions = [(s.facts.get("session", 0), s.facts["resumed_at"]) for s in segments if "resumed_at" in s.facts]
+    events = []
+    for i, segment in enumerate(segments):
+        overtaken = min((at for at in resumed[i + 1 :] if at is not None), default=None)
+        for e in segment.events:
+            late = overtaken is not None and e["step"] > overtaken
+            events.append(Event(e["step"], e["kind"], e.get("message", ""), e.get("seconds", float("nan")), late))
+    probed: dict[str, list[Probed]] = {}
+    for file in sorted((folder / LIVE_RESULTS).glob("*/*.h5")):
+        found = _live_results(file, sessions)
+        if found:
+            probed.setdefault(file.parent.name, []).extend(found)
+    torn = sum(s.torn for s in segments)
+    history = History(quantities, tuple(events), {n: tuple(p) for n, p in probed.items()}, torn)
+    return history, tuple(at for at in resumed if at is not None)
+
+
+def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probed]:
+    """Return the Results of one file, `<step>-<session>.h5`; a later session that began before it has overtaken it."""
+    found = []
+    own = int(path.stem.partition("-")[2] or 0)
+    at = min((at for session, at in sessions if session > own), default=None)
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            for kind, groups in _groups(file.get("results")):
+                for _, group in _groups(groups):
+                    _, subject = read_attributes(group)
+                    step, name = int(subject.step or 0), str(group.name)
+                    found.append(Probed(path.parent.name, step, subject.epoch, kind, path, name, _late(step, at)))
+    except OSError:  # one that a kill left half, or that its run is writing: there is nothing in it yet
+        return []
+    return found
+
+
+def _joined(stored: History, live: History, resumed: tuple[int, ...]) -> History:
+    """Put what was written later behind what the archive holds, which it may have overtaken."""
+    at = min(resumed, default=None)
+    names = dict.fromkeys((*stored.quantities, *live.quantities))
+    quantities = _Lazily({name: partial(_one, name, stored.quantities, live.quantities, at) for name in names})
+    events = tuple(replace(e, superseded=e.superseded or _late(e.step, at)) for e in stored.events)
+    probed = {
+        n: tuple(replace(p, superseded=p.superseded or _late(p.step, at)) for p in found)
+        for n, found in stored.probed.items()
+    }
+    for name, found in live.probed.items():
+        probed[name] = (*probed.get(name, ()), *found)
+    return History(quantities, (*events, *live.events), probed, live.torn)
+
+
+def _one(name: str, stored: Mapping[str, Series], live: Mapping[str, Series], at: int | None) -> Series:
+    if name not in stored:
+        return live[name]
+    old = stored[name] if at is None else _overtaken(stored[name], at)
+    return _behind(old, live[name]) if name in live else old
+
+
+def _late(step: int, at: int | None) -> bool:
+    return at is not None and step > at
+
+
+def _overtaken(series: Series, at: int) -> Series:
+    return replace(series, superseded=series.superseded | (series.steps > at))
+
+
+def _behind(old: Series, new: Series) -> Series:
+    names = tuple(dict.fromkeys((*old.names, *new.names)))
+    return Series(
+        names,
+        np.concatenate([old.steps, new.steps]),
+        np.concatenate([_widened(old, names), _widened(new, names)]),
+        np.concatenate([old.superseded, new.superseded]),
+        new.name,
+        new.units or old.units,
+        new.doc or old.doc,
+        new.axis,
+    )
+
+
+def _widened(series: Series, names: tuple[str, ...]) -> np.ndarray:
+    if series.names == names:
+        return series.values
+    values = np.full((len(series.steps), len(names)), np.nan)
+    values[:, [names.index(n) for n in series.names]] = series.values
+    return values
+
+
+def _groups(parent: Any) -> Iterable[tuple[str, h5py.Group]]:
+    if isinstance(parent, h5py.Group):
+        for name, item in parent.items():
+            if isinstance(item, h5py.Group):
+                yield name, item
