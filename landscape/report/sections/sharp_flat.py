@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...comparison.ranks import FEWEST, kendall
-from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
+from ...comparison.ranks import FEWEST, RankCorrelation, kendall, kendall_within
+from ..blocks import Block, Cell, Column, Folded, Notes, Picture, Row, Section, Table, Text
+from ..effects import SEEDS, last_of_each, varied
 from ..figures.scatter import scatter, title
 from ..measures import Measure, measures
 from ..numbers import number
@@ -39,6 +40,9 @@ def build(runs: Sequence[Run]) -> Section | None:
         where = f" of task {task or 'not named'}" if len(groups) > 1 else ""
         if rows:
             blocks.append(Table(f"Rank correlation with the gap, over the runs{where}.", _COLUMNS, [("", rows)]))
+            within = _within(members, across, up)
+            if within:
+                blocks.append(Folded(f"Within each setting{where}", (Text(_WITHIN_READING), within)))
         else:
             n = len(members)
             few.append(
@@ -67,26 +71,74 @@ _COLUMNS = (
 )
 
 
+_WITHIN_READING = (
+    "A measure that only tells one loss or one optimizer from another ranks the runs of a sweep without ranking those "
+    "that share it. Here τ counts pairs of runs that have one setting in common, or that differ in one setting alone "
+    "(Jiang et al. 2020, “Fantastic generalization measures and where to find them”)."
+)
+#: Draws behind the intervals and permutations within settings (chosen by us: 100 runs in a few seconds).
+_DRAWS = 400
+
+
 def _rows(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure]) -> list[Row]:
     rows = []
     for x in across:
         for y in up:
             r = kendall(np.array([x.read(run).number for run in runs]), np.array([y.read(run).number for run in runs]))
             if r.tau == r.tau:
-                says = (
-                    "the interval holds 0: no ranking shown"
-                    if r.low <= 0 <= r.high
-                    else f"in these runs, a larger value goes with a {'larger' if r.tau > 0 else 'smaller'} gap"
-                )
-                bounds = f"[{number(r.low, 2)}, {number(r.high, 2)}]"
-                tau = Cell(number(r.tau, 2), bounds, sort=r.tau)
-                cells = [
-                    Cell(x.label),
-                    Cell(title(y)),
-                    tau,
-                    Cell("< 0.001" if r.p_value < 0.001 else number(r.p_value, 2), sort=r.p_value),
-                    Cell(str(r.runs)),
-                    Cell(says),
-                ]
-                rows.append(Row(cells))
+                rows.append(Row([Cell(x.label), Cell(title(y)), *_told(r)]))
     return rows
+
+
+def _within(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure]) -> Table | None:
+    """Return the rank correlations among runs that share a setting, and among those that differ in one alone."""
+    runs = last_of_each(runs)
+    groupings = _groupings(runs)
+    rows = []
+    for x in across:
+        for y in up:
+            numbers = [np.array([m.read(run).number for run in runs]) for m in (x, y)]
+            for name, groups in groupings.items():
+                r = kendall_within(numbers[0], numbers[1], groups, draws=_DRAWS)
+                if r.tau == r.tau:
+                    told = _told(r)
+                    told[2] = Cell(f"{r.runs} in {r.groups}", sort=r.runs)
+                    rows.append(Row([Cell(x.label), Cell(title(y)), Cell(name), *told]))
+    columns = [
+        *_COLUMNS[:2],
+        Column("Among runs with", wide=True),
+        *_COLUMNS[2:4],
+        Column("runs in groups"),
+        _COLUMNS[5],
+    ]
+    return (
+        Table("Rank correlation with the gap, within settings.", columns, [("", rows)], sortable=True) if rows else None
+    )
+
+
+def _groupings(runs: Sequence[Run]) -> dict[str, list[tuple[str, ...]]]:
+    """Return how the runs fall into groups: by one setting, and by all settings but one."""
+    factors, seeds, _ = varied(runs)
+    everything = {**factors, **({SEEDS[0]: seeds} if seeds is not None else {})}
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for name, values in factors.items():
+        found[f"the same {name}"] = [(v,) for v in values]
+    for name in everything if len(everything) > 1 else ():
+        others = [v for n, v in everything.items() if n != name]
+        found[f"only {name} different"] = list(zip(*others, strict=True))
+    return found
+
+
+def _told(r: RankCorrelation) -> list[Cell]:
+    """Return the cells of tau with its interval, p, the number of runs, and what it says."""
+    says = (
+        "the interval holds 0: no ranking shown"
+        if r.low <= 0 <= r.high
+        else f"in these runs, a larger value goes with a {'larger' if r.tau > 0 else 'smaller'} gap"
+    )
+    return [
+        Cell(number(r.tau, 2), f"[{number(r.low, 2)}, {number(r.high, 2)}]", sort=r.tau),
+        Cell("< 0.001" if r.p_value < 0.001 else number(r.p_value, 2), sort=r.p_value),
+        Cell(str(r.runs)),
+        Cell(says),
+    ]

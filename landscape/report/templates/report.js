@@ -251,7 +251,7 @@
         chip.hidden = many && !on;
       });
       const some = this.element.querySelector(".some");
-      some.hidden = shown.size === page.runs.length;
+      some.hidden = shown.size === page.runs.length || "all" in some.dataset;
       some.firstElementChild.textContent = `${shown.size} of ${page.runs.length} runs are drawn.`;
       const view = this.view();
       this.element.querySelectorAll(".colorbar").forEach((bar) => (bar.hidden = bar.dataset.view !== view));
