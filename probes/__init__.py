@@ -10,6 +10,22 @@ from typing import TYPE_CHECKING
 from landscape._lazy import attach
 
 _NAMES = {
+    "Recorder": "landscape.probes.recorder",
+    "Probe": "landscape.probes.probe",
+    "Quantity": "landscape.probes.probe",
+    "Found": "landscape.probes.probe",
+    "GradientNorms": "landscape.probes.gradients",
+    "Updates": "landscape.probes.updates",
+    "GradientNoise": "landscape.probes.noise",
+    "LossTerms": "landscape.probes.terms",
+    "LearningRate": "landscape.probes.rates",
+    "Embeddings": "landscape.probes.embeddings",
+    "CalibrationProbe": "landscape.probes.calibration",
+    "CurvatureProbe": "landscape.probes.curvature",
+    "SurfaceProbe": "landscape.probes.surface",
+    "every": "landscape.probes.when",
+    "at": "landscape.probes.when",
+    "log_spaced": "landscape.probes.when",
     "CalibrationOutcome": "landscape.probes.calibrating",
     "calibrate_files": "landscape.probes.calibrating",
     "ProbeOutcome": "landscape.probes.outcome",
@@ -20,21 +36,29 @@ _NAMES = {
 }
 
 __getattr__, __dir__ = attach(__name__, _NAMES)
-__all__ = [
-    "CalibrationOutcome",
-    "Inspection",
-    "ProbeOutcome",
-    "calibrate_files",
-    "inspect_task",
-    "plan_run",
-    "probe_checkpoints",
-]
+__all__ = sorted(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from .calibrating import CalibrationOutcome as CalibrationOutcome
     from .calibrating import calibrate_files as calibrate_files
+    from .calibration import CalibrationProbe as CalibrationProbe
+    from .curvature import CurvatureProbe as CurvatureProbe
+    from .embeddings import Embeddings as Embeddings
+    from .gradients import GradientNorms as GradientNorms
     from .inspection import Inspection as Inspection
     from .inspection import inspect_task as inspect_task
+    from .noise import GradientNoise as GradientNoise
     from .outcome import ProbeOutcome as ProbeOutcome
     from .posthoc import plan_run as plan_run
     from .posthoc import probe_checkpoints as probe_checkpoints
+    from .probe import Found as Found
+    from .probe import Probe as Probe
+    from .probe import Quantity as Quantity
+    from .rates import LearningRate as LearningRate
+    from .recorder import Recorder as Recorder
+    from .surface import SurfaceProbe as SurfaceProbe
+    from .terms import LossTerms as LossTerms
+    from .updates import Updates as Updates
+    from .when import at as at
+    from .when import every as every
+    from .when import log_spaced as log_spaced

@@ -32,17 +32,24 @@ _CHUNK = 1 << 20
 
 
 def begin_run(
-    path: str | os.PathLike[str], *, run: Mapping[str, Any], attributes: Mapping[str, Any], force: bool = False
+    path: str | os.PathLike[str],
+    *,
+    run: Mapping[str, Any],
+    attributes: Mapping[str, Any],
+    force: bool = False,
+    beside: bool = False,
 ) -> Path:
     """Write the archive of a run that begins now: its settings, status "running", no rows. Returns its full path.
 
     Raises ArchiveError where the file exists (`force` replaces it, and the rows beside it), or can't be written.
+    `beside` leaves rows that lie there without their archive, which somebody removed, to it.
     """
     path = Path(os.path.realpath(path))
     folder = live_folder(path)
     if not path.parent.is_dir():
         raise ArchiveError(f"the folder {path.parent} does not exist; create it, or write somewhere else")
-    held = [p for p in (path, folder) if p.exists()]
+    rows = [] if beside or not any(folder.glob(f"*{SUFFIX}")) else [folder]
+    held = [*([path] if path.exists() else []), *rows]
     if held and not force:
         raise ArchiveError(
             f"{held[0]} exists; pass resume=True to go on with that run, force=True to replace it, or choose another "
@@ -59,7 +66,7 @@ def begin_run(
         partial = Partial(path)
         try:
             partial.write(content)
-            if folder.exists():
+            if rows:
                 shutil.rmtree(folder)
             partial.publish(partial.path)
         finally:

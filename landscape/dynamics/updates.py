@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,11 +55,20 @@ class Updates:
         parameters: the tensors to follow, on one device.
         memory: bytes to hold at most; None holds copies whatever they take.
         seed: of the sketch.
+        reduce: of sharded tensors: turns squares (m, k) of this process's parts of the tensors into those of the whole
+            (see `sharded.py`); `parameters` are then the parts.
 
     Raises MeasurementError for no parameters, or ones on several devices.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], *, memory: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        *,
+        memory: int | None = None,
+        seed: int = 0,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.parameters = tuple(parameters)
         devices = {p.device for p in self.parameters}
         if len(devices) != 1:
@@ -69,11 +78,19 @@ class Updates:
         size = sum(p.numel() * max(p.element_size(), 4) for p in self.parameters)
         self.exact = memory is None or 3 * size <= memory
         self._held: _Held
-        if self.exact and count <= FLAT and len({p.dtype for p in self.parameters}) == 1:
+        if self.exact and reduce is None and count <= FLAT and len({p.dtype for p in self.parameters}) == 1:
             self._held = _Flat(self.parameters)
         else:
-            self._held = _Each(self.parameters, None if self.exact else Sketch(self.parameters, seed))
+            self._held = _Each(self.parameters, None if self.exact else Sketch(self.parameters, seed), reduce)
         self.relative_error = 0.0 if self.exact else Sketch.RELATIVE_ERROR
+        self._first = True
+
+    def begin(self) -> None:
+        """Take the weights of this moment as those before the coming step, where steps went by without a call.
+
+        The next update's cosine is then unknown (NaN): the one before it was not measured.
+        """
+        self._held.begin()
         self._first = True
 
     def step(self) -> Step:
@@ -87,6 +104,8 @@ class Updates:
 
 
 class _Held(Protocol):
+    def begin(self) -> None: ...
+
     def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return (norms of the updates, of the weights, distance, update . last update, norm of the last update)."""
         ...
@@ -111,6 +130,9 @@ class _Flat:
         parts = [p.detach().reshape(-1) for p in self._parameters]
         torch.cat(parts, out=into) if parts[0].dtype == into.dtype else into.copy_(torch.cat(parts))
 
+    def begin(self) -> None:
+        self._read(self._before)
+
     def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         self._read(self._now)
         torch.sub(self._now, self._before, out=self._delta)
@@ -127,9 +149,11 @@ class _Flat:
 class _Each:
     """Tensor by tensor: copies, or sketches of them."""
 
-    def __init__(self, parameters: Sequence[Tensor], sketch: Sketch | None) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], sketch: Sketch | None, reduce: Callable[[Tensor], Tensor] | None
+    ) -> None:
         self._parameters = parameters
-        self._sketch = sketch
+        self._sketch, self._reduce = sketch, reduce
         self._before = [self._of(i) for i in range(len(parameters))]
         self._start = [t.clone() for t in self._before]
         self._last = [torch.zeros_like(t) for t in self._before]
@@ -141,17 +165,25 @@ class _Each:
             return self._sketch.of(i, p)
         return p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
 
+    def begin(self) -> None:
+        for i in range(len(self._parameters)):
+            self._before[i] = self._of(i)
+
     def step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        along = torch.zeros_like(self._size)
-        updates, away = [], []
+        updates, away, along = [], [], []
         for i in range(len(self._parameters)):
             now = self._of(i)
             delta = now - self._before[i]
             # One tensor at a time: nothing of the whole model's size is made on the way.
             updates.append(tensor_norms([delta])[0])
             away.append(tensor_norms([now - self._start[i]])[0])
-            along += torch.dot(delta, self._last[i]).double()
+            along.append(torch.dot(delta, self._last[i]).double())
             self._before[i], self._last[i] = now, delta
-        sizes = torch.stack(updates)
+        norms = torch.stack([torch.stack(updates), tensor_norms(self._parameters), torch.stack(away)])
+        dots = torch.stack(along)
+        if self._reduce is not None:
+            *squares, dots = self._reduce(torch.cat([norms.square(), dots[None]]))
+            norms = torch.stack(squares).sqrt()
+        sizes, weights, distance = norms[0], norms[1], joint_norm(norms[2])
         before, self._size = self._size, joint_norm(sizes)
-        return sizes, tensor_norms(self._parameters), joint_norm(torch.stack(away)), along, before
+        return sizes, weights, distance, dots.sum(), before

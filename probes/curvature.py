@@ -1,0 +1,151 @@
+"""Curvature while training: the largest eigenvalues on a fixed batch, against the optimizer's threshold."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from landscape.curvature.lanczos import eigenpairs
+from landscape.curvature.margin import as_trained
+from landscape.curvature.operators import Hessian
+from landscape.curvature.optimizer_state import read_optimizer
+from landscape.curvature.preconditioned import Preconditioned, covers
+from landscape.curvature.stability import threshold_of
+from landscape.curvature.traces import trace
+from landscape.errors import MeasurementError
+from landscape.objective import Objective
+
+from .probe import Found, Now, Probe, Quantity, Run
+from .when import When, log_spaced
+
+_COLUMNS = (
+    "lambda_max",
+    "threshold",
+    "margin",
+    "trace",
+    "trace_stderr",
+    "products",
+    "seconds",
+)
+
+
+class CurvatureProbe(Probe):
+    """The k largest Hessian eigenvalues of the task's loss on one fixed draw, and how far the optimizer is from
+    unstable.
+
+    Quantities: `eigenvalue` (1 ... k), `eigenvalue_residual`, and `curvature`: lambda_max of the operator that decides
+    stability (the Hessian, or the preconditioned one of an adaptive optimizer), its `threshold`, the `margin`
+    1 - lambda_max / threshold (below 0: the steps along it grow), the trace with its standard error, products and
+    seconds. Each measurement starts from the eigenvectors of the one before. BatchNorm uses batch statistics, as the
+    training steps do, unless the task says otherwise. Needs `Recorder(..., task=...)`.
+
+    Args:
+        k: eigenvalues.
+        samples: of the fixed draw; 512 by default (chosen by us: lambda_max of a subsample is biased upward, and
+        comparable
+            along the run because the draw stays the same).
+        when: by default log-spaced within 5% of the run's time.
+        tol: residual allowed, as a share of lambda_1.
+        draws: of the trace; 0 leaves it out.
+        verify: audit for missed eigenvalues each time (see `eigenpairs`); by default at the first measurement alone.
+    """
+
+    name = "curvature"
+    expensive = True
+
+    def __init__(
+        self,
+        k: int = 1,
+        *,
+        samples: int | None = 512,
+        when: When | None = None,
+        tol: float = 1e-2,
+        draws: int = 0,
+        verify: bool | None = None,
+        split: str = "train",
+    ) -> None:
+        self.when = when if when is not None else log_spaced(budget=0.05)
+        self.k, self.samples, self.tol, self.draws, self.verify, self.split = k, samples, tol, draws, verify, split
+        self._vectors: torch.Tensor | None = None
+        self._preconditioned: torch.Tensor | None = None
+
+    def start(self, run: Run) -> Sequence[Quantity]:
+        if run.task is None:
+            raise MeasurementError(
+                "curvature needs the data of a task: Recorder(..., task=Task(model, loss, train=...))"
+            )
+        if any(f.sharded for f in run.followed):
+            raise MeasurementError(
+                "curvature of a sharded model can't be measured while it trains: probe its checkpoints"
+            )
+        task, _ = as_trained(run.task)
+        self._task = task if self.samples is None else task.replace(max_samples=self.samples)
+        ranks = tuple(str(i + 1) for i in range(self.k))
+        return [
+            Quantity("eigenvalue", ranks, "loss / weight^2", "largest eigenvalues of the Hessian on the probe's draw"),
+            Quantity("eigenvalue_residual", ranks, "loss / weight^2", "residual of each eigenpair"),
+            Quantity(
+                "curvature",
+                _COLUMNS,
+                "",
+                "the eigenvalue that decides stability, its threshold, 1 - eigenvalue / threshold; trace; cost",
+            ),
+        ]
+
+    def measure(self, run: Run, now: Now) -> Found:
+        started = time.perf_counter()
+        verify = self._vectors is None if self.verify is None else self.verify
+        with Objective(self._task, self.split) as objective:
+            H = Hessian(objective)
+            k = min(self.k, H.shape[0])
+            pairs = eigenpairs(H, k, "largest", self.tol, self._vectors, run.seed + now.step, verify=verify)
+            self._vectors = pairs.vectors
+            largest, limit, products = float(pairs.values[0]), math.nan, pairs.products
+            with_state = read_optimizer(run.followed[0].optimizer)
+            found = threshold_of(with_state)
+            if found.defined:
+                limit = found.threshold
+                if found.operator == "preconditioned" or not covers(with_state, H):
+                    largest, limit, more = self._of_preconditioned(H, with_state, run.seed + now.step)
+                    products += more
+            estimate = trace(H, draws=self.draws, seed=run.seed) if self.draws else None
+        if estimate is not None:
+            products += estimate.products
+        values, residuals = _padded(pairs.values, self.k), _padded(pairs.residuals, self.k)
+        row = {
+            "lambda_max": largest,
+            "threshold": limit,
+            "margin": 1 - largest / limit,
+            "trace": math.nan if estimate is None else float(estimate.value),
+            "trace_stderr": math.nan if estimate is None else float(estimate.stderr),
+            "products": float(products),
+            "seconds": time.perf_counter() - started,
+        }
+        rows: dict[str, Sequence[float]] = {
+            "eigenvalue": values,
+            "eigenvalue_residual": residuals,
+            "curvature": [row[c] for c in _COLUMNS],
+        }
+        return Found(rows, (pairs,))
+
+    def _of_preconditioned(self, H: Any, state: Any, seed: int) -> tuple[float, float, int]:
+        """Return the eigenvalue and the threshold of the preconditioned operator, NaN before the first step's state."""
+        try:
+            A = Preconditioned(H, state)
+        except MeasurementError:
+            return math.nan, math.nan, 0
+        pairs = eigenpairs(A, 1, "largest", self.tol, self._preconditioned, seed, verify=False)
+        self._preconditioned = pairs.vectors
+        return float(pairs.values[0]), A.threshold.threshold, pairs.products
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._vectors = self._preconditioned = None  # a resumed run starts cold, and says the same within tol
+
+
+def _padded(values: Any, k: int) -> list[float]:
+    found = [float(v) for v in values]
+    return [*found, *[math.nan] * (k - len(found))]

@@ -1,0 +1,123 @@
+"""Gradient norms at each step: of the whole and of each parameter, before and after clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.dynamics.norms import not_finite
+
+from .probe import EVERY_STEP, Followed, Probe, Quantity, Run, Step
+from .when import When
+
+
+class GradientNorms(Probe):
+    """Norms of the gradients that each optimizer step uses: `gradient_norm`, global and for each parameter.
+
+    Unscaled under GradScaler, after clipping. What `Recorder.clip_grad_norm_`, `clip_grad_value_` or `clipped` was told
+    gives `gradient_norm_before` and `clip` (coefficient and limit). NaN is a parameter without a gradient; tensors
+    whose gradient isn't finite are counted in `skipped`. Right to 1e-6 up to 25 million elements a tensor; one pass
+    over the gradients, no synchronization.
+
+    Args:
+        when: which steps; every one by default.
+        layers: False records the global norm alone.
+    """
+
+    name = "gradients"
+
+    def __init__(self, when: When = EVERY_STEP, *, layers: bool = True) -> None:
+        self.when, self.layers = when, layers
+        self._clips: dict[str, Clip] = {}
+
+    def everywhere(self, run: Run) -> bool:
+        return any(f.sharded for f in run.followed)
+
+    def start(self, run: Run) -> Sequence[Quantity]:
+        found = []
+        for f in run.followed:
+            columns = ("global", *(f.names if self.layers else ()))
+            found += [
+                Quantity(
+                    f"gradient_norm{f.suffix}",
+                    columns,
+                    "loss / weight",
+                    "Euclidean norm of the gradient, as it was used",
+                ),
+                Quantity(f"skipped{f.suffix}", ("steps", "tensors"), "", "steps skipped; gradients that aren't finite"),
+            ]
+        return found
+
+    def clip(self, run: Run, followed: Followed, clip: Clip) -> None:
+        """Take note of a clipping, for the step that comes."""
+        if not self._clips:
+            columns = ("global", *(followed.names if self.layers else ()))
+            doc = "Euclidean norm of the gradient before clipping"
+            run.declare(Quantity(f"gradient_norm_before{followed.suffix}", columns, "loss / weight", doc))
+            doc = "what clipping multiplied the gradient by (NaN: values were clipped), and its limit"
+            run.declare(Quantity(f"clip{followed.suffix}", ("coefficient", "limit"), "", doc))
+        self._clips[followed.name] = clip
+
+    def on_gradients(self, run: Run, step: Step) -> None:
+        f = step.followed
+        clip = self._clips.get(f.name)
+        if clip is not None and clip.step == step.number:
+            row = self._clipped(run, step, clip)
+        else:
+            row = f.norms(step.gradients)
+        if step.scale is not None:
+            row = row / step.scale
+        if row.device.type == "cpu":
+            values: Any = row.numpy()
+            if not math.isfinite(values[0]):
+                self._not_finite(run, step, values)
+        else:
+            values = row
+            tensors = not_finite(row[1:]) if None not in step.gradients else not_finite(row[:1])
+            skipped = torch.zeros_like(row[0]) if step.found_inf is None else step.found_inf.double().reshape(())
+            run.record(f"skipped{f.suffix}", step.number, torch.stack([skipped, tensors.double()]))
+        run.record(f"gradient_norm{f.suffix}", step.number, values if self.layers else values[:1])
+
+    def _not_finite(self, run: Run, step: Step, row: Any) -> None:
+        f = step.followed
+        present = (n for n, g in zip(f.names, step.gradients, strict=True) if g is not None)
+        norms = (v for v, g in zip(row[1:], step.gradients, strict=True) if g is not None)
+        bad = [n for n, v in zip(present, norms, strict=True) if not math.isfinite(v)]
+        skipped = float(step.found_inf) if step.found_inf is not None else 0.0
+        run.record(f"skipped{f.suffix}", step.number, (skipped, float(len(bad))))
+        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        run.event("not_finite", f"the gradient of {shown or 'all parameters together'} is not finite", step.number)
+
+    def _clipped(self, run: Run, step: Step, clip: Clip) -> Tensor:
+        f = step.followed
+        before = clip.before if self.layers else clip.before[:1]
+        run.record(f"gradient_norm_before{f.suffix}", step.number, before)
+        limit = torch.full_like(clip.before[0], clip.limit)
+        if clip.coefficient is None:
+            coefficient, row = torch.full_like(limit, torch.nan), f.norms(step.gradients)
+        else:
+            coefficient, row = clip.coefficient, clip.before * clip.coefficient
+            if clip.versions != versions(step.gradients):  # somebody changed them after clipping
+                row = f.norms(step.gradients)
+        run.record(f"clip{f.suffix}", step.number, torch.stack([coefficient, limit]))
+        return row
+
+
+class Clip:
+    """One clipping: norms before it (1 + k,), the coefficient (None where values were clipped), the limit."""
+
+    def __init__(
+        self, step: int, before: Tensor, coefficient: Tensor | None, limit: float, versions: tuple[int, ...]
+    ) -> None:
+        self.step, self.before, self.coefficient, self.limit = step, before, coefficient, limit
+        #: How often each gradient had been changed in place when it was clipped.
+        self.versions = versions
+
+
+def versions(gradients: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """Return how often each gradient was changed in place."""
+    return tuple(-1 if g is None else g._version for g in gradients)

@@ -1,0 +1,106 @@
+"""What the loop tells the recorder: losses of a step, and other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .probe import Quantity, Run
+
+
+class Logged:
+    """Collects what was logged for a step, averages micro-batches, and records it when the step is taken."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._pending: dict[str, list[Any]] = {}
+        #: Whether the loop logs behind its step: nothing had been logged when the first one was taken.
+        self._behind: bool | None = None
+        self._late_for: int | None = None
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self.used = False
+
+    def add(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Take in what a loop logged, and return the loss's terms that still have a graph."""
+        self.used = True
+        if "loss" not in values:
+            self.record("logged", self._run.step, values, "numbers that the loop logged")
+            return {}
+        named = _flat(values)
+        if self._behind and self._late_for is not None:
+            step, self._late_for = self._late_for, None
+            self.record("loss", step, named, _LOSS)
+        else:
+            for name, value in named.items():
+                self._pending.setdefault(name, []).append(_light(value))
+        terms = {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
+        return terms
+
+    def commit(self, step: int) -> None:
+        """Record what was logged for the step that was just taken."""
+        if self._pending:
+            self._behind = False
+            pending, self._pending = self._pending, {}
+            self.record("loss", step, {n: _mean(found) for n, found in pending.items()}, _LOSS)
+        elif self._behind is not False:
+            self._behind = True
+            self._late_for = step
+
+    def commit_late(self) -> None:
+        """Drop what was logged for a step that was never taken."""
+        self._pending = {}
+
+    def drop(self) -> None:
+        """Forget what was logged for a step that is skipped."""
+        self._pending = {}
+
+    def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
+        """Record one row of named values; a new name is a new column."""
+        columns = self._columns.get(quantity, ())
+        new = [n for n in values if n not in columns]
+        if new:
+            columns = self._columns[quantity] = (*columns, *new)
+            self._run.declare(Quantity(quantity, columns, "", doc))
+        row = [_light(values[n]) if n in values else torch.nan for n in columns]
+        self._run.record(quantity, step, _row(row))
+
+
+_LOSS = "the loss that the step went down, and its terms"
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"loss": total, term: value ...} of what a loss may be: a number, {term: value}, (value, weight)."""
+    loss = values["loss"]
+    if isinstance(loss, tuple):
+        loss = loss[0]
+    rest = {n: v for n, v in values.items() if n != "loss"}
+    if isinstance(loss, Mapping):
+        return {"loss": sum(loss.values()), **loss, **rest}
+    return {"loss": loss, **rest}
+
+
+def _light(value: Any) -> Any:
+    """Return a number, or a tensor without its graph on the device where it is."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()  # type: ignore[operator]
+    value = value.detach()
+    if value.numel() != 1:
+        raise ValueError(f"a logged value has one element, got a tensor of shape {tuple(value.shape)}")
+    # A copy: the loop may change it in place before it is written.
+    return float(value) if value.device.type == "cpu" else value.reshape(()).double()
+
+
+def _mean(found: list[Any]) -> Any:
+    return found[0] if len(found) == 1 else sum(found) / len(found)
+
+
+def _row(values: list[Any]) -> Any:
+    held = next((v for v in values if isinstance(v, Tensor)), None)
+    if held is None:
+        return values
+    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=held.device) for v in values])

@@ -1,0 +1,206 @@
+"""The gradient noise scale, from the batches that the training makes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from landscape.dynamics.noise import NoiseScale
+from landscape.dynamics.norms import tensor_norms
+from landscape.errors import MeasurementError
+from landscape.objective import Objective
+
+from .probe import EVERY_STEP, Found, Now, Probe, Quantity, Run, Step
+from .when import When, every
+
+_COLUMNS = ("noise_scale", "squared_gradient", "variance")
+
+
+class GradientNoise(Probe):
+    """`noise_scale`: the simple noise scale tr(Sigma) / |G|^2 in samples, with its two parts, smoothed over steps.
+
+    Needs gradients of small and of big batches of the same step (McCandlish et al. 2018, arXiv:1812.06162):
+
+    - source="micro-batches": the backward passes that a loop accumulates; |g_b|^2 of each is that of what it added to
+    the
+      gradients. Costs a copy of the gradients and two passes over them a micro-batch, and waits for the device once a
+      step.
+    - source="ranks": what each process of DistributedDataParallel computed before the average, by a communication hook
+      that averages as DDP's own does. One all-reduce of a number a step.
+    - source="samples": gradients of single samples of the task's fixed draw, `samples` of them, one backward pass each,
+      at the probe's moments alone; needs `Recorder(..., task=...)`. This one is not smoothed.
+
+    Args:
+        batch_size: samples of the small batch: of one micro-batch, or of one process (for "samples" it is 1).
+        source: see above.
+        accumulation: "mean" where the loop divides each loss by the number of micro-batches, "sum" where it doesn't.
+        when: which steps; every one by default, every 100th for "samples".
+        samples: of the draw, for "samples"; 64 by default (chosen by us).
+        decay: of the exponential means.
+    """
+
+    name = "noise"
+
+    def __init__(
+        self,
+        batch_size: int = 1,
+        *,
+        source: Literal["micro-batches", "ranks", "samples"] = "micro-batches",
+        accumulation: Literal["mean", "sum"] = "mean",
+        when: When | None = None,
+        samples: int = 64,
+        decay: float = 0.99,
+    ) -> None:
+        if source not in ("micro-batches", "ranks", "samples"):
+            raise MeasurementError(f"source={source!r} is not one of 'micro-batches', 'ranks' or 'samples'")
+        if accumulation not in ("mean", "sum"):
+            raise MeasurementError(f"accumulation={accumulation!r} is not one of 'mean' or 'sum'")
+        if batch_size < 1 or samples < 2:
+            raise MeasurementError(f"batch_size={batch_size} must be at least 1, samples={samples} at least 2")
+        self.batch_size, self.source, self.accumulation, self.samples = batch_size, source, accumulation, samples
+        self.expensive = source == "samples"
+        self.when = when if when is not None else every(steps=100) if self.expensive else EVERY_STEP
+        self._scale = NoiseScale(decay)
+        self._handles: list[Any] = []
+        self._parameters: list[Any] = []
+        self._before: list[Tensor] | None = None
+        self._squares: list[Tensor] = []
+        self._small: Tensor | None = None
+        self._listening = self._queued = False
+
+    def everywhere(self, run: Run) -> bool:
+        return self.source == "ranks"
+
+    def start(self, run: Run) -> Sequence[Quantity]:
+        self._parameters = [p for p in run.followed[0].parameters if p.requires_grad]
+        if any(f.sharded for f in run.followed):
+            raise MeasurementError("the noise scale of a sharded model isn't measured: its gradients are never whole")
+        if self.source == "samples" and run.task is None:
+            raise MeasurementError("gradients of single samples need the data of a task: Recorder(..., task=...)")
+        self.close()
+        if self.source == "micro-batches":
+            self._handles = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self._parameters]
+        if self.source == "ranks":
+            self._attach_to_ddp(run)
+        return [Quantity("noise_scale", _COLUMNS, "samples, gradient^2", "gradient noise scale and its two parts")]
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # ------------------------------------------------------------------------------------- micro-batches
+
+    def ready(self, run: Run, number: int) -> None:
+        self._listening, self._before, self._squares, self._small = True, None, [], None
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        """One gradient of a backward pass has arrived: be called again when all have."""
+        if self._listening and not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
+
+    def _backward_done(self) -> None:
+        self._queued = False
+        now = [p.grad.detach() for p in self._parameters if p.grad is not None]
+        if self._before is not None and len(self._before) == len(now):
+            added = [a - b for a, b in zip(now, self._before, strict=True)]
+        else:
+            added = now
+        self._squares.append(tensor_norms(added).square().sum())
+        self._before = [g.clone() for g in now]
+
+    # ------------------------------------------------------------------------------------- ranks
+
+    def _attach_to_ddp(self, run: Run) -> None:
+        model: Any = run.wrapped
+        if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            raise MeasurementError("source='ranks' needs a model in DistributedDataParallel")
+        group = model.process_group
+        world = torch.distributed.get_world_size(group)
+
+        def average(state: Any, bucket: Any) -> Any:
+            buffer = bucket.buffer()
+            if self._listening:
+                square = tensor_norms([buffer]).square()[0]
+                self._small = square if self._small is None else self._small + square
+            buffer.div_(world)
+            work: Any = torch.distributed.all_reduce(buffer, group=group, async_op=True)
+            return work.get_future().then(lambda done: done.value()[0])
+
+        model.register_comm_hook(None, average)
+        self._world, self._group = world, group
+
+    # ------------------------------------------------------------------------------------- at the step
+
+    def on_gradients(self, run: Run, step: Step) -> None:
+        if self.source == "samples" or step.followed is not run.followed[0]:
+            return
+        present = [p.grad for p in self._parameters if p.grad is not None]
+        if self.source == "ranks":
+            if self._small is None:
+                return
+            small = self._small / self._world
+            torch.distributed.all_reduce(small, group=self._group)
+            parts, factor = self._world, 1.0
+        else:
+            parts = len(self._squares)
+            if parts < 2:
+                return  # a step of one batch has no smaller one to compare with
+            # What was added is a share of the mean: 1/parts of each micro-batch's own gradient.
+            factor = float(parts) ** 2 if self.accumulation == "mean" else 1.0
+            small = torch.stack(self._squares).mean() * factor
+        big = torch.linalg.vector_norm(tensor_norms(present)).square()
+        if self.source == "micro-batches":
+            total = self._before if self._before is not None else present
+            # Of what was accumulated, not of what clipping made of it.
+            big = tensor_norms(total).square().sum() / (1.0 if self.accumulation == "mean" else float(parts) ** 2)
+        if step.scale is not None:
+            small, big = small / step.scale.double() ** 2, big / step.scale.double() ** 2
+        self._listening = False
+        self._before = None
+        self._add(run, step.number, torch.stack([small, big]).tolist(), parts)
+
+    def _add(self, run: Run, number: int, norms: list[float], parts: int) -> None:
+        self._scale.add(norms[0], norms[1], self.batch_size, self.batch_size * parts)
+        run.record("noise_scale", number, _row(self._scale))
+
+    # ------------------------------------------------------------------------------------- single samples
+
+    def measure(self, run: Run, now: Now) -> Found | None:
+        assert run.task is not None
+        task = run.task.replace(max_samples=self.samples)
+        total: list[Tensor] | None = None
+        squares = []
+        with Objective(task, "train", regroup=1) as objective:
+            if objective.largest > 1:
+                raise MeasurementError(
+                    f"the task's batches can't be split into single samples: {objective.largest} together"
+                )
+            for i in range(len(objective)):
+                mean, _ = objective.batch_loss(i)
+                gradient = torch.autograd.grad(mean, objective.parameters, materialize_grads=True, allow_unused=True)
+                squares.append(float(tensor_norms(gradient).square().sum()))
+                wide = [g.double() for g in gradient]
+                total = wide if total is None else [t + g for t, g in zip(total, wide, strict=True)]
+        if total is None or len(squares) < 2:
+            return None
+        n = len(squares)
+        big = float(tensor_norms([t / n for t in total]).square().sum())
+        scale = NoiseScale(0.0)
+        scale.add(sum(squares) / n, big, 1, n)
+        return Found({"noise_scale": _row(scale)})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"decay": self._scale.decay, "steps": self._scale.steps, "g2": self._scale._g2, "s": self._scale._s}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self._scale = NoiseScale(state["decay"], state["steps"], state["g2"], state["s"])
+
+
+def _row(scale: NoiseScale) -> tuple[float, float, float]:
+    return (scale.value, scale.squared_gradient, scale.variance)

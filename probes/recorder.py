@@ -1,0 +1,745 @@
+"""The recorder: attaches to a training loop by hooks, and writes what its probes measure into the run's archive."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import math
+import os
+import time
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.archive.compaction import begin_run, compact, set_status
+from landscape.archive.history import LIVE_RESULTS, History, read_history
+from landscape.archive.reader import open_archive
+from landscape.archive.schema import Subject
+from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment
+from landscape.archive.writer import save_archive
+from landscape.checkpoint import save_checkpoint
+from landscape.dynamics.norms import clip_coefficient
+from landscape.errors import ArchiveError, LandscapeError, MeasurementError
+from landscape.parameters import unwrap
+from landscape.provenance import provenance
+from landscape.tasks import Task
+
+from .calibration import CalibrationProbe
+from .following import Optimizers, count, follow, named_optimizers
+from .gradients import Clip, GradientNorms, versions
+from .logged import Logged
+from .observed import Observed
+from .probe import Followed, Now, Probe, Quantity, Run, Step
+from .rates import LearningRate
+from .sink import Sink
+from .terms import LossTerms
+from .timing import Timed
+from .updates import Updates
+from .when import Moment, When
+
+#: Models that a recorder is attached to.
+_RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def default_probes() -> tuple[Probe, ...]:
+    """Return the probes of a recorder that was not told which: what costs a few passes over the weights a step."""
+    return (GradientNorms(), Updates(), LearningRate(), CalibrationProbe())
+
+
+class Recorder:
+    """Record a training while it goes on; a context manager around any loop.
+
+        with Recorder("runs/a/run.h5", model, optimizer) as rec:
+            for x, y in loader:
+                loss = criterion(model(x), y)
+                rec.log(loss=loss)
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+    The optimizer's own hooks do the rest: nothing else changes, the weights stay bit for bit those of a run without
+    recorder, and nothing in the step waits for the device or the disk. Rows go to `<path>.live/` at once, readable
+    while the run goes on, and into the archive at the end; an exception leaves the archive with the status "failed",
+    Ctrl-C "interrupted", kill -9 with every row that was flushed. A row of step t holds what went into the t-th
+    optimizer step.
+
+    Args:
+        path: the archive, such as runs/a/run.h5; its folder is made.
+        model: the model that trains, compiled, data-parallel or sharded as it is.
+        optimizer: its optimizer, or {name: optimizer} of several; steps are those of the first, and the quantities of
+            each carry its name.
+        task: a Task of this model for probes that need data of their own (curvature, surfaces).
+        probes: see `landscape.probes`; by default gradient norms, updates, learning rates at every step, and the
+        calibration
+            of what `observe` is shown.
+        checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
+        task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
+            `landscape probe step-*.pt` needs nothing else.
+        facts: settings of the run for tables and reports (loss="focal", schedule="cosine", batch_size=128, ...).
+        resume: go on with the archive that is there (and begin one where there is none). `load_state_dict` says at
+        which
+            step; rows of later steps are kept as superseded. Without it the run goes on from its last recorded step.
+        force: replace an archive that is there.
+        seed: of sketches and of the probes' random vectors.
+        flush_seconds: what a kill may cost, 2 s by default.
+
+    In a distributed training every process makes a Recorder with the same arguments; the first one writes.
+
+    Raises ArchiveError where the archive exists, is being written by another recorder or can't be written;
+    MeasurementError for an optimizer of other parameters, and for a second recorder on one model. Later nothing raises:
+    a probe that fails is switched off, and rows that can't be written are counted; both are warned about once.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        model: nn.Module,
+        optimizer: Optimizers,
+        *,
+        task: Task | None = None,
+        probes: Sequence[Probe] | None = None,
+        checkpoints: When | None = None,
+        task_reference: str | None = None,
+        task_settings: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        force: bool = False,
+        seed: int = 0,
+        flush_seconds: float = 2.0,
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        inner = unwrap(model)
+        if inner in _RECORDED:
+            raise MeasurementError("this model has a recorder already; close it before making another one")
+        self._optimizers = named_optimizers(optimizer)
+        followed = follow(model, self._optimizers)
+        chosen = tuple(default_probes() if probes is None else probes)
+        _check_probes(chosen)
+        self._rank, self._world = _rank()
+        self._checkpoints = checkpoints
+        self._reference, self._task_settings = task_reference, dict(task_settings or {})
+        self._facts = dict(facts or {})
+        self._session, self._earlier = 0, History()
+        if self._rank == 0:
+            self._lock = self._open(_settings(followed, self._facts, task_reference), resume, force)
+        folder = live_folder(self.path) if self._rank == 0 else None
+        self._sink = Sink(folder, {"session": self._session}, flush_seconds)
+        if task is not None and unwrap(task.model) is not inner:
+            task = task.replace(model=inner)
+        self._run = Run(model, inner, followed, task, seed, self._sink)
+        self._taken = {f.name: 0 for f in followed}
+        self._counts = {f.name: count(f.optimizer) for f in followed}
+        self._steps: dict[str, Step] = {}
+        self._since_zero: dict[str, bool] = {f.name: True for f in followed}
+        self._logged = Logged(self._run)
+        self._recording = 0.0
+        self._began = self._closed = False
+        self._probes: list[Timed] = []
+        self._handles: list[Any] = []
+        self._unsafe_checkpoint = False
+        if resume and self._earlier:
+            self._go_on_from(max(self._earlier.last_step, 0))
+        _RECORDED.add(inner)
+        try:
+            self._start(chosen)
+            self._attach()
+        except BaseException:
+            self._detach()
+            self._release()
+            raise
+        _close_at_exit(self)
+
+    # --------------------------------------------------------------------------------------- what a loop calls
+
+    def log(self, **values: Any) -> None:
+        """Record named values: numbers, or tensors of one element, which are not waited for.
+
+        A call with `loss=` belongs to an optimizer step, the coming one where it is made before the step, the last one
+        where it is made behind it; several calls for one step (micro-batches) are averaged. `loss` may be what a
+        weighted sum of losses returns, {term: value}; other names beside it are terms. A call without `loss=` is
+        recorded at once, as `logged`. Call it before `backward` where `LossTerms` shall see the terms' gradients.
+        """
+        started = time.perf_counter()
+        if not self._closed:
+            terms = self._logged.add(values)
+            if terms:
+                for timed in self._of(LossTerms):
+                    if timed.due(self._run.step + 1):
+                        timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
+        self._recording += time.perf_counter() - started
+
+    def observe(
+        self,
+        logits: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        split: str = "val",
+        ignore_index: int | None = None,
+        **more: Any,
+    ) -> None:
+        """Count predictions that the loop made anyway; `end_epoch` (or `end_evaluation`) turns them into a calibration.
+
+        Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups. Costs no forward
+        pass.
+        Raises MeasurementError for predictions that can't be counted.
+        """
+        started = time.perf_counter()
+        if not self._closed and self._rank == 0:
+            if split not in self._run.observed:
+                self._run.observed[split] = Observed(ignore_index)
+            self._run.observed[split].update(logits, labels, **more)
+        self._recording += time.perf_counter() - started
+
+    def scheduled(self, values: Mapping[str, float]) -> None:
+        """Record the values in force at the coming step, as `landscape.training.driver.drive` returns them."""
+        if not self._closed:
+            self._logged.record("scheduled", self._run.step + 1, values, "values in force, driven by schedules")
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, *, optimizer: str | None = None, **options: Any
+    ) -> Tensor:
+        """Clip as torch.nn.utils.clip_grad_norm_ does, record the norms before, and return the total norm.
+
+        `optimizer` names one of several. Under GradScaler call scaler.unscale_(optimizer) first, as always.
+        """
+        return self._clip(
+            optimizer,
+            lambda parameters: nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **options),
+            float(max_norm),
+            by_norm=norm_type == 2.0,
+        )
+
+    def clip_grad_value_(self, clip_value: float, *, optimizer: str | None = None, **options: Any) -> None:
+        """Clip as torch.nn.utils.clip_grad_value_ does, and record the norms before."""
+        self._clip(
+            optimizer,
+            lambda parameters: nn.utils.clip_grad_value_(parameters, clip_value, **options),
+            float(clip_value),
+            by_norm=False,
+        )
+
+    def clipped(self, total_norm: Tensor, max_norm: float, *, optimizer: str | None = None) -> None:
+        """Tell what torch.nn.utils.clip_grad_norm_ returned, where the loop clips by itself, right behind it.
+
+        The norms before are those after it over its coefficient (exact, save where a gradient became 0).
+        """
+        f = self._named(optimizer)
+        for timed in self._of(GradientNorms):
+            if timed.due(self._taken[f.name] + 1):
+                timed.call(lambda p: self._note_clip(p, f, None, total_norm, float(max_norm)))
+
+    def end_epoch(self) -> None:
+        """Say that an epoch has ended: what was observed is evaluated, and probes that count epochs measure."""
+        if self._closed:
+            return
+        started, before = time.perf_counter(), self._recording
+        self._begin()
+        self._run.epoch += 1
+        self._sink.declare([Quantity("epoch", ("epoch",), "", "epochs ended at this step", "epoch")])
+        self._sink.record("epoch", self._run.step, (float(self._run.epoch),))
+        self._between(ends_epoch=True)
+        self._recording = before + time.perf_counter() - started
+
+    def end_evaluation(self) -> None:
+        """Evaluate what was observed, where an evaluation does not end an epoch."""
+        if not self._closed:
+            self._evaluate_observed()
+
+    def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
+        """Write a checkpoint of the model and the first optimizer, by default `step-<number>.pt` beside the archive.
+
+        It names its task where the recorder knows one, holds the recorder's own state under facts["recorder"], and
+        appears whole or not at all. Raises CheckpointError where it can't be written.
+        """
+        target = Path(path) if path is not None else self.path.parent / f"step-{self._run.step:08d}.pt"
+        known = {k: v for k, v in self._facts.items() if k not in ("step", "epoch", "task", "settings")}
+        save_checkpoint(
+            target,
+            self._run.model,
+            task=self._reference,
+            settings=self._task_settings if self._reference else None,
+            optimizer=self._run.followed[0].optimizer,
+            step=self._run.step,
+            epoch=self._run.epoch,
+            **{**known, **facts, "recorder": self.state_dict()},
+        )
+        return target
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self._run.step
+
+    @property
+    def epoch(self) -> int:
+        """Epochs ended so far."""
+        return self._run.epoch
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent recording so far, expensive probes included."""
+        return self._recording
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as plain values: put it into your checkpoint."""
+        return {
+            "step": self._run.step,
+            "epoch": self._run.epoch,
+            "taken": dict(self._taken),
+            "probes": {t.probe.name: {**t.state_dict(), "own": t.probe.state_dict()} for t in self._probes},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; call it before the first step of the resumed run.
+
+        Raises MeasurementError once steps were taken.
+        """
+        if self._began:
+            raise MeasurementError("load_state_dict comes before the first step of a resumed run, not after it")
+        self._go_on_from(int(state["step"]), int(state["epoch"]), state.get("taken"))
+        for timed in self._probes:
+            saved = state.get("probes", {}).get(timed.probe.name)
+            if saved is not None:
+                timed.load_state_dict(saved)
+                timed.probe.load_state_dict(saved.get("own", {}))
+        self._prepare()
+
+    # --------------------------------------------------------------------------------------- beginning and end
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, KeyboardInterrupt | SystemExit):
+            self.close("interrupted")
+        else:
+            if error is not None:
+                self._sink.event(self._run.step, "failed", f"{kind.__name__}: {' '.join(str(error).split())[:500]}")
+            self.close("failed")
+
+    def close(self, status: str = "complete") -> None:
+        """Detach, and finish the archive with this status; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._detach()
+        if self._rank:
+            return
+        if self._began:
+            self._logged.commit_late()
+        if not self._began and not self._logged.used:
+            self._declare_facts()
+        self._sink.open()
+        if self._sink.lost:
+            self._sink.event(self._run.step, "lost_rows", f"{self._sink.lost} rows could not be written")
+        problem = self._sink.close()
+        elapsed = self._sink.elapsed
+        self._release()
+        try:
+            compact(
+                self.path,
+                status,
+                lost_rows=self._sink.lost,
+                sessions=self._session + 1,
+                steps=self._run.step,
+                epochs=self._run.epoch,
+                seconds=round(elapsed, 3),
+                seconds_recording=round(self._recording, 3),
+            )
+        except ArchiveError as error:
+            problem = str(error)
+        if problem is not None:
+            warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+    def _open(self, settings: Mapping[str, Any], resume: bool, force: bool) -> int | None:
+        """Make the archive, or find the one to go on with, and take it for this process; returns the lock."""
+        folder = live_folder(self.path)
+        lock = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if folder.is_dir():
+                lock = hold(folder)  # before anything that another recorder has made is touched
+            there = self.path.exists() or any(folder.glob(f"*{SUFFIX}"))
+            if there and resume:
+                self._session = 1 + _sessions(self.path)
+                self._earlier = read_history(self.path)
+                if self.path.exists():
+                    set_status(self.path, "running")
+                else:
+                    begin_run(self.path, run=settings, attributes=provenance(), beside=True)
+            else:
+                begin_run(self.path, run=settings, attributes=provenance(), force=force)
+                if lock is not None:
+                    os.close(lock)  # of a folder that was replaced
+            folder.mkdir(exist_ok=True)
+            return lock if there and resume and lock is not None else hold(folder)
+        except BaseException as error:
+            if lock is not None:
+                with contextlib.suppress(OSError):
+                    os.close(lock)
+            if isinstance(error, OSError):
+                raise ArchiveError(f"{self.path} cannot be written: {error.strerror or error}") from error
+            raise
+
+    def _release(self) -> None:
+        lock = getattr(self, "_lock", None)
+        if lock is not None:
+            self._lock = None
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+    def _go_on_from(self, step: int, epoch: int | None = None, taken: Mapping[str, int] | None = None) -> None:
+        self._run.step = step
+        if epoch is None:
+            ended = self._earlier.get("epoch")
+            epoch = int(ended.current().values[-1, 0]) if ended is not None and len(ended.steps) else 0
+        self._run.epoch = epoch
+        self._taken = {name: int((taken or {}).get(name, step)) for name in self._taken}
+
+    def _start(self, probes: Sequence[Probe]) -> None:
+        own = (
+            Quantity("time", ("elapsed", "recording"), "s", "seconds since the run began, and those spent recording"),
+        )
+        self._sink.declare(own)
+        decided = _decisions(self._earlier)
+        for probe in probes:
+            if self._rank and not probe.everywhere(self._run):
+                continue
+            timed = Timed(probe, self._run, decided.get(probe.name, {}), self._world)
+            self._sink.declare(timed.start())
+            self._probes.append(timed)
+        slow = tuple(t.probe.name for t in self._probes if t.probe.expensive and not t.evaluates)
+        if slow:
+            doc = "seconds that a probe took at a point of its lattice; 0: left out for its budget"
+            self._sink.declare([Quantity("probe_seconds", slow, "s", doc)])
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Let probes prepare for the step that comes."""
+        for timed in self._probes:
+            if timed.wants_ready and timed.due(self._run.step + 1):
+                timed.call(lambda p: p.ready(self._run, self._run.step + 1))
+
+    def _begin(self) -> None:
+        """Before the first step: measure where the training starts."""
+        if self._began:
+            return
+        self._began = True
+        if self._session:
+            self._sink.facts(resumed_at=self._run.step)
+            self._sink.event(self._run.step, "resumed", f"goes on from step {self._run.step}")
+        self._declare_facts()
+        if self._run.step == 0:
+            self._measure(Now(0, 0))
+
+    def _declare_facts(self) -> None:
+        f = self._run.followed[0]
+        self._sink.event(
+            self._run.step, "start", f"{type(self._run.model).__name__}, {len(f.parameters)} parameter tensors"
+        )
+
+    # --------------------------------------------------------------------------------------- hooks
+
+    def _attach(self) -> None:
+        for f in self._run.followed:
+            pre, post = functools.partial(self._before, f.name), functools.partial(self._after, f.name)
+            self._handles.append(f.optimizer.register_step_pre_hook(pre))
+            self._handles.append(f.optimizer.register_step_post_hook(post))
+            self._watch_zero_grad(f)
+
+    def _watch_zero_grad(self, f: Followed) -> None:
+        """Notice gradients that are thrown away without a step: torch has no hook for a step that GradScaler skips."""
+        optimizer: Any = f.optimizer
+        original = optimizer.zero_grad
+        recorder = weakref.ref(self)
+        name = f.name
+
+        @functools.wraps(original)
+        def zero_grad(*args: Any, **kwargs: Any) -> Any:
+            own = recorder()
+            if own is not None and not own._closed:
+                own._on_zero_grad(name)
+            return original(*args, **kwargs)
+
+        optimizer.zero_grad = zero_grad
+
+        def remove() -> None:
+            # Somebody may have wrapped it again meanwhile: then ours stays inside theirs, and does nothing.
+            if optimizer.__dict__.get("zero_grad") is zero_grad:
+                del optimizer.zero_grad
+
+        self._handles.append(_Removable(remove))
+
+    def _on_zero_grad(self, name: str) -> None:
+        stepped, self._since_zero[name] = self._since_zero[name], False
+        if stepped:
+            return
+        f = self._followed(name)
+        if any(p.grad is not None for p in f.parameters):
+            number = self._taken[name] + 1
+            for timed in self._of(GradientNorms):
+                if self._sink.columns(f"skipped{f.suffix}"):
+                    timed.call(lambda _: self._sink.record(f"skipped{f.suffix}", number, (1.0, math.nan)))
+            self._sink.event(number, "skipped_step", "gradients were thrown away without a step")
+            self._logged.drop()
+
+    def _before(self, name: str, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._closed:
+            return
+        started = time.perf_counter()
+        self._begin()
+        f = self._followed(name)
+        if count(f.optimizer) != self._counts[name]:
+            f = self._refollow(name)
+        number = self._taken[name] + 1
+        step = Step(f, number, getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+        self._steps[name] = step
+        closure = bool(args and args[0] is not None) or kwargs.get("closure") is not None
+        for timed in self._probes:
+            if not timed.probe.expensive and timed.due(number):
+                timed.call(lambda p: p.before(self._run, step))
+                if not closure:
+                    timed.call(lambda p: p.on_gradients(self._run, step))
+        self._recording += time.perf_counter() - started
+
+    def _after(self, name: str, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        step = self._steps.pop(name, None)
+        if self._closed or step is None:
+            return
+        started, before = time.perf_counter(), self._recording
+        closure = bool(args and args[0] is not None) or kwargs.get("closure") is not None
+        for timed in self._probes:
+            if not timed.probe.expensive and timed.due(step.number):
+                if closure:
+                    timed.call(lambda p: p.on_gradients(self._run, step))
+                timed.call(lambda p: p.after(self._run, step))
+        self._taken[name] = step.number
+        self._since_zero[name] = True
+        if name == self._run.followed[0].name:
+            self._run.step = step.number
+            self._logged.commit(step.number)
+            self._between(ends_epoch=False)
+            self._prepare()
+            spent = before + time.perf_counter() - started
+            self._sink.record("time", step.number, (self._sink.elapsed, spent))
+        self._sink.commit()
+        self._recording = before + time.perf_counter() - started
+
+    def _refollow(self, name: str) -> Followed:
+        """Follow parameters that came or went: layers that were unfrozen into a group of their own."""
+        followed = follow(self._run.wrapped, self._optimizers)
+        new = next(f for f in followed if f.name == name)
+        old = self._followed(name)
+        came = [n for n in new.names if n not in old.names]
+        gone = [n for n in old.names if n not in new.names]
+        told = [
+            f"{len(c)} {what} ({', '.join(c[:3])}{', ...' if len(c) > 3 else ''})"
+            for c, what in ((came, "came"), (gone, "went"))
+            if c
+        ]
+        self._run.event("parameters_changed", "parameters of the optimizer: " + " and ".join(told or ["reordered"]))
+        self._run.followed = followed
+        self._counts[name] = count(new.optimizer)
+        for timed in self._probes:
+            self._sink.declare(timed.start())
+        return new
+
+    # --------------------------------------------------------------------------------------- between steps
+
+    def _between(self, *, ends_epoch: bool) -> None:
+        now = Now(self._run.step, self._run.epoch, ends_epoch)
+        if ends_epoch:
+            self._evaluate_observed()
+        self._measure(now)
+        due = self._checkpoints is not None and self._checkpoints.due(Moment(now.step, now.epoch, ends_epoch))
+        if due and self._rank == 0 and now.step:
+            self._write_checkpoint()
+
+    def _evaluate_observed(self) -> None:
+        for timed in self._probes:
+            if timed.evaluates:
+                self._take(timed, Now(self._run.step, self._run.epoch, True), timed.forced)
+        self._run.observed.clear()
+
+    def _measure(self, now: Now) -> None:
+        spent: dict[str, float] = {}
+        for timed in self._probes:
+            if timed.probe.expensive and not timed.evaluates and timed.on_lattice(now):
+                spent[timed.probe.name] = self._take(timed, now, timed.measure)
+        if spent:
+            columns = self._sink.columns("probe_seconds")
+            self._sink.record("probe_seconds", now.step, [spent.get(n, math.nan) for n in columns])
+
+    def _take(self, timed: Timed, now: Now, measure: Any) -> float:
+        """Let a probe measure, record what it found, and return the seconds that it took: 0 where it was left out."""
+        found, seconds = measure(now, self._sink.elapsed)
+        if found is not None:
+            for quantity, row in found.rows.items():
+                self._sink.record(quantity, now.step, row)
+            if found.results:
+                self._keep(timed.probe.name, now, found.results)
+        return seconds
+
+    def _keep(self, probe: str, now: Now, results: Sequence[Any]) -> None:
+        """Keep Results in a file of their own beside the rows, until the run's end puts them into the archive."""
+        if self._rank:
+            return
+        folder = live_folder(self.path) / LIVE_RESULTS / probe
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            subject = Subject(step=now.step, epoch=now.epoch, name=f"step {now.step}")
+            save_archive(folder / f"{now.step:08d}-{self._session}.h5", results, subject=subject, force=True)
+        except (OSError, ArchiveError) as error:
+            self._sink.event(now.step, "lost_rows", f"what the probe {probe} measured could not be written: {error}")
+
+    def _write_checkpoint(self) -> None:
+        try:
+            path = self.save()
+        except (LandscapeError, OSError, TypeError) as error:
+            self._run.event("checkpoint", f"could not be written: {error}")
+            if not self._unsafe_checkpoint:
+                self._unsafe_checkpoint = True
+                warnings.warn(f"no checkpoint at step {self._run.step}: {error}", RuntimeWarning, stacklevel=2)
+        else:
+            self._run.event("checkpoint", path.name)
+
+    # --------------------------------------------------------------------------------------- clipping
+
+    def _clip(self, optimizer: str | None, clip: Any, limit: float, *, by_norm: bool) -> Any:
+        f = self._named(optimizer)
+        parameters = [p for p in f.parameters if p.grad is not None]
+        started = time.perf_counter()
+        interested = [] if self._closed else [t for t in self._of(GradientNorms) if t.due(self._taken[f.name] + 1)]
+        before = None
+        if interested:
+            with torch.no_grad():
+                before = f.norms([p.grad for p in f.parameters])
+        self._recording += time.perf_counter() - started
+        total = clip(parameters)
+        started = time.perf_counter()
+        for timed in interested:
+            timed.call(lambda p: self._note_clip(p, f, before, total if by_norm else None, limit))
+        self._recording += time.perf_counter() - started
+        return total
+
+    def _note_clip(
+        self, probe: GradientNorms, f: Followed, before: Tensor | None, total: Tensor | None, limit: float
+    ) -> None:
+        gradients = [p.grad for p in f.parameters]
+        coefficient = None
+        if total is not None:
+            whole = total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
+            coefficient = clip_coefficient(whole.detach(), limit)
+        if before is None:
+            assert coefficient is not None
+            before = f.norms(gradients) / coefficient
+        probe.clip(self._run, f, Clip(self._taken[f.name] + 1, before, coefficient, limit, versions(gradients)))
+
+    # --------------------------------------------------------------------------------------- small things
+
+    def _followed(self, name: str) -> Followed:
+        return next(f for f in self._run.followed if f.name == name)
+
+    def _named(self, optimizer: str | None) -> Followed:
+        if optimizer is None:
+            return self._run.followed[0]
+        if optimizer not in self._optimizers:
+            raise MeasurementError(f"no optimizer {optimizer!r}; there are {', '.join(self._optimizers)}")
+        return self._followed(optimizer)
+
+    def _of(self, kind: type[Probe]) -> list[Timed]:
+        return [t for t in self._probes if isinstance(t.probe, kind)]
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for timed in self._probes:
+            timed.call(lambda p: p.close())
+        _RECORDED.discard(self._run.model)
+
+
+class _Removable:
+    """Something that `remove()` undoes, as a hook's handle is."""
+
+    def __init__(self, remove: Any) -> None:
+        self.remove = remove
+
+
+def _check_probes(probes: Sequence[Probe]) -> None:
+    for probe in probes:
+        if not isinstance(probe, Probe):
+            what = (
+                f"the class {probe.__name__}; make one: {probe.__name__}()" if isinstance(probe, type) else repr(probe)
+            )
+            raise TypeError(f"probes are instances of landscape.probes.Probe, got {what}")
+    names = [p.name for p in probes]
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
+
+
+def _rank() -> tuple[int, int]:
+    """Return (rank, processes) of a distributed training, (0, 1) elsewhere."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _settings(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
+    """Return what /run says: the optimizer's settings, then what the user says."""
+    optimizer = followed[0].optimizer
+    group = optimizer.param_groups[0]
+    own: dict[str, Any] = {"optimizer": type(optimizer).__name__.lower()}
+    for name in ("lr", "momentum", "weight_decay"):
+        if isinstance(value := group.get(name), int | float):
+            own[name] = float(value)
+    if reference is not None:
+        own["task"] = reference
+    return {**own, **facts}
+
+
+def _sessions(path: Path) -> int:
+    """Return the number of the last session that wrote this archive."""
+    found = [0]
+    with contextlib.suppress(ArchiveError):
+        found.append(int(open_archive(path).attributes.get("sessions", 1)) - 1)
+    for segment in sorted(live_folder(path).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(ArchiveError):
+            found.append(int(read_segment(segment).facts.get("session", 0)))
+    return max(found)
+
+
+def _decisions(earlier: History) -> dict[str, dict[int, bool]]:
+    """Return at which points of its lattice each probe measured, or was left out, when these steps were first taken."""
+    series = earlier.get("probe_seconds")
+    if series is None:
+        return {}
+    found: dict[str, dict[int, bool]] = {}
+    for i, name in enumerate(series.names):
+        rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
+        found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
+    return found
+
+
+def _close_at_exit(recorder: Recorder) -> None:
+    """Finish the archive of a loop that ended without `close`: the program did not say that all went well."""
+    own = weakref.ref(recorder)
+
+    def close() -> None:
+        found = own()
+        if found is not None:
+            found.close("interrupted")
+
+    atexit.register(close)
+    weakref.finalize(recorder, atexit.unregister, close)

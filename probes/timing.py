@@ -1,0 +1,110 @@
+"""Asks one probe at its moments: keeps to its budget, times it, and switches it off when it fails."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .probe import Found, Now, Probe, Quantity, Run
+from .when import Moment
+
+
+class Timed:
+    """One probe of a recorder: whether it is due, what it took, and whether it still works.
+
+    `decided` holds, by step, whether an earlier session measured there: a resumed run that takes those steps again
+    decides in the same way. In a distributed training the first process decides for a probe that all take part in.
+    """
+
+    def __init__(self, probe: Probe, run: Run, decided: Mapping[int, bool], world: int) -> None:
+        self.probe, self._run, self._decided = probe, run, decided
+        self.off = False
+        self.evaluates = probe.evaluates
+        self.wants_ready = type(probe).ready is not Probe.ready
+        self._together = world > 1 and probe.everywhere(run)
+        when = probe.when
+        self._always = when.steps == 1 and when.budget is None
+        self._began = time.perf_counter()
+        self._spent = self._cost = self._this = 0.0
+        self._asked: tuple[int, bool] = (-1, False)
+
+    def start(self) -> Sequence[Quantity]:
+        """Return what the probe will record; none where it fails."""
+        return self.call(lambda p: p.start(self._run)) or ()
+
+    def due(self, number: int) -> bool:
+        """Whether a cheap probe looks at the step with this number; the same answer each time it is asked."""
+        if self.off:
+            return False
+        if self._always:
+            return True
+        if self._asked[0] != number:
+            if self._this:
+                self._spent, self._cost, self._this = self._spent + self._this, self._this, 0.0
+            moment = Moment(number, elapsed=time.perf_counter() - self._began, spent=self._spent, cost=self._cost)
+            when = self.probe.when
+            due = when.on_lattice(moment) and self._agreed(self._decided.get(number, when.affordable(moment)))
+            self._asked = (number, due)
+        return self._asked[1]
+
+    def on_lattice(self, now: Now) -> bool:
+        """Whether this moment is one of an expensive probe's, whatever it costs."""
+        return not self.off and self.probe.when.on_lattice(Moment(now.step, now.epoch, now.ends_epoch))
+
+    def measure(self, now: Now, elapsed: float) -> tuple[Found | None, float]:
+        """Let an expensive probe measure, if its budget allows, and return what it found and the seconds it took."""
+        moment = Moment(now.step, now.epoch, now.ends_epoch, elapsed, self._spent, self._cost)
+        if not self._agreed(self._decided.get(now.step, self.probe.when.affordable(moment))):
+            return None, 0.0
+        return self.forced(now, elapsed)
+
+    def forced(self, now: Now, elapsed: float) -> tuple[Found | None, float]:
+        """Let the probe measure whatever it costs."""
+        started = time.perf_counter()
+        with torch.enable_grad():
+            found = self.call(lambda p: p.measure(self._run, now))
+        # Never 0, which says that the probe was left out.
+        seconds = max(time.perf_counter() - started, 1e-9)
+        self._spent += seconds
+        self._cost = seconds
+        return found, seconds if found is not None else math.nan
+
+    def call(self, what: Callable[[Any], Any]) -> Any:
+        """Call the probe; whatever it raises switches it off, once and for all, and the training goes on."""
+        if self.off:
+            return None
+        started = time.perf_counter()
+        try:
+            return what(self.probe)
+        except Exception as error:
+            self.off = True
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            self._run.event("probe_failed", f"{self.probe.name}: {text}")
+            warnings.warn(
+                f"the probe {self.probe.name!r} failed and is switched off, training goes on: {text}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        finally:
+            self._this += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: what the probe last took."""
+        return {"cost": self._cost}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        self._cost = float(state.get("cost", 0.0))
+
+    def _agreed(self, decision: bool) -> bool:
+        if not self._together or self.probe.when.budget is None:
+            return decision
+        told = [decision]
+        torch.distributed.broadcast_object_list(told, src=0)
+        return bool(told[0])

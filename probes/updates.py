@@ -1,0 +1,88 @@
+"""What each step changes: sizes of updates, their share of the weights, how far the weights have come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from landscape.dynamics.sharded import local, whole
+from landscape.dynamics.updates import Updates as Measured
+
+from .probe import EVERY_STEP, Followed, Probe, Quantity, Run, Step
+from .when import When
+
+#: Bytes that the copies of the weights may take before sketches take their place: chosen by us, a quarter of a small
+#: accelerator's memory; three copies of 350 million float32 parameters.
+MEMORY = 4 << 30
+
+
+class Updates(Probe):
+    """||theta_t - theta_(t-1)|| and ||theta_t|| of the whole and of each parameter, the ratio of the two, the distance
+    from the start, and the cosine of successive updates.
+
+    Quantities: `update_norm`, `weight_norm`, and `update` with columns ratio, distance and cosine. Three copies of the
+    weights are held (five of small models); above `memory` bytes seeded sketches, whose relative standard error (0.28%)
+    is noted as an event. Each recorded update is that of one step, also when `when` leaves steps out; the cosine is
+    then NaN. The distance counts from where the recorder was attached.
+
+    Args:
+        when: which steps; every one by default.
+        layers: False records the norms of the whole alone.
+        memory: bytes that copies may take, 4 GiB by default.
+    """
+
+    name = "updates"
+
+    def __init__(self, when: When = EVERY_STEP, *, layers: bool = True, memory: int | None = MEMORY) -> None:
+        self.when, self.layers, self.memory = when, layers, memory
+        self._measured: dict[str, Measured] = {}
+        self._last: dict[str, int] = {}
+
+    def everywhere(self, run: Run) -> bool:
+        return any(f.sharded for f in run.followed)
+
+    def start(self, run: Run) -> Sequence[Quantity]:
+        found = []
+        for f in run.followed:
+            columns = ("global", *(f.names if self.layers else ()))
+            found += [
+                Quantity(f"update_norm{f.suffix}", columns, "weight", "Euclidean norm of what the step changed"),
+                Quantity(f"weight_norm{f.suffix}", columns, "weight", "Euclidean norm of the weights after the step"),
+                Quantity(
+                    f"update{f.suffix}",
+                    ("ratio", "distance", "cosine"),
+                    "",
+                    "||update|| / ||weights||; distance from the start; cosine of this update and the one before",
+                ),
+            ]
+            self._follow(run, f)
+        return found
+
+    def _follow(self, run: Run, f: Followed) -> None:
+        parts = [local(p) for p in f.parameters]
+        reduce = whole(f.parameters) if f.sharded else None
+        measured = Measured(parts, memory=self.memory, seed=run.seed, reduce=reduce)
+        self._measured[f.name] = measured
+        if not measured.exact:
+            run.event(
+                "sketched", f"updates are measured by sketches, to {measured.relative_error:.2%} (standard error)"
+            )
+
+    def before(self, run: Run, step: Step) -> None:
+        f = step.followed
+        if self._last.get(f.name, 0) != step.number - 1:
+            self._measured[f.name].begin()
+
+    def after(self, run: Run, step: Step) -> None:
+        f = step.followed
+        self._last[f.name] = step.number
+        found = self._measured[f.name].step()
+        update, weight = torch.linalg.vector_norm(found.updates), torch.linalg.vector_norm(found.weights)
+        rows = {
+            "update_norm": torch.cat([update[None], found.updates]) if self.layers else update[None],
+            "weight_norm": torch.cat([weight[None], found.weights]) if self.layers else weight[None],
+            "update": torch.stack([update / weight, found.distance, found.cosine]),
+        }
+        for name, row in rows.items():
+            run.record(f"{name}{f.suffix}", step.number, row)
