@@ -9,6 +9,9 @@ from typing import ClassVar
 from ..results import Level
 from .chart import Chart
 
+#: Rows beyond which a table scrolls by itself (chosen by us: about two screens).
+TALL = 30
+
 
 @dataclass(frozen=True)
 class Text:
@@ -44,7 +47,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its label, the group it stands under, whether it holds numbers, what it means, how it breaks."""
+    """A column: its label, the group it stands under, whether it holds numbers, what it means, how it breaks.
+
+    `key` is what a filter calls it (the label where there is none); columns of a higher `rank` are the first to be
+    put away where the table is wider than the page.
+    """
 
     label: str
     group: str = ""
@@ -52,6 +59,8 @@ class Column:
     note: str = ""
     wide: bool = False
     nowrap: bool = False
+    key: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `groups` are (title, rows), the titles shown where there are several."""
+    """A table; `groups` are (title, rows), the titles shown where there are several.
+
+    `picker` lets its rows choose the runs that are drawn, `filter` adds a field that keeps matching rows and a
+    choice of columns.
+    """
 
     block: ClassVar[str] = "table"
     caption: str
@@ -74,6 +87,12 @@ class Table:
     sortable: bool = False
     picker: bool = False
     id: str = ""
+    filter: bool = False
+
+    @property
+    def tall(self) -> bool:
+        """True where the table scrolls in a box of its own, under its headings."""
+        return sum(len(rows) for _, rows in self.groups) > TALL
 
     @property
     def heads(self) -> list[tuple[str, int]]:

@@ -9,7 +9,9 @@ for bit, each view is a few hundred bytes, and the same columns are the figure's
 from __future__ import annotations
 
 import base64
+import gzip
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,11 @@ from typing import Any
 import numpy as np
 
 from .scales import Scale
+
+#: Numbers that are all the same are written once from this many on.
+FEWEST_REPEATED = 16
+#: Characters of data beyond which they are compressed in the page (chosen by us: below, it gains nothing that shows).
+PACKED_ABOVE = 150_000
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,16 @@ class Panel:
 
 @dataclass(frozen=True)
 class Control:
-    """A choice above a chart; the chosen values, joined by dots, are the key of the view."""
+    """A choice above a chart; the chosen values, joined by dots, are the key of the view.
+
+    One that is not `keyed` chooses among columns instead: the column "@axis" is the one that control "axis" names.
+    """
 
     name: str
     label: str
     options: tuple[tuple[str, str], ...]
     value: str
+    keyed: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,8 @@ class Chart:
     """A figure of the page. `layouts` maps each view's key to the layout that all its panels share.
 
     `height` is in pixels; None: a row for each run shown. `legend` shows the runs' names and markers;
-    `colors` maps a view to the Scale of its color bar; `turns` marks the views that a person can turn.
+    `colors` maps a view to the Scale of its color bar; charts of one `link` zoom along their x-axes together, and
+    share the controls that they have in common.
     """
 
     id: str
@@ -81,11 +93,12 @@ class Chart:
     color_label: str = ""
     notes: tuple[str, ...] = ()
     kind: str = "chart"
+    link: str = ""
 
     @property
     def view(self) -> str:
         """The key of the view shown first."""
-        return ".".join(c.value for c in self.controls) or "all"
+        return ".".join(c.value for c in self.controls if c.keyed) or "all"
 
     @property
     def runs(self) -> set[int]:
@@ -104,26 +117,42 @@ class Chart:
             }
         return bars
 
-    def json(self) -> str:
-        """Return the chart's data as JSON that is safe inside a script element."""
-        return script_json(
-            {
-                "id": self.id,
-                "series": [
-                    {
-                        "name": s.name,
-                        "run": s.run,
-                        "dims": list(s.dims),
-                        "csv": s.csv,
-                        "columns": {k: encode(v) for k, v in s.columns.items()},
-                    }
-                    for s in self.series
-                ],
-                "panels": [{"run": p.run, "views": p.views, "layout": p.layout} for p in self.panels],
-                "layouts": self.layouts,
-                "height": self.height,
-            }
-        )
+    def json(self, *, exact: bool = True, words: bool = False) -> str:
+        """Return the chart's data as JSON that is safe inside a script element.
+
+        `exact=False` writes numbers in single precision. `words` adds what stands beside each panel, for panels
+        that the page's script makes when their run is chosen.
+        """
+        page: dict[str, Any] = {
+            "id": self.id,
+            "series": [
+                {
+                    "name": s.name,
+                    "run": s.run,
+                    "dims": list(s.dims),
+                    "csv": s.csv,
+                    "columns": {k: encode(v, exact=exact) for k, v in s.columns.items()},
+                }
+                for s in self.series
+            ],
+            "panels": [{"run": p.run, "views": _once(p.views), "layout": p.layout} for p in self.panels],
+            "layouts": self.layouts,
+            "height": self.height,
+        }
+        if self.link:
+            page["link"] = self.link
+        if words:
+            page["words"] = [(p.title, p.label, p.lines) for p in self.panels]
+        return script_json(page)
+
+
+def _once(views: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return the views with traces that several of them share written once, and named by the others."""
+    first: dict[int, str] = {}
+    return {
+        key: traces if first.setdefault(id(traces), key) == key else {"same": first[id(traces)]}
+        for key, traces in views.items()
+    }
 
 
 def ref(series: int, column: str, scale: Scale | None = None, *, transpose: bool = False, text: bool = False) -> dict:
@@ -175,11 +204,15 @@ def plotly_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def encode(column: Any) -> Any:
+def encode(column: Any, *, exact: bool = True) -> Any:
     """Return a column for the page: text as a list, numbers as base64 of their own bytes, little-endian.
 
-    So every number arrives bit for bit, NaN and infinities included, which JSON cannot write.
+    So every number arrives bit for bit, NaN and infinities included, which JSON cannot write. A column of one
+    repeated number is written once; `Codes` are 16 bits each. With `exact=False` doubles become single precision.
     """
+    if isinstance(column, Codes):
+        packed = {"dtype": "i2", "shape": list(column.codes.shape), "zero": column.zero, "step": column.step}
+        return packed | {"base64": base64.b64encode(column.codes.astype("<i2").tobytes()).decode("ascii")}
     array = np.asarray(column)
     if array.dtype.kind in "USO":
         return [str(v) for v in array.ravel()]
@@ -190,9 +223,39 @@ def encode(column: Any) -> Any:
         array = array.astype("<i4" if fits else "<f8")
     elif array.dtype != np.float32:
         array = array.astype("<f8")
+        with np.errstate(over="ignore"):
+            array = array if exact else array.astype("<f4")
+    if array.size >= FEWEST_REPEATED:
+        first = array.ravel()[0].item()
+        if math.isfinite(first) and bool((array == first).all()) and (first or not np.signbit(array).any()):
+            return {"fill": first, "shape": list(array.shape)}
     code = {"f": "f", "i": "i", "u": "u"}[array.dtype.kind] + str(array.dtype.itemsize)
     data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
     return {"dtype": code, "shape": list(array.shape), "base64": base64.b64encode(data).decode("ascii")}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Numbers in 16 bits: `zero + step * code`, -32768 for a hole. Made by `coded`."""
+
+    codes: np.ndarray
+    zero: float
+    step: float
+
+
+def coded(values: np.ndarray) -> Codes:
+    """Return numbers as 16-bit codes between their smallest and their largest: off by 1/131,000 of that range at most.
+
+    For maps whose colors show a hundredth of it (a layer x step map holds more numbers than all the curves do).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(x)
+    low, high = (float(x[known].min()), float(x[known].max())) if known.any() else (0.0, 0.0)
+    step = (high - low) / 65_534 or 1.0
+    zero = low + 32_767 * step
+    codes = np.full(x.shape, -32_768, dtype=np.int16)
+    codes[known] = np.clip(np.rint((x[known] - zero) / step), -32_767, 32_767)
+    return Codes(codes, zero, step)
 
 
 def script_json(value: Any) -> str:
@@ -201,3 +264,15 @@ def script_json(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
+
+
+def packed(data: str) -> tuple[str, str]:
+    """Return (media type, text) for a script element: JSON as it is, or compressed where it is long.
+
+    Every browser since 2023 can undo that by itself (DecompressionStream). Level 5 and no time stamp: the same page
+    from the same archives.
+    """
+    if len(data) <= PACKED_ABOVE:
+        return "application/json", data
+    squeezed = gzip.compress(data.encode("utf-8"), 5, mtime=0)
+    return "application/gzip", base64.b64encode(squeezed).decode("ascii")

@@ -44,7 +44,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table of runs: where it stands, what it is called, and how to read it off a run."""
+    """A column of the table of runs: where it stands, what it is called, and how to read it off a run.
+
+    Columns of a higher `rank` are the first to be put away where the table is wider than the page.
+    """
 
     key: str
     label: str
@@ -52,6 +55,7 @@ class Measure:
     read: Callable[[Run], Value]
     note: str = ""
     sharpness: bool = False
+    rank: int = 1
 
 
 def measured(number_: Any, error: Any = math.nan, how: str = "standard error") -> Value:
@@ -122,6 +126,17 @@ def _ece(run: Run) -> Value:
     return Value(float(result.ece), math.nan, low, high, "interval")
 
 
+def stability_ratio(run: Run) -> Value:
+    """Return the largest eigenvalue over the optimizer's stability threshold."""
+    result: Any = run.get("stability")
+    if result is None:
+        return Value(missing=run.missing("stability"))
+    threshold = float(result.threshold)
+    if not threshold > 0:
+        return Value(missing="no threshold")
+    return measured(float(result.ratio), float(result.residual) / threshold, "residual")
+
+
 def _temperature(run: Run) -> Value:
     result: Any = run.get("calibration")
     none = result is not None and any(w.startswith("no temperature: no minimum") for w in result.warnings)
@@ -161,11 +176,11 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
     loss = "mean loss over the samples drawn, ± standard error over the samples"
     share = "share of right labels, 0 to 1, ± standard error over the samples"
     columns = [
-        Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss),
-        Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss),
-        Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss"),
-        Measure("train_accuracy", "train", "Accuracy", lambda r: _split(r, "accuracy", "train"), share),
-        Measure("test_accuracy", "test", "Accuracy", lambda r: _split(r, "accuracy", "test"), share),
+        Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss, rank=0),
+        Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss, rank=0),
+        Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss", rank=0),
+        Measure("train_accuracy", "train", "Accuracy", lambda r: _split(r, "accuracy", "train"), share, rank=4),
+        Measure("test_accuracy", "test", "Accuracy", lambda r: _split(r, "accuracy", "test"), share, rank=0),
         Measure("gap_accuracy", "gap", "Accuracy", lambda r: _gap(r, "accuracy"), "train accuracy minus test accuracy"),
         Measure(
             "lambda_max",
@@ -175,6 +190,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             "largest eigenvalue of the operator measured, ± its residual ‖Av − λv‖ (it says how exact the "
             "eigenvalue is on these samples, not how it moves with the samples)",
             sharpness=True,
+            rank=0,
         ),
         Measure(
             "lambda_min",
@@ -182,6 +198,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             "Curvature",
             lambda r: _eigenvalue(r, "smallest"),
             "smallest eigenvalue, ± its residual; below zero: the loss curves down along that direction",
+            rank=5,
         ),
         Measure(
             "trace",
@@ -190,6 +207,14 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             lambda r: _scalar(r, "trace", "value", "stderr"),
             "sum of all eigenvalues, ± standard error over random draws",
             sharpness=True,
+        ),
+        Measure(
+            "margin",
+            "λ / threshold",
+            "Curvature",
+            stability_ratio,
+            "largest eigenvalue over the largest that is stable for the optimizer, ± its residual; 1 is the edge of "
+            "stability",
         ),
     ]
     columns += [
@@ -200,17 +225,19 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             _sharpness(kind, name),
             f"rise of the loss: {name}" if kind == "sharpness" else f"curvature: {name} (_filter: per filter's norm)",
             sharpness=True,
+            rank=2 if kind == "sharpness" else 3,
         )
         for kind, name in sharpness_names(runs)
     ]
     columns += [
-        Measure("ece", "ECE", "Calibration", _ece, "expected calibration error, share, with its 95% interval"),
+        Measure("ece", "ECE", "Calibration", _ece, "expected calibration error, share, with its 95% interval", rank=0),
         Measure(
             "temperature",
             "T",
             "Calibration",
             _temperature,
             "fitted temperature: above 1 the model is overconfident, below 1 underconfident",
+            rank=2,
         ),
     ]
     return columns

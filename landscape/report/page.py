@@ -18,7 +18,7 @@ import numpy as np
 from .. import __version__
 from ..errors import LandscapeError
 from .blocks import Folded, Picture
-from .chart import Chart, script_json
+from .chart import Chart, packed, script_json
 from .numbers import count
 from .palette import PLOTLY_MARKERS, RUN_COLORS
 from .runs import Run, gather
@@ -26,6 +26,12 @@ from .sections import build_sections, by_task
 
 #: As many runs are drawn at first; the others wait in the table (chosen by us: more lines can't be told apart).
 SHOWN_AT_FIRST = 6
+#: Up to as many runs have a button above each figure; of more, those that are drawn (chosen by us: two lines of them).
+CHIPS = 12
+#: As many runs are drawn at once at most, when a filter chooses them (chosen by us: a browser's patience).
+MOST_DRAWN = 24
+#: Up to as many runs have their numbers in the page bit for bit; of more, in single precision, and that is said.
+EXACT_RUNS = 24
 
 
 def write_report(
@@ -62,20 +68,21 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
     sections = build_sections(runs)
     charts = [c for s in sections for c in _charts(s.blocks)]
     files = resources.files(f"{__package__}.templates")
-    script = files.joinpath("report.js").read_text("utf-8")
+    many = len(runs) > CHIPS
     page = {
         "runs": [{"name": r.name} for r in runs],
         "shown": SHOWN_AT_FIRST,
-        "colors": len(RUN_COLORS),
+        "chips": CHIPS,
+        "most": MOST_DRAWN,
     }
-    scripts = [_plotly(), script]
+    scripts = [_plotly(), *(files.joinpath(name).read_text("utf-8") for name in ("tables.js", "report.js"))]
     template = _environment().get_template("page.html.j2")
     return template.render(
         title=title or default_title(runs),
         runs=runs,
         facts=_facts(runs),
         sections=sections,
-        charts=[(c.id, _markup(c.json())) for c in charts],
+        charts=[(c.id, *_data(c, exact=len(runs) <= EXACT_RUNS, words=many)) for c in charts],
         page=_markup(script_json(page)),
         style=_markup(files.joinpath("report.css").read_text("utf-8")),
         scripts=[_markup(s) for s in scripts],
@@ -83,8 +90,14 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
         version=__version__,
         colors=len(RUN_COLORS),
         shown=SHOWN_AT_FIRST,
+        chips=CHIPS,
         markers=len(PLOTLY_MARKERS),
     )
+
+
+def _data(chart: Chart, *, exact: bool, words: bool) -> tuple[str, Any]:
+    kind, text = packed(chart.json(exact=exact, words=words))
+    return kind, _markup(text)
 
 
 def default_title(runs: Sequence[Run]) -> str:

@@ -15,8 +15,8 @@ from ..measures import Value, measures
 from ..numbers import count
 from ..runs import Run
 from . import section
+from .cells import value_cell
 from .missing import missing
-from .table import value_cell
 
 #: Kinds of results that this section shows, and what they are called.
 KINDS = {

@@ -11,8 +11,8 @@ from ..measures import measured
 from ..numbers import count, number
 from ..runs import Run
 from . import section
+from .cells import value_cell
 from .missing import missing
-from .table import value_cell
 
 
 @section(order=52)

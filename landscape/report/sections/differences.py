@@ -14,7 +14,7 @@ from ..blocks import Block, Cell, Column, Notes, Row, Table
 from ..measures import Value
 from ..numbers import count
 from ..runs import Run
-from .table import value_cell
+from .cells import value_cell
 
 #: Up to so many runs every pair is compared, beyond each with the first one (chosen by us: six rows can be read).
 EVERY_PAIR_UP_TO = 4

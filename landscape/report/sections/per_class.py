@@ -12,7 +12,7 @@ from ..blocks import Block, Cell, Column, Folded, Row, Table
 from ..measures import Value, measured
 from ..numbers import count
 from ..runs import Run
-from .table import value_cell
+from .cells import value_cell
 
 #: Classes that are shown at once, and at most (chosen by us); the archive holds them all.
 WORST, MOST = 5, 200

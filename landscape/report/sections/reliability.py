@@ -14,10 +14,10 @@ from ..measures import Value, measured
 from ..numbers import count, number
 from ..runs import Run
 from . import by_task, section
+from .cells import value_cell
 from .differences import differences
 from .missing import missing
 from .per_class import per_class
-from .table import value_cell
 
 
 @section(order=40)

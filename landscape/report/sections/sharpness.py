@@ -13,8 +13,8 @@ from ..measures import SHARPNESS, Measure, measures, sharpness_names
 from ..numbers import given
 from ..runs import Run
 from . import section
+from .cells import value_cell
 from .missing import missing
-from .table import value_cell
 
 #: With more runs than this their values stand in the table of runs only (chosen by us: columns stay on a screen).
 SHOWN_ACROSS = 6

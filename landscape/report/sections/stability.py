@@ -8,12 +8,12 @@ from typing import Any
 
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
 from ..figures.dots import Compared, dots
-from ..measures import Value, measured
+from ..measures import Value, measured, stability_ratio
 from ..numbers import given, number
 from ..runs import Run
 from . import section
+from .cells import value_cell
 from .missing import missing
-from .table import value_cell
 
 KINDS = {"stability": "margin", "batch_sharpness": "batch sharpness", "coherence": "coherence"}
 
@@ -25,7 +25,7 @@ def build(runs: Sequence[Run]) -> Section | None:
         return None
     blocks: list[Block] = []
     compared = [
-        Compared("largest eigenvalue", "share of the threshold", [_ratio(r) for r in runs]),
+        Compared("largest eigenvalue", "share of the threshold", [stability_ratio(r) for r in runs]),
         Compared("batch sharpness", "share of 2 / learning rate", [_batch_ratio(r) for r in runs]),
     ]
     caption = "Shares of the threshold above which steps along the sharpest direction grow: 1 is the edge of stability."
@@ -47,13 +47,6 @@ def build(runs: Sequence[Run]) -> Section | None:
 
 def _any(runs: Sequence[Run], kind: str) -> bool:
     return any(r.results.get(kind) for r in runs)
-
-
-def _ratio(run: Run) -> Value:
-    result: Any = run.get("stability")
-    if result is None:
-        return Value(missing=run.missing("stability"))
-    return measured(result.ratio, float(result.residual) / float(result.threshold), "residual")
 
 
 def _batch_ratio(run: Run) -> Value:

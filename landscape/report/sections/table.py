@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks import Block, Cell, Column, Notes, Row, Section, Table, Text
-from ..measures import Measure, Value, measures, setting, settings
+from ..measures import Measure, measures, setting, settings
 from ..runs import Run
 from . import by_task, section
+from .cells import measure_columns, setting_columns, sortable, value_cell
 from .compare import comparable
+from .seeds import over_seeds_table
 
 
 @section(order=10)
@@ -18,15 +20,17 @@ def build(runs: Sequence[Run]) -> Section:
     every = measures(runs)
     columns = [m for m in every if any(m.read(r).known for r in runs)]
     absent = [m for m in every if m not in columns]
-    heads = [Column("Run", wide=True), *(Column(n, "Settings") for n in names)]
-    heads += [Column(m.label, m.group, numeric=True, note=m.note) for m in columns]
+    heads = [Column("Run", wide=True, key="run"), *setting_columns(names), *measure_columns(columns)]
     groups = [
         (f"Task {task}" if task else "Task not named", [_row(r, names, columns) for r in members])
         for task, members in by_task(runs).items()
     ]
-    blocks: list[Block] = [
-        Table(_caption(runs), heads, groups, sortable=len(runs) > 1, picker=len(runs) > 1, id="runs-table")
-    ]
+    several = len(runs) > 1
+    seeds = over_seeds_table(runs, names, columns)
+    blocks: list[Block] = [seeds] if seeds else []
+    blocks.append(
+        Table(_caption(runs), heads, groups, sortable=several, picker=several, id="runs-table", filter=several)
+    )
     if same:
         blocks.append(Text("The same in every run: " + "; ".join(f"{k} {v}" for k, v in same.items()) + "."))
     if absent:
@@ -52,19 +56,5 @@ def _row(run: Run, names: Sequence[str], columns: Sequence[Measure]) -> Row:
     sub = "" if run.status in ("complete", "") else run.status
     first = Cell(run.name, sub, sort=run.name, hint=run.checkpoint)
     told = [setting(run, n) for n in names]
-    cells = [first, *(Cell(t, sort=_sortable(run, n, t)) for n, t in zip(names, told, strict=True))]
+    cells = [first, *(Cell(t, sort=sortable(run, n, t)) for n, t in zip(names, told, strict=True))]
     return Row([*cells, *(value_cell(m.read(run)) for m in columns)], run.index)
-
-
-def _sortable(run: Run, name: str, text: str) -> float | str:
-    value = run.settings.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else text
-
-
-def value_cell(value: Value) -> Cell:
-    """Return the cell of a number: itself, its uncertainty below, or why it is missing."""
-    if value.missing:
-        short = value.missing.split(":")[0]
-        return Cell(short, hint=value.missing, quiet=True)
-    text, spread = value.text()
-    return Cell(text, spread, sort=value.number if value.known else None)

@@ -10,12 +10,28 @@
 
   // ------------------------------------------------------------------------------------------ data
 
-  const TYPES = { f4: Float32Array, f8: Float64Array, i4: Int32Array, u1: Uint8Array };
+  const TYPES = { f4: Float32Array, f8: Float64Array, i4: Int32Array, i2: Int16Array, u1: Uint8Array };
+
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
   function decode(column) {
     if (Array.isArray(column)) return { values: column, shape: [column.length] };
-    const raw = Uint8Array.from(atob(column.base64), (c) => c.charCodeAt(0));
-    return { values: new TYPES[column.dtype](raw.buffer), shape: column.shape };
+    if (column.fill !== undefined) {
+      const total = column.shape.reduce((a, b) => a * b, 1);
+      return { values: new Array(total).fill(column.fill === null ? NaN : column.fill), shape: column.shape };
+    }
+    const values = new TYPES[column.dtype](bytes(column.base64).buffer);
+    if (column.step === undefined) return { values, shape: column.shape };
+    // 16 bits between the smallest and the largest; the lowest code is a hole.
+    return { values: Float64Array.from(values, (v) => (v === -32768 ? NaN : column.zero + column.step * v)), shape: column.shape };
+  }
+
+  /* The data of a chart: JSON as it is, or, where that is long, packed. */
+  function dataOf(id) {
+    const element = document.getElementById("data-" + id);
+    if (element.type === "application/json") return JSON.parse(element.textContent);
+    const stream = new Blob([bytes(element.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).json();
   }
 
   function short(value) {
@@ -31,7 +47,8 @@
   }
 
   function column(chart, spec) {
-    const { values, shape } = chart.columns[spec.ref[0]][spec.ref[1]];
+    const name = spec.ref[1] === "@axis" ? chart.choice("axis") : spec.ref[1];
+    const { values, shape } = chart.columns[spec.ref[0]][name];
     const map = spec.text ? short : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
     if (shape.length < 2) return Array.from(values, map);
     const [rows, cols] = shape;
@@ -97,6 +114,13 @@
       height: div.clientHeight,
     };
     layout = merge(layout, resolve(chart, merge(chart.spec.layouts[view] || {}, panel.spec.layout || {})));
+    if (chart.spec.link) {
+      const range = links.range(chart.spec.link);
+      const title = chart.choice("axis") === "epoch" ? "epoch" : "step";
+      layout.xaxis = merge(layout.xaxis || {}, { title: { text: title }, ...(range ? { range: [...range], autorange: false } : {}) });
+      layout.yaxis = merge(layout.yaxis || {}, { fixedrange: true });
+      layout.dragmode = "zoom";
+    }
     const axis = { gridcolor: grid, linecolor: line, tickcolor: line, tickfont: { color: muted, size: 11 }, zeroline: false, showline: true, ticks: "outside", ticklen: 4, automargin: true, title: { standoff: 8, font: { size: 12, color: muted } } };
     for (const key of Object.keys(layout).concat(["xaxis", "yaxis"])) {
       if (/^[xy]axis\d*$/.test(key)) layout[key] = merge(axis, layout[key]);
@@ -138,8 +162,9 @@
     }
 
     traces() {
-      const view = this.chart.view();
-      return (this.spec.views[view] || []).filter((t) => t.run === undefined || t.always || shown.has(t.run));
+      const given = this.spec.views[this.chart.view()] || [];
+      const traces = given.same === undefined ? given : this.spec.views[given.same];
+      return traces.filter((t) => t.run === undefined || t.always || shown.has(t.run));
     }
 
     wanted() {
@@ -151,14 +176,15 @@
       this.element.hidden = !this.wanted();
       const rows = this.chart.rowRuns().length;
       const byRows = this.chart.spec.height === null;
+      const across = this.spec.run === null ? 1 : this.chart.growth();
       const inRows = ((this.chart.spec.layouts[this.chart.view()] || {}).yaxis || (this.spec.layout || {}).yaxis || {}).rows;
-      this.plot.style.height = (byRows ? (inRows ? 70 + 30 * rows : 360) : this.chart.spec.height) + "px";
+      this.plot.style.height = (byRows ? (inRows ? 70 + 30 * rows : 360) : Math.round(this.chart.spec.height * across)) + "px";
     }
 
     draw(again) {
       if (this.element.hidden || !this.visible) return;
       const view = this.chart.view();
-      const key = view + "|" + [...shown].join();
+      const key = view + "|" + this.chart.options() + "|" + [...shown].join();
       if (this.drawn === key && !again) return;
       const layout = layoutOf(this.chart, this, view, this.plot);
       const data = this.traces().map((spec) => {
@@ -186,6 +212,10 @@
         this.plot.on("plotly_relayouting", follow);
         this.plot.on("plotly_relayout", follow);
       }
+      if (this.chart.spec.link && !this.linked) {
+        this.linked = true;
+        this.plot.on("plotly_relayout", (event) => links.follow(this, event));
+      }
     }
 
     clear() {
@@ -210,16 +240,25 @@
       this.loaded = false;
     }
 
+    /* Unpack the data once; a promise only where they were packed, so that printing can draw at once. */
     load() {
-      if (this.loaded) return;
+      if (this.loaded || this.loading) return this.loading;
+      const data = dataOf(this.element.dataset.chart);
+      if (!(data instanceof Promise)) return this.take(data);
+      this.loading = data.then((spec) => this.take(spec));
+      return this.loading;
+    }
+
+    take(spec) {
       this.loaded = true;
-      this.spec = JSON.parse(document.getElementById("data-" + this.element.dataset.chart).textContent);
-      this.columns = this.spec.series.map((s) =>
-        Object.fromEntries(Object.entries(s.columns).map(([k, v]) => [k, decode(v)]))
-      );
-      const elements = this.element.querySelectorAll(".panel");
-      this.panels = this.spec.panels.map((p, i) => new Panel(this, elements[i], p));
-      this.panels.forEach((panel) => watch.observe(panel.element));
+      this.loading = undefined;
+      this.spec = spec;
+      // A column is decoded when it is first drawn: with many runs most never are.
+      this.columns = spec.series.map((s) => lazily(s.columns));
+      this.panels = spec.panels.map((p, i) => {
+        const element = this.element.querySelector(`.panel[data-panel="${i}"]`);
+        return element ? this.panel(p, element) : null;
+      });
       const solid = this.element.querySelector("input[value='3d']");
       if (solid && !webgl()) {
         solid.disabled = true;
@@ -232,11 +271,80 @@
       this.update();
     }
 
+    panel(spec, element) {
+      const panel = new Panel(this, element, spec);
+      panelOf.set(element, panel);
+      watch.observe(element);
+      return panel;
+    }
+
+    /* The panels of runs that were not drawn at first are made when they are chosen. */
+    complete() {
+      this.spec.panels.forEach((p, i) => {
+        if (this.panels[i] || !shown.has(p.run)) return;
+        const [title, label, lines] = this.spec.words[i];
+        const element = document.createElement("div"), plot = document.createElement("div");
+        element.className = "panel";
+        element.dataset.panel = i;
+        element.dataset.run = p.run;
+        if (title) {
+          const head = document.createElement("h4");
+          head.append(swatch(p.run), " " + title);
+          element.append(head);
+        }
+        for (const text of lines) {
+          const line = document.createElement("p");
+          line.className = "line";
+          line.textContent = text;
+          element.append(line);
+        }
+        plot.className = "plot";
+        plot.setAttribute("role", "img");
+        plot.setAttribute("aria-label", label);
+        if (this.element.classList.contains("surface")) plot.tabIndex = 0;
+        element.append(plot);
+        const next = this.panels.slice(i + 1).find(Boolean);
+        this.element.querySelector(".panels").insertBefore(element, next ? next.element : null);
+        this.panels[i] = this.panel(p, element);
+      });
+    }
+
+    made() {
+      return this.panels.filter(Boolean);
+    }
+
+    chosen(kind) {
+      const controls = [...this.element.querySelectorAll(`[data-${kind}]`)];
+      const names = [...new Set(controls.map((c) => c.dataset[kind]))];
+      return names.map((name) => [name, controls.find((c) => c.dataset[kind] === name && (c.type === "hidden" || c.checked)).value]);
+    }
+
     view() {
-      const controls = [...this.element.querySelectorAll("[data-control]")];
-      const names = [...new Set(controls.map((c) => c.dataset.control))];
-      const chosen = (name) => controls.find((c) => c.dataset.control === name && (c.type === "hidden" || c.checked)).value;
-      return names.map(chosen).join(".") || "all";
+      return this.chosen("control").map(([, value]) => value).join(".") || "all";
+    }
+
+    options() {
+      return this.chosen("option").map(([, value]) => value).join(".");
+    }
+
+    choice(name) {
+      return (this.chosen("option").find(([n]) => n === name) || [])[1];
+    }
+
+    /* As many panels side by side as fit, and rows of equal length: four are 4, or 2 and 2, never 3 and 1. */
+    arrange() {
+      const box = this.element.querySelector(".panels");
+      if (this.element.classList.contains("wide")) return;
+      const n = Math.max(1, box.querySelectorAll(".panel[data-run]:not([hidden])").length);
+      const most = Math.max(1, Math.floor((box.clientWidth + 22) / (286 + 22)));
+      this.across = Math.ceil(n / Math.ceil(n / Math.min(n, most)));
+      box.style.setProperty("--across", this.across);
+    }
+
+    /* How much higher than usual panels are that have much room. */
+    growth() {
+      const width = this.element.querySelector(".panels").clientWidth / (this.across || 1);
+      return Math.min(1.6, Math.max(1, width / 380));
     }
 
     rowRuns() {
@@ -244,12 +352,17 @@
     }
 
     update(again) {
-      const many = page.runs.length > 12;
-      this.element.querySelectorAll(".chip").forEach((chip) => {
-        const on = shown.has(Number(chip.dataset.run));
-        chip.setAttribute("aria-pressed", String(on));
-        chip.hidden = many && !on;
-      });
+      const many = page.runs.length > page.chips, chips = this.element.querySelector(".chips");
+      if (many && chips && this.loaded) {
+        const own = new Set(this.spec.series.map((s) => s.run));
+        chips.replaceChildren(...[...shown].filter((run) => own.has(run)).sort((a, b) => a - b).map(chipOf));
+      } else {
+        this.element.querySelectorAll(".chip").forEach((chip) => {
+          const on = shown.has(Number(chip.dataset.run));
+          chip.setAttribute("aria-pressed", String(on));
+          chip.hidden = many && !on;
+        });
+      }
       const some = this.element.querySelector(".some");
       some.hidden = shown.size === page.runs.length || "all" in some.dataset;
       some.firstElementChild.textContent = `${shown.size} of ${page.runs.length} runs are drawn.`;
@@ -258,10 +371,14 @@
       if (!this.loaded) {
         // Before it is drawn a figure takes the room that it will need, so that links land where they point.
         this.element.querySelectorAll(".panel[data-run]").forEach((p) => (p.hidden = !shown.has(Number(p.dataset.run))));
+        this.arrange();
         return;
       }
-      this.panels.forEach((panel) => panel.place());
-      this.panels.forEach((panel) => panel.draw(again));
+      this.complete();
+      this.made().forEach((panel) => (panel.element.hidden = !panel.wanted()));
+      this.arrange();
+      this.made().forEach((panel) => panel.place());
+      this.made().forEach((panel) => panel.draw(again));
     }
 
     turn(camera, aspect, from) {
@@ -270,7 +387,7 @@
       if (this.turning) return;
       this.turning = true;
       requestAnimationFrame(() => {
-        const others = this.panels.filter((p) => p !== from && p.drawn && p.solid && p.visible);
+        const others = this.made().filter((p) => p !== from && p.drawn && p.solid && p.visible);
         Promise.all(others.map((p) => Plotly.relayout(p.plot, { "scene.camera": this.camera, "scene.aspectratio": this.aspect || this.whole }))).then(() => {
           this.turning = false;
         });
@@ -287,8 +404,8 @@
       this.turn({ ...this.camera, eye }, { x: size.x * zoom, y: size.y * zoom, z: size.z * zoom }, null);
     }
 
-    csv() {
-      this.load();
+    async csv() {
+      await this.load();
       const series = this.spec.series.map((s, i) => ({ ...s, values: this.columns[i] })).filter((s) => s.csv);
       const names = [...new Set(series.flatMap((s) => [...s.dims, ...Object.keys(s.columns)]))];
       const lines = [["run", ...names].map(cell).join(",")];
@@ -298,7 +415,7 @@
         for (let k = 0; k < total; k++) {
           const at = { [s.dims[0]]: sizes.length > 1 ? Math.floor(k / sizes[1]) : k };
           if (sizes.length > 1) at[s.dims[1]] = k % sizes[1];
-          const row = names.map((n) => (s.values[n] === undefined ? "" : s.values[n].values[n in at ? at[n] : k]));
+          const row = names.map((n) => (n in s.values ? written(s.values[n].values, n in at ? at[n] : k) : ""));
           lines.push([s.name, ...row].map(cell).join(","));
         }
       }
@@ -308,7 +425,8 @@
 
   /* One image of all the panels as they stand, with their names: what goes into a slide. */
   async function picture(chart) {
-    const panels = chart.panels.filter((p) => !p.element.hidden);
+    await chart.load();
+    const panels = chart.made().filter((p) => !p.element.hidden);
     panels.forEach((p) => { p.visible = true; p.draw(); });
     const ratio = 2, head = 26, gap = 20;
     const width = Math.max(...panels.map((p) => p.plot.clientWidth)), height = Math.max(...panels.map((p) => p.plot.clientHeight));
@@ -334,6 +452,9 @@
     return new Promise((done) => canvas.toBlob(done, "image/png"));
   }
 
+  // Single precision carries 8 digits; the rest that a double shows of it is noise.
+  const written = (values, k) => (values instanceof Float32Array && Number.isFinite(values[k]) ? Number(values[k].toPrecision(8)) : values[k]);
+
   function cell(value) {
     if (typeof value === "number") return String(value);
     // A spreadsheet runs text that begins like a formula.
@@ -357,8 +478,7 @@
   const watch = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
-        const chart = charts.find((c) => c.element.contains(entry.target));
-        const panel = chart.panels.find((p) => p.element === entry.target);
+        const panel = panelOf.get(entry.target);
         panel.visible = entry.isIntersecting;
         if (panel.visible) panel.draw();
         else if (panel.solid) panel.clear();
@@ -380,11 +500,66 @@
   let resizing;
   const resized = new ResizeObserver(() => {
     clearTimeout(resizing);
-    resizing = setTimeout(() => charts.forEach((c) => c.loaded && c.panels.forEach((p) => p.drawn && fit(p))), 120);
+    resizing = setTimeout(() => charts.forEach((c) => {
+      c.arrange();
+      if (!c.loaded) return;
+      c.made().forEach((p) => p.place());
+      c.made().forEach((p) => p.drawn && fit(p));
+    }), 120);
   });
   function fit(panel) {
     if (panel.plot.clientWidth && panel.plot._fullLayout && Math.abs(panel.plot._fullLayout.width - panel.plot.clientWidth) > 1) panel.draw(true);
   }
+
+  // ------------------------------------------------------------------------------------------ linked zoom
+
+  /* Charts of one link show the same part of their x-axes; zooming or choosing an axis in one does it in all. */
+  const links = {
+    ranges: {},
+    busy: false,
+
+    range(link) {
+      return this.ranges[link];
+    },
+
+    follow(panel, event) {
+      if (this.busy || !event) return;
+      const low = event["xaxis.range[0]"], high = event["xaxis.range[1]"], both = event["xaxis.range"];
+      if (low !== undefined) this.zoom(panel.chart.spec.link, [low, high], panel);
+      else if (both) this.zoom(panel.chart.spec.link, both, panel);
+      else if (event["xaxis.autorange"]) this.zoom(panel.chart.spec.link, undefined, panel);
+    },
+
+    zoom(link, range, from) {
+      this.ranges[link] = range && range.map(Number);
+      this.busy = true;
+      const others = charts.filter((c) => c.loaded && c.spec.link === link).flatMap((c) => c.made()).filter((p) => p !== from && p.drawn);
+      const change = range ? { "xaxis.range": [...this.ranges[link]] } : { "xaxis.autorange": true };
+      Promise.all(others.map((p) => Plotly.relayout(p.plot, { ...change }))).then(() => (this.busy = false));
+    },
+
+    choose(chart, input) {
+      const link = chart.element.dataset.link;
+      delete this.ranges[link];
+      for (const other of charts.filter((c) => c.element.dataset.link === link)) {
+        const twin = other.element.querySelector(`[data-option="${input.dataset.option}"][value="${input.value}"]`);
+        if (twin) twin.checked = true;
+        other.update(true);
+      }
+    },
+
+    press(chart, event) {
+      const panel = chart.made().find((p) => p.plot === event.target);
+      const axis = panel && panel.plot._fullLayout && panel.plot._fullLayout.xaxis;
+      if (!axis) return;
+      const [low, high] = axis.range.map(Number), width = high - low;
+      const moves = { ArrowLeft: [-0.2, -0.2], ArrowRight: [0.2, 0.2], "+": [0.15, -0.15], "=": [0.15, -0.15], "-": [-0.2, 0.2] };
+      if (moves[event.key]) this.zoom(chart.spec.link, [low + moves[event.key][0] * width, high + moves[event.key][1] * width], null);
+      else if (event.key === "0" || event.key === "Escape") this.zoom(chart.spec.link, undefined, null);
+      else return;
+      event.preventDefault();
+    },
+  };
 
   // ------------------------------------------------------------------------------------------ people
 
@@ -395,6 +570,35 @@
     charts.forEach((c) => c.update());
   }
 
+  /* Draw these runs and no others: as many as can be told apart. */
+  function pickOnly(runs) {
+    shown.clear();
+    runs.slice(0, page.most).forEach((run) => shown.add(run));
+    document.querySelectorAll(".pick").forEach((box) => (box.checked = shown.has(Number(box.value))));
+    charts.forEach((c) => c.update());
+  }
+
+  const shapes = document.getElementById("swatches").content.children;
+  const swatch = (run) => shapes[run % shapes.length].cloneNode(true);
+  function chipOf(run) {
+    const chip = document.createElement("button");
+    chip.type = "button";
+    chip.className = "chip";
+    chip.dataset.run = run;
+    chip.setAttribute("aria-pressed", "true");
+    chip.append(swatch(run), " " + page.runs[run].name);
+    return chip;
+  }
+
+  function lazily(columns) {
+    const known = {};
+    for (const [name, packed] of Object.entries(columns)) {
+      let value;
+      Object.defineProperty(known, name, { enumerable: true, get: () => (value = value || decode(packed)) });
+    }
+    return known;
+  }
+
   function save(name, blob) {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
@@ -403,36 +607,18 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  function sortBy(button) {
-    const head = button.closest("th"), table = button.closest("table");
-    const index = Number(button.dataset.sort);
-    const up = head.getAttribute("aria-sort") === "none" ? !head.classList.contains("num") : head.getAttribute("aria-sort") === "descending";
-    table.querySelectorAll("th[aria-sort]").forEach((th) => th.setAttribute("aria-sort", "none"));
-    head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const value = (row) => {
-      const data = row.cells[index].dataset.sort;
-      const text = data === undefined ? "" : data;
-      return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
-    };
-    for (const body of table.tBodies) {
-      const rows = [...body.rows].filter((row) => !row.classList.contains("group"));
-      rows.sort((a, b) => {
-        const x = value(a), y = value(b);
-        if (x === "" || y === "") return (x === "") - (y === ""); // what is missing comes last, both ways
-        const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
-        return up ? order : -order;
-      });
-      rows.forEach((row) => body.append(row));
-    }
-  }
-
   document.querySelectorAll(".pick").forEach((box) => (box.checked = shown.has(Number(box.value))));
   document.querySelectorAll("figure[data-chart]").forEach((element) => {
     const chart = new Chart(element);
     charts.push(chart);
     chart.update();
-    element.addEventListener("change", (event) => event.target.dataset.control && chart.update());
-    element.querySelector(".csv").addEventListener("click", () => save(element.dataset.chart + ".csv", new Blob([chart.csv()], { type: "text/csv;charset=utf-8" })));
+    element.addEventListener("change", (event) => {
+      if (event.target.dataset.control) chart.update();
+      if (event.target.dataset.option) links.choose(chart, event.target);
+    });
+    element.querySelector(".csv").addEventListener("click", async () => {
+      save(element.dataset.chart + ".csv", new Blob([await chart.csv()], { type: "text/csv;charset=utf-8" }));
+    });
     element.querySelector(".png").addEventListener("click", async (event) => {
       const button = event.currentTarget;
       button.disabled = true;
@@ -443,7 +629,9 @@
       }
     });
     element.addEventListener("keydown", (event) => {
-      if (!event.target.classList.contains("plot") || !chart.view().startsWith("3d")) return;
+      if (!event.target.classList.contains("plot")) return;
+      if (chart.spec && chart.spec.link) return links.press(chart, event);
+      if (!chart.view().startsWith("3d")) return;
       const step = 0.12;
       const turns = { ArrowLeft: [-step, 0, 1], ArrowRight: [step, 0, 1], ArrowUp: [0, step, 1], ArrowDown: [0, -step, 1], "+": [0, 0, 1.1], "=": [0, 0, 1.1], "-": [0, 0, 0.9] };
       if (turns[event.key]) chart.turnBy(...turns[event.key]);
@@ -459,9 +647,8 @@
   document.addEventListener("click", (event) => {
     const chip = event.target.closest(".chip");
     if (chip) pick(Number(chip.dataset.run), chip.getAttribute("aria-pressed") !== "true");
-    const sort = event.target.closest("[data-sort]");
-    if (sort && sort.tagName === "BUTTON") sortBy(sort);
   });
+  document.addEventListener("draw-runs", (event) => pickOnly(event.detail));
   resized.observe(document.body);
 
   const here = new IntersectionObserver(
@@ -491,7 +678,8 @@
     before.forEach((d) => (d.open = true));
     charts.forEach((c) => {
       c.load();
-      c.panels.forEach((p) => (p.visible = true));
+      if (!c.loaded) return;
+      c.made().forEach((p) => (p.visible = true));
       c.update(true);
     });
   });

@@ -1,0 +1,34 @@
+"""How settings, numbers and their uncertainty stand in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..blocks import Cell, Column
+from ..measures import Measure, Value
+from ..runs import Run
+
+
+def setting_columns(names: Sequence[str]) -> list[Column]:
+    """Return the columns of settings; the loss and the schedule are the last to be put away."""
+    return [Column(n, "Settings", key=n, rank=0 if n in ("loss", "schedule") else 1) for n in names]
+
+
+def measure_columns(columns: Sequence[Measure]) -> list[Column]:
+    """Return the columns of measures, by the names that a filter knows them by."""
+    return [Column(m.label, m.group, numeric=True, note=m.note, key=m.key, rank=m.rank) for m in columns]
+
+
+def sortable(run: Run, name: str, text: str) -> float | str:
+    """Return what a setting sorts by: its number where it is one, else its text."""
+    value = run.settings.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else text
+
+
+def value_cell(value: Value) -> Cell:
+    """Return the cell of a number: itself, its uncertainty below, or why it is missing."""
+    if value.missing:
+        short = value.missing.split(":")[0]
+        return Cell(short, hint=value.missing, quiet=True)
+    text, spread = value.text()
+    return Cell(text, spread, sort=value.number if value.known else None)
