@@ -30,6 +30,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Read": {
         "report": ("report", "Draw archives as one self-contained HTML page."),
+        "figure": ("figure", "Draw one result of one or several archives for a paper, with caption and BibTeX."),
         "show": ("show", "Print what archives hold."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -90,6 +91,23 @@ class Duration(click.ParamType):
         if not found or not float(found[1]):
             self.fail(f"{value!r} is no time above 0; type 90s, 10m or 1.5h", param, ctx)
         return float(found[1]) * {"m": 60.0, "min": 60.0, "h": 3600.0}.get(found[2], 1.0)
+
+
+class Pair(click.ParamType):
+    """Two numbers with a comma between them."""
+
+    name = "a,b"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            first, second = (float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers; type them as 30,-60", param, ctx)
+        if not (math.isfinite(first) and math.isfinite(second)):
+            self.fail(f"{value!r} must be finite", param, ctx)
+        return first, second
 
 
 class Names(click.ParamType):

@@ -39,6 +39,7 @@ def draw_plane(
     cmap: str = SURFACE_MAP,
     points: bool = False,
     checks: bool = True,
+    bar: bool = True,
 ) -> Axes:
     """Draw a Plane as filled contours, or as a surface with `projection="3d"` (or on 3D axes).
 
@@ -47,7 +48,8 @@ def draw_plane(
     `zlim` fixes the heights and the colors, for pictures that are compared; `view` is (elevation, azimuth) in
     degrees. `quantity` may also be held_out_loss, held_out_accuracy or one of `term_names`. `points` marks the points
     that were evaluated, where others are interpolated. A few small lines say how far the picture can be trusted;
-    `checks=False` leaves them out. Raises MeasurementError where the plane has no such quantity, or no finite point.
+    `checks=False` leaves them out, `bar=False` the color bar.
+    Raises MeasurementError where the plane has no such quantity, or no finite point.
     """
     values = quantity_of(result, quantity)
     known = finite([values]) if zlim is None else np.array(zlim, dtype=float)
@@ -77,7 +79,7 @@ def draw_plane(
             np.ma.masked_invalid(heights).T,
             levels=np.linspace(low, high, levels),
             cmap=cmap,
-            extend="both" if zlim is not None else "neither",
+            extend=_beyond(heights, low, high),
         )
         ax.set_facecolor(HOLE)
         ax.plot(0, 0, marker="+", markersize=11, markeredgewidth=3.2, color="white", linestyle="none")
@@ -86,16 +88,28 @@ def draw_plane(
             i, j = np.nonzero(result.evaluated)
             ax.plot(result.alpha[i], result.beta[j], ".", color="white", markersize=3, markeredgewidth=0)
         ax.set_aspect("equal")
-        if ax.figure is not None:
-            bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.86)
-            bar.set_ticks(ticks, labels=texts)
-            bar.set_label(_scale_label(units, chosen))
-            bar.outline.set_visible(False)  # type: ignore[operator]
+        if bar and ax.figure is not None:
+            add_bar(ax.figure, drawn, ax, chosen, units, shrink=0.86)
     ax.set_xlabel("α (step along d₁)")
     ax.set_ylabel("β (step along d₂)")
     if checks:
         write_self_check(ax, result)
     return ax
+
+
+def _beyond(heights: np.ndarray, low: float, high: float) -> Literal["neither", "both", "min", "max"]:
+    """Return at which ends losses lie outside the limits, as matplotlib names it."""
+    under, over = bool(np.nanmin(heights) < low), bool(np.nanmax(heights) > high)
+    return "both" if under and over else "min" if under else "max" if over else "neither"
+
+
+def add_bar(figure: Any, drawn: Any, ax: Any, scale: Scale, units: str, **place: Any) -> None:
+    """Add a color bar that is labelled with true losses."""
+    ticks, texts = scale.ticks()
+    bar = figure.colorbar(drawn, ax=ax, **place)
+    bar.set_ticks(ticks, labels=texts)
+    bar.set_label(_scale_label(units, scale))
+    bar.outline.set_visible(False)
 
 
 def _draw_surface(ax: Any, result: Plane, heights: np.ndarray, limits: tuple, cmap: str, view: tuple) -> None:

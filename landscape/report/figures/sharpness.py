@@ -35,6 +35,6 @@ def draw_sharpness(result: SharpnessEstimate, *, ax: Axes | None = None, color: 
     ax.set_yticks(row, labels)
     ax.set_ylim(len(values) - 0.4, -0.6)
     label = "rise of the loss, ± standard error"
-    ax.set_xlabel(label + ("\n† changed by a rescaling of ReLU layers" if any(marks) else ""))
+    ax.set_xlabel(label + ("\n† changed by rescaling layers" if any(marks) else ""))
     tidy(ax)
     return ax

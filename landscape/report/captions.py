@@ -1,0 +1,380 @@
+"""The words that go under a figure, and into the methods section: from the results themselves, with their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..results import Result, kind_of
+from .numbers import count, given, interval, number, uncertain
+from .runs import Run
+
+Found = Sequence[tuple[Run, Any]]
+
+
+def caption(found: Found, quantity: str = "loss", scale: str = "") -> str:
+    """Return the caption of a figure of these results of one kind: what is drawn, of what, and how sure it is."""
+    kind = kind_of(found[0][1])
+    say = _CAPTIONS.get(kind, _generic)
+    parts = [say(found, quantity, scale)]
+    if len(found) > 1:
+        parts.append(f"Runs: {_listed([r.name for r, _ in found])}.")
+    loud = sorted({c.message for _, r in found for c in r.checks if c.level == "fail"})
+    parts += [f"Note: {text.rstrip('.')}." for text in loud[:3]]
+    partial = [r.name for r, x in found if x.status != "complete"]
+    if partial:
+        parts.append(f"Measured in part only: {_listed(partial)}.")
+    return " ".join(parts)
+
+
+def methods(found: Found) -> str:
+    """Return a paragraph for the methods section, from the settings that the results were measured with."""
+    kind = kind_of(found[0][1])
+    say = _METHODS.get(kind)
+    parts = [say(found)] if say else [_measured_with(found)]
+    parts.append(_software(found))
+    return " ".join(p for p in parts if p)
+
+
+# ------------------------------------------------------------------------------------------------ captions
+
+
+def _plane(found: Found, quantity: str, scale: str) -> str:
+    _, p = found[0]
+    centers = [f"{number(float(x.center_loss))}" for _, x in found if np.isfinite(float(x.center_loss))]
+    told = f"{_split(found)} {quantity.replace('_', ' ')} at θ + α d₁ + β d₂ around "
+    told = told[:1].upper() + told[1:]
+    told += "the checkpoint (marked)" if len(found) == 1 else "each checkpoint (marked)"
+    if scale:
+        told += f", {scale} scale"
+    if len(found) > 1:
+        told += ", on one span and one color and height scale"
+    sentences = [told + ".", _directions([d for d in p.directions if d])]
+    if centers and quantity == "loss":
+        sentences.append(f"Loss at the center: {_listed(centers)}.")
+    interpolated = [x for _, x in found if not np.all(x.evaluated)]
+    if interpolated:
+        worst = max(float(x.error) for x in interpolated)
+        share = [f"{count(int(np.sum(x.evaluated)))} of {count(np.size(x.loss))}" for x in interpolated]
+        sentences.append(
+            f"{_listed(share)} points were evaluated, the others are interpolated, with an estimated error of at most "
+            f"{number(100 * worst, 2)}% of the range."
+        )
+    holes = sum(int((~np.isfinite(np.asarray(x.loss, dtype=float))).sum()) for _, x in found)
+    if holes:
+        sentences.append(f"Gray: {count(holes)} points where the loss is not finite.")
+    return " ".join(s for s in sentences if s)
+
+
+def _line(found: Found, quantity: str, scale: str) -> str:
+    told = f"{_split(found).capitalize()} {quantity.replace('_', ' ')} at θ + α d; dots: the checkpoints, at α = 0."
+    return f"{told} {_directions([d for _, x in found if (d := x.direction)])}".strip()
+
+
+def _eigenvalues(found: Found, quantity: str, scale: str) -> str:
+    _, e = found[0]
+    told = (
+        f"Eigenvalues of the {e.operator} of the {_split(found)} loss, from each end of the spectrum (filled: largest, "
+    )
+    told += "hollow: smallest); bars are residuals ‖Av − λv‖, crosses did not converge."
+    top = [
+        f"{uncertain(float(np.max(x.values)), float(x.residuals[int(np.argmax(x.values))]), 5)[0]}"
+        for _, x in found
+        if np.size(x.values) and np.isfinite(np.asarray(x.values, dtype=float)).all()
+    ]
+    return told + (f" Largest: {_listed(top)}." if top else "")
+
+
+def _density(found: Found, quantity: str, scale: str) -> str:
+    draws = sorted({len(x.nodes) for _, x in found})
+    return (
+        f"Spectral density of the {found[0][1].operator} by stochastic Lanczos quadrature with "
+        f"{' to '.join(count(n) for n in (draws[0], draws[-1])[: len(draws)])} random vectors, smoothed; bands are 95% "
+        "intervals over the vectors."
+    )
+
+
+def _calibration(found: Found, quantity: str, scale: str) -> str:
+    told = [" ".join(interval(float(c.ece), *(float(b) for b in np.ravel(c.ece_interval)[:2]))) for _, c in found]
+    sizes = sorted({int(c.samples) for _, c in found})
+    return (
+        f"Reliability on {_range(sizes)} {_split(found)} predictions in {len(found[0][1].counts)} bins of confidence: "
+        "accuracy with Clopper-Pearson 95% intervals; gray: what a calibrated model with these counts would show "
+        f"(95%). ECE [95% interval]: {_listed(told)}."
+    )
+
+
+def _recalibration(found: Found, quantity: str, scale: str) -> str:
+    told = [
+        " ".join(interval(float(c.ece_change), *(float(b) for b in np.ravel(c.ece_change_interval)[:2])))
+        for _, c in found
+    ]
+    return (
+        (
+            f"Reliability before (squares) and after (dots) {found[0][1].method} scaling, on predictions that its "
+            f"fit has not seen; gray: what a calibrated model would show (95%). Change of ECE [95% "
+            f"interval]: {_listed(told)}."
+        )
+        .replace("isotonic scaling", "isotonic regression")
+        .replace("histogram scaling", "histogram binning")
+    )
+
+
+def _path(found: Found, quantity: str, scale: str) -> str:
+    _, p = found[0]
+    told = [
+        "barrier {} ± {}".format(*uncertain(float(np.nanmax(x.barrier[0])), float(np.nanmax(x.barrier_stderr[0]))))
+        for _, x in found
+    ]
+    way = "straight path" if p.curve == "linear" else f"{p.curve} curve"
+    heights = _listed(told).capitalize()
+    return f"{quantity.capitalize()} along a {way} between checkpoints (dots), ± standard error. {heights}."
+
+
+def _trajectory(found: Found, quantity: str, scale: str) -> str:
+    shares = [float(s) for s in np.ravel(found[0][1].share)[:2]] if found[0][1].share is not None else []
+    told = f"The way of the training, {count(len(found[0][1].coordinates))} checkpoints, projected onto a plane"
+    if shares:
+        told += f" that holds {sum(shares):.1%} of its variance"
+    return told + "; square: first, star: last."
+
+
+def _trace(found: Found, quantity: str, scale: str) -> str:
+    told = [" ± ".join(t for t in uncertain(float(x.value), float(x.stderr)) if t) for _, x in found]
+    return f"Estimates of the trace from single draws (dots), their mean and its standard error: {_listed(told)}."
+
+
+def _sharpness(found: Found, quantity: str, scale: str) -> str:
+    return (
+        f"Rise of the {_split(found)} loss in a neighborhood of the weights, ± standard error over batches or draws; "
+        "each measure has its own norm and radius. †: changed by a rescaling of ReLU layers that leaves the function "
+        "as it is."
+    )
+
+
+def _training(found: Found, quantity: str, scale: str) -> str:
+    runs = len({r.name for r, _ in found})
+    return f"The training of {'the run' if runs == 1 else f'{runs} runs'}: what went into each optimizer step."
+
+
+def _generic(found: Found, quantity: str, scale: str) -> str:
+    kind, result = kind_of(found[0][1]), found[0][1]
+    docs = [f"{n.replace('_', ' ')} ({v.doc})" for n, v in result.variables().items() if v.doc and not v.coordinate]
+    return f"{kind.replace('_', ' ').capitalize()}: {'; '.join(docs[:4])}." if docs else f"{kind.replace('_', ' ')}."
+
+
+_CAPTIONS: dict[str, Callable[[Found, str, str], str]] = {
+    "plane": _plane,
+    "line": _line,
+    "eigenvalues": _eigenvalues,
+    "density": _density,
+    "calibration": _calibration,
+    "recalibration": _recalibration,
+    "path": _path,
+    "trajectory": _trajectory,
+    "trace": _trace,
+    "sharpness": _sharpness,
+    "training": _training,
+}
+
+
+# ------------------------------------------------------------------------------------------------ methods
+
+
+def _plane_methods(found: Found) -> str:
+    _, p = found[0]
+    a, b = np.asarray(p.alpha), np.asarray(p.beta)
+    sizes = sorted({int(x.samples) for _, x in found if x.samples})
+    told = f"The loss was evaluated on a {len(a)} × {len(b)} grid of α in {_ends(a)} and β in {_ends(b)}"
+    told += f", on {_range(sizes)} {p.split} samples drawn once" if sizes else ""
+    told += ", around the checkpoint's weights θ."
+    how = " ".join(x for x in (told, _directions([d for d in p.directions if d], filters=True)) if x)
+    cosines = [number(float(x.cosine), 2) for _, x in found if np.isfinite(float(x.cosine))]
+    how += f" Cosine of the angle between the directions: {_listed(cosines)}." if cosines else ""
+    exact = all(float(x.center_loss) == float(x.checkpoint_loss) for _, x in found)
+    how += " The loss at the center equals the checkpoint's own to the last bit." if exact else ""
+    if p.batchnorm != "none":
+        how += f" Running statistics of BatchNorm: {p.batchnorm}."
+    return how
+
+
+def _line_methods(found: Found) -> str:
+    _, x = found[0]
+    return (
+        f"The loss was evaluated at {len(x.alpha)} points of α in {_ends(np.asarray(x.alpha))}, on "
+        f"{count(int(x.samples))} {x.split} samples drawn once. {_directions([x.direction], filters=True)}"
+    ).strip()
+
+
+def _eigen_methods(found: Found) -> str:
+    _, e = found[0]
+    s = e.settings
+    told = (
+        f"Eigenvalues of the {e.operator} ({count(int(e.parameters))} parameters) were computed by Lanczos iteration "
+    )
+    told += r"\cite{lanczos1950iteration} with full reorthogonalization"
+    told += f" on {count(int(s['samples']))} {e.split} samples" if s.get("samples") else ""
+    told += f" to a relative residual of {given(float(s['tol']))}" if s.get("tol") else ""
+    return told + f", with {_range(sorted({int(x.products) for _, x in found}))} Hessian-vector products."
+
+
+def _density_methods(found: Found) -> str:
+    _, d = found[0]
+    return (
+        r"The density was estimated by stochastic Lanczos quadrature \cite{ghorbani2019investigation}"
+        f" with {len(d.nodes)} random vectors{_with(d)}."
+    )
+
+
+def _trace_methods(found: Found) -> str:
+    _, t = found[0]
+    keys = {"hutch++": "meyer2021hutchpp", "xtrace": "epperly2024xtrace"}
+    key = keys.get(str(t.method).lower(), "hutchinson1990stochastic")
+    return (
+        f"The trace was estimated by {t.method or 'Hutchinson'} \\cite{{{key}}} from {len(np.ravel(t.samples))} draws "
+        f"({count(int(t.products))} Hessian-vector products)."
+    )
+
+
+def _sharpness_methods(found: Found) -> str:
+    _, s = found[0]
+    kinds = [f"{n} (ρ = {given(float(r))})" for n, r in zip(s.names, np.ravel(s.rho), strict=True)]
+    return (
+        f"Sharpness was measured as {_listed(kinds)} on {s.split} data{_with(s)}, in the conventions of "
+        r"\cite{andriushchenko2023modern}."
+    )
+
+
+def _calibration_methods(found: Found) -> str:
+    _, c = found[0]
+    width = "equal mass" if c.settings.get("mass") == "mass" else "equal width"
+    return (
+        f"ECE \\cite{{naeini2015obtaining,guo2017calibration}} uses {len(c.counts)} bins of {width} of the top label's "
+        "confidence, in float64; its 95% interval is for the population's value at these bins. Bars are Clopper-"
+        r"Pearson intervals \cite{clopper1934use}, bands are consistency bands \cite{brocker2007increasing}."
+    )
+
+
+def _recalibration_methods(found: Found) -> str:
+    _, c = found[0]
+    how = "by cross-fitting" if c.folds else "on one part of the predictions"
+    return (
+        f"{str(c.method).capitalize()} scaling \\cite{{guo2017calibration}} was fitted {how} and judged on what its "
+        "fit has not seen; changes are paired, with 95% intervals."
+    )
+
+
+def _path_methods(found: Found) -> str:
+    _, p = found[0]
+    key = "frankle2020linear" if p.curve == "linear" else "garipov2018loss"
+    return (
+        f"The path \\cite{{{key}}} was evaluated at {len(p.position)} points on {_range([int(n) for n in p.samples])} "
+        f"samples; standard errors of differences are paired. Running statistics: {p.batchnorm}."
+    )
+
+
+_METHODS: dict[str, Callable[[Found], str]] = {
+    "plane": _plane_methods,
+    "line": _line_methods,
+    "eigenvalues": _eigen_methods,
+    "density": _density_methods,
+    "trace": _trace_methods,
+    "sharpness": _sharpness_methods,
+    "calibration": _calibration_methods,
+    "recalibration": _recalibration_methods,
+    "path": _path_methods,
+}
+
+
+def _software(found: Found) -> str:
+    versions: dict[str, Any] = {}
+    for run, _ in found:
+        held = run.about.get("versions")
+        versions.update(held if isinstance(held, dict) else {})
+    torch = f" and PyTorch {versions['torch']}" if versions.get("torch") else ""
+    told = f"Measured with landscape-probe {versions.get('landscape-probe', __version__)} \\cite{{landscape-probe}}"
+    told += f"{torch} \\cite{{paszke2019pytorch}}" if torch else ""
+    facts = []
+    for key, words in (("dtype", "in {}"), ("device", "on {}"), ("seed", "seed {}")):
+        values = sorted({str(r.about[key]) for r, _ in found if r.about.get(key) not in (None, "")})
+        if values:
+            facts.append(words.format(" and ".join(values)))
+    return f"{told}{', ' if facts else ''}{', '.join(facts)}."
+
+
+def _measured_with(found: Found) -> str:
+    told = {k: v for k, v in found[0][1].settings.items() if v not in (None, "", [])}
+    return f"Settings: {', '.join(f'{k} {_short(v)}' for k, v in told.items())}." if told else ""
+
+
+def _with(result: Result) -> str:
+    n = result.settings.get("samples")
+    return f" on {count(int(n))} samples" if isinstance(n, int | float) else ""
+
+
+def _directions(names: Sequence[str], filters: bool = False) -> str:
+    named = list(dict.fromkeys(names))
+    if not named:
+        return ""
+    cite = r" \cite{li2018visualizing}" if filters and any("filter" in n for n in named) else ""
+    parts = [n.partition(", seed ") for n in named]
+    if len(named) > 1 and len({kind for kind, _, _ in parts}) == 1 and all(seed for *_, seed in parts):
+        return f"Directions: {parts[0][0]}, seeds {_listed([seed for *_, seed in parts])}{cite}."
+    return f"Direction{'s' if len(names) > 1 else ''}: {_listed(named)}{cite}."
+
+
+def _split(found: Found) -> str:
+    splits = sorted({str(getattr(x, "split", "") or "train") for _, x in found})
+    return " and ".join({"train": "training"}.get(s, s) for s in splits)
+
+
+def _range(values: Sequence[int]) -> str:
+    if not values:
+        return "–"
+    low, high = min(values), max(values)
+    return count(low) if low == high else f"{count(low)} to {count(high)}"
+
+
+def _ends(axis: np.ndarray) -> str:
+    return f"[{given(float(axis.min()))}, {given(float(axis.max()))}]"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    texts = [str(t) for t in texts]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}" if texts else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return given(value) if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------ training records
+
+
+def training(found: Sequence[tuple[Run, Any]]) -> tuple[str, str]:
+    """Return caption and methods for the figure of training records."""
+    steps = [int(s.steps[-1]) for _, h in found if (s := h.get("loss")) is not None and len(s.steps)]
+    told = f"The training{'' if len(found) == 1 else 's'}"
+    told += f" over {_range(steps)} optimizer steps" if steps else ""
+    told += ": loss of each step's batch (faint) and its running mean, learning rate, gradient norm and, where it was "
+    told += "measured, λ max against the largest eigenvalue at which the optimizer is stable (dashed)."
+    kinds: dict[str, int] = {}
+    for _, history in found:
+        for event in history.events:
+            if event.kind in ("skipped_step", "not_finite", "spike"):
+                kinds[event.kind] = kinds.get(event.kind, 0) + 1
+    if kinds:
+        marked = [f"{n} × {k.replace('_', ' ')}" for k, n in kinds.items()]
+        told += f" Marked: {_listed(marked)}."
+    if len(found) > 1:
+        told += f" Runs: {_listed([r.name for r, _ in found])}."
+    how = (
+        "Losses and gradients are those that went into each optimizer step, gradient norms as the optimizer used them "
+    )
+    how += r"(after clipping); stability thresholds as in \cite{cohen2021gradient}. "
+    return told, how + _software(found)

@@ -1,0 +1,399 @@
+"""THE figure for a paper: one kind of result of one or several runs, with its caption, its methods and its BibTeX."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import LandscapeError
+from . import captions
+from .palette import RUN_COLORS
+from .references import bibtex, cited
+from .runs import Run, gather
+from .scales import Scale, finite, scales
+from .style import Style, fit, style_of, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: What people call a kind of result.
+ALIASES = {
+    "surface": "plane",
+    "landscape": "plane",
+    "contour": "plane",
+    "slice": "line",
+    "spectrum": "eigenvalues",
+    "reliability": "calibration",
+    "history": "training",
+    "curves": "training",
+}
+#: Kinds that are laid over one another unless asked otherwise: a curve each, on one axis.
+OVERLAID = frozenset({"line", "density", "training"})
+#: More panels than this are refused (chosen by us: in two columns a panel of twelve is 1.7 inches wide).
+MOST_PANELS = 12
+SUFFIXES = (".pdf", ".svg", ".png")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with the words that belong to it; `style` is what it must be saved within."""
+
+    figure: Figure
+    caption: str
+    methods: str
+    bibtex: str
+    style: Style
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the figure as .pdf, .svg or .png, the same bytes for the same numbers."""
+        stamp = {".pdf": "CreationDate", ".svg": "Date"}.get(Path(path).suffix.lower())
+        with styled(self.style):
+            metadata: Any = {stamp: None} if stamp else None
+            self.figure.savefig(path, dpi=self.style.dpi, metadata=metadata)
+
+    def text(self) -> str:
+        """Return caption and methods as they are written beside the figure."""
+        return f"Caption\n\n{self.caption}\n\nMethods\n\n{self.methods}\n"
+
+
+def make_figure(
+    runs: Sequence[Run] | Sequence[str | os.PathLike[str]],
+    what: str,
+    *,
+    style: str | Style = "paper",
+    column: str | None = None,
+    overlay: bool | None = None,
+    projection: str | None = None,
+    view: tuple[float, float] | None = None,
+    zlim: tuple[float, float] | None = None,
+    scale: str = "auto",
+    quantity: str | None = None,
+    width: float | None = None,
+    height: float | None = None,
+    titles: bool | None = None,
+) -> Drawn:
+    """Return the figure of one kind of result of these runs (or of the archives at these paths).
+
+    Args:
+        what: a kind of result (`plane`, `eigenvalues`, ...), "surface" and others of `ALIASES`, or "training".
+        style: paper, screen or talk.
+        column: "single" or "double"; by default double for several panels.
+        overlay: all runs on one axis, or a panel each; by default overlaid where a run is a curve.
+        projection, view, zlim, scale, quantity: of a plane or a line, as in `landscape.draw`. `view` (elevation,
+            azimuth in degrees) makes a plane a surface; several planes always share one scale.
+        width, height: in inches, in place of the style's.
+        titles: a name above each panel; by default where there are several.
+
+    Raises LandscapeError where no run has such a result, or the choices don't fit it.
+    """
+    chosen, kind = style_of(style), ALIASES.get(what, what)
+    listed = [r for r in runs if isinstance(r, Run)] or gather([p for p in runs if not isinstance(p, Run)])
+    found = _found(listed, kind, what)
+    if view is not None and projection is None and kind == "plane":
+        projection = "3d"
+    options = {"projection": projection, "view": view, "zlim": zlim, "quantity": quantity}
+    options = {k: v for k, v in options.items() if v is not None}
+    if kind != "training":
+        options = _checked(kind, options, scale)
+    together = kind in OVERLAID if overlay is None else overlay
+    if together and kind not in OVERLAID | {"eigenvalues", "calibration", "layers"} and len(found) > 1:
+        raise LandscapeError(f"{kind} results can't be laid over one another; leave --overlay out for a panel each")
+    together = together and len(found) > 1
+    if len(found) > MOST_PANELS and not together:
+        raise LandscapeError(f"{len(found)} panels don't fit a figure, at most {MOST_PANELS}: choose with --checkpoint")
+    panels = 1 if together or kind == "training" else len(found)
+    inches = width or chosen.width(column or ("double" if panels > 1 or kind == "training" else "single"))
+    with styled(chosen):
+        figure = _empty()
+        if kind == "training":
+            from .figures.record import draw_records
+
+            draw_records(figure, found, inches, height)
+            words = ""
+        elif together:
+            words = _draw_over(figure, kind, found, options, (inches, height or 0.68 * inches))
+        else:
+            named = len(found) > 1 if titles is None else titles
+            words = _draw_beside(figure, kind, found, options, inches, height, chosen, named)
+        fit(figure, chosen)
+        figure.canvas.draw()
+    results = [r for _, r in found]
+    if kind == "training":
+        text, how = captions.training(found)
+        return Drawn(figure, text, how, bibtex(cited([], "cohen2021gradient")), chosen)
+    text = captions.caption(found, quantity or "loss", words)
+    return Drawn(figure, text, captions.methods(found), bibtex(cited(results)), chosen)
+
+
+def write_figure(
+    runs: Sequence[Run] | Sequence[str | os.PathLike[str]],
+    what: str,
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    words: bool = True,
+    **options: Any,
+) -> list[Path]:
+    """Write the figure of `make_figure`, and beside it caption and methods (.txt) and references (.bib); their paths.
+
+    The format is that of the suffix of `out`: .pdf, .svg or .png. Raises LandscapeError for another one, for files that
+    exist and are not to be replaced, and for a place that can't be written.
+    """
+    target = Path(out)
+    if target.suffix.lower() not in SUFFIXES:
+        raise LandscapeError(f"{target} must end in one of {', '.join(SUFFIXES)}: the ending is the format")
+    paths = [target, *([target.with_suffix(".txt"), target.with_suffix(".bib")] if words else [])]
+    for path in paths:
+        if path.is_dir():
+            raise LandscapeError(f"{path} is a folder, expected a file")
+        if path.exists() and not force:
+            raise LandscapeError(f"{path} exists; choose another name, or replace it with --force")
+    drawn = make_figure(runs, what, **options)
+    aside = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        try:
+            drawn.save(aside)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+        for path, text in zip(paths[1:], (drawn.text(), drawn.bibtex), strict=False):
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise LandscapeError(f"{target} can't be written: {error.strerror or error}; choose another place") from error
+    return paths
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def _found(runs: Sequence[Run], kind: str, what: str) -> list[tuple[Run, Any]]:
+    if kind == "training":
+        found = [(run, record) for run in runs if (record := _record(run))]
+        # An archive's record belongs to the training, not to each of its checkpoints.
+        return list({run.archive: (run, record) for run, record in reversed(found)}.values())[::-1] or _nothing(
+            runs, what
+        )
+    return [(run, result) for run in runs if (result := run.get(kind)) is not None] or _nothing(runs, what)
+
+
+def _nothing(runs: Sequence[Run], what: str) -> Any:
+    known = [kind for run in runs for kind in run.results if run.get(kind) is not None]
+    if any(_record(run) for run in runs):
+        known.append("training")
+    told = list(dict.fromkeys(known))
+    failed = {run.missing(ALIASES.get(what, what)) for run in runs} - {"not measured"}
+    why = f" ({'; '.join(sorted(failed))})" if failed else ""
+    raise LandscapeError(
+        f"there is no {what} to draw{why}; these archives have {', '.join(told) or 'no results'}"
+        + ("; plane is also called surface" if "plane" in told and what != "surface" else "")
+    )
+
+
+def _record(run: Run) -> Any:
+    """Return the training record of a run's archive, None where it has none."""
+    if not run.archive or not Path(run.archive).exists():
+        return None
+    from ..archive.reader import open_archive
+
+    return getattr(open_archive(run.archive), "history", None) or None
+
+
+def _empty() -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _drawing(kind: str) -> Any:
+    from .figures.generic import draw_generic
+    from .figures.registry import figures
+
+    return figures().get(kind, draw_generic)
+
+
+def _checked(kind: str, options: dict[str, Any], scale: str) -> dict[str, Any]:
+    """Refuse what the drawing of this kind doesn't know, by name."""
+    known = inspect.signature(_drawing(kind)).parameters
+    if scale != "auto":
+        options = {**options, "scale": scale}
+    for name in options:
+        if name not in known and not (name == "zlim" and kind == "line"):
+            raise LandscapeError(f"the figure of {kind} has no {name}: leave --{name} out")
+    return options
+
+
+def _draw_over(figure: Figure, kind: str, found: list[tuple[Run, Any]], options: dict[str, Any], size: Any) -> str:
+    draw, words = _drawing(kind), ""
+    figure.set_size_inches(*size)
+    ax = figure.add_subplot()
+    options = dict(options)
+    limits = options.pop("zlim", None)
+    if kind == "line" and options.get("scale", "auto") == "auto" and options.get("quantity", "loss") == "loss":
+        centers = finite([np.array([x.center_loss]) for _, x in found])
+        words = scales(finite([x.loss for _, x in found]), centers)[1]
+        options["scale"] = words
+    extra = {"band": False, "counts": False, "joined": True} if kind == "calibration" else {}
+    for i, (run, result) in enumerate(found):
+        draw(result, ax=ax, color=RUN_COLORS[i % len(RUN_COLORS)], label=run.name, **extra, **options)
+    if limits:
+        ax.set_ylim(*limits)
+    _one_legend(ax)
+    return {"log": "logarithmic", "linear": "linear"}.get(words, words)
+
+
+def _one_legend(ax: Axes) -> None:
+    """Show each name once, outside of nobody's way."""
+    handles, labels = ax.get_legend_handles_labels()
+    once = dict(zip(reversed(labels), reversed(handles), strict=True))
+    if len(once) > 1:
+        names = list(dict.fromkeys(labels))
+        ax.legend([once[n] for n in names], names, frameon=False, loc="best")
+
+
+def _draw_beside(
+    figure: Figure,
+    kind: str,
+    found: list[tuple[Run, Any]],
+    options: dict[str, Any],
+    inches: float,
+    height: float | None,
+    style: Style,
+    titles: bool,
+) -> str:
+    draw, n = _drawing(kind), len(found)
+    solid = options.get("projection") == "3d"
+    words, shared = "", None
+    options = dict(options)
+    if kind == "plane":
+        options, shared = _one_scale(found, options)
+        words = "" if shared.kind == "linear" else shared.words
+        options.update(checks=False)
+    if kind == "line":
+        options.pop("zlim", None)
+    least = 1.7 if solid else 1.5 if kind == "plane" else 2.1
+    across = min(n, max(1, int(inches / least)), 4)
+    across = math.ceil(n / math.ceil(n / across))
+    down = math.ceil(n / across)
+    each = inches / across
+    above = (0.3 if titles else 0.1) + (0.2 if solid and each < 2 else 0.0)
+    figure.set_size_inches(inches, height or down * (each * _shape(kind, solid, n) + above))
+    axes, drawn = [], None
+    for i, (run, result) in enumerate(found):
+        ax: Any = figure.add_subplot(down, across, i + 1, **({"projection": "3d"} if solid else {}))
+        extra: dict[str, Any] = {}
+        if kind == "plane" and n > 1:
+            extra["bar"] = False
+        if "color" in inspect.signature(draw).parameters:
+            extra["color"] = RUN_COLORS[i % len(RUN_COLORS)]
+        if kind == "trajectory":
+            extra.update(_surface_below(run, result))
+        draw(result, ax=ax, **extra, **options)
+        if titles:
+            own = ax.get_title(loc="left")
+            name = _broken(run.name, each, style)
+            ax.set_title(f"{name}\n{own}" if own else name, loc="left" if own else "center", fontsize=style.font)
+        if solid and shared is not None:
+            label = f"height: {_height(options.get('quantity', 'loss'), shared)}" if i == 0 else ""
+            _room_for_labels(ax, shared, label, each, style)
+        axes.append(ax)
+        if kind == "plane" and not solid:
+            drawn = ax.collections[0]
+    if kind == "plane" and n > 1:
+        _same_span(axes, found)
+        for i, ax in enumerate(axes):
+            if not solid and i % across:
+                ax.set_ylabel("")
+            if not solid and i // across < down - 1 and i + across < n:
+                ax.set_xlabel("")
+        if drawn is not None and shared is not None:
+            from .figures.plane import add_bar
+            from .figures.self_check import label_of
+
+            add_bar(
+                figure, drawn, axes, shared, label_of(options.get("quantity", "loss")), shrink=0.9, aspect=26, pad=0.01
+            )
+    return words
+
+
+def _height(quantity: str, scale: Scale) -> str:
+    from .figures.self_check import label_of
+
+    return label_of(quantity) if scale.kind == "linear" else f"{label_of(quantity)}, {scale.words}"
+
+
+def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: Style) -> None:
+    """Keep the labels of a surface within its panel: short names close to the axes, few ticks, a smaller box.
+
+    matplotlib lays out 3D axes without their labels. What the heights are stands in the corner.
+    """
+    pad = -1.0 if style.font < 12 else 0.35 * style.small
+    for axis, name in ((ax.xaxis, "α"), (ax.yaxis, "β"), (ax.zaxis, "")):
+        axis.set_tick_params(pad=pad, labelsize=style.small)
+        axis.set_label_text(name)
+        axis.labelpad = -2.0 if style.font < 12 else 0.5 * style.font
+        if name:
+            axis.set_ticks([axis.get_data_interval()[0], 0.0, axis.get_data_interval()[1]])
+    ax.set_zticks(*scale.ticks(max(3, int(19 * inches / style.font))))
+    if label:
+        ax.text2D(0.0, 0.97, label, transform=ax.transAxes, fontsize=style.small, va="top")
+    ax.set_box_aspect((1, 1, 0.8), zoom=0.9 if inches > 2 else 0.84)
+
+
+def _one_scale(found: list[tuple[Run, Any]], options: dict[str, Any]) -> tuple[dict[str, Any], Scale]:
+    """Return the options with the scale and the limits that all planes share."""
+    from .figures.self_check import quantity_of
+
+    quantity = options.get("quantity", "loss")
+    limits = options.get("zlim")
+    values = finite([quantity_of(p, quantity) for _, p in found]) if limits is None else np.array(limits, dtype=float)
+    if not len(values):
+        raise LandscapeError("no point of these planes is finite: there is no surface to draw")
+    choices, default = scales(values, finite([np.array([p.center_loss]) for _, p in found]))
+    name = options.get("scale", "linear" if quantity.endswith("accuracy") else default)
+    scale = choices.get(name, choices["linear"])
+    if limits is None and len(found) > 1:
+        options = {**options, "zlim": (float(values.min()), float(values.max()))}
+    return {**options, "scale": name}, scale
+
+
+def _same_span(axes: Sequence[Any], found: list[tuple[Run, Any]]) -> None:
+    for ends, values in (("set_xlim", [p.alpha for _, p in found]), ("set_ylim", [p.beta for _, p in found])):
+        low, high = min(float(np.min(v)) for v in values), max(float(np.max(v)) for v in values)
+        for ax in axes:
+            getattr(ax, ends)(low, high)
+
+
+def _surface_below(run: Run, way: Any) -> dict[str, Any]:
+    plane = run.get("plane")
+    if plane is None:
+        return {}
+    try:
+        way.lies_on(plane, "")
+    except LandscapeError:
+        return {}
+    return {"surface": plane, "checks": False}
+
+
+def _shape(kind: str, solid: bool, panels: int) -> float:
+    """Return height over width of a panel."""
+    if kind in ("plane", "trajectory", "eigenvalue_map"):
+        return 0.82 if solid else (0.8 if panels == 1 else 0.94)
+    return {"calibration": 1.15, "recalibration": 1.25, "sharpness": 0.62, "performance": 0.4}.get(kind, 0.72)
+
+
+def _broken(name: str, inches: float, style: Style) -> str:
+    """Return a name in as many lines as its panel's width needs."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(name, max(8, int(inches * 72 / (0.7 * style.font))))) or name

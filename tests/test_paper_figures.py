@@ -1,0 +1,264 @@
+"""Figures for papers: the right size, letters and scale; words that carry the numbers; nothing global left behind."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import report_samples as samples
+from click.testing import CliRunner
+from matplotlib.text import Text
+
+from landscape.cli.main import main
+from landscape.errors import LandscapeError
+from landscape.report import paper
+from landscape.report.references import BY_KIND, _entries, bibtex, cited
+from landscape.report.runs import make_run
+from landscape.report.style import PAPER, STYLES, settings, style_of, styled
+
+KINDS = ("plane", "line", "eigenvalues", "trace", "sharpness", "calibration", "recalibration", "performance")
+
+
+@dataclass
+class Series:
+    names: tuple[str, ...]
+    steps: np.ndarray
+    values: np.ndarray
+
+    def column(self, name: str) -> np.ndarray:
+        return self.values[:, self.names.index(name)]
+
+    def current(self) -> Series:
+        return self
+
+
+@dataclass
+class Event:
+    step: int
+    kind: str
+
+
+class Record:
+    """A training record as the archive gives it: Series by name, and events."""
+
+    def __init__(self, steps: int = 200) -> None:
+        t = np.arange(1, steps + 1)
+        loss = np.exp(-t / 50)[:, None]
+        loss[5] = np.nan
+        self.held = {
+            "loss": Series(("loss",), t, loss),
+            "learning_rate": Series(("0", "1"), t, np.stack([0.1 / t, 0.2 / t], axis=1)),
+            "curvature": Series(("lambda_max", "threshold"), t[::20], np.ones((len(t[::20]), 2))),
+        }
+        self.events = (Event(7, "spike"), Event(9, "epoch"))
+
+    def get(self, name: str) -> Series | None:
+        return self.held.get(name)
+
+
+def texts(figure: Any) -> list[Text]:
+    return [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+
+
+# ------------------------------------------------------------------------------------------------ size and style
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_figure_has_the_columns_width_and_letters_that_can_be_read(kind: str, runs: int) -> None:
+    drawn = paper.make_figure(samples.sample_runs(runs, points=9), kind)
+    assert drawn.figure.get_size_inches()[0] in (PAPER.single, PAPER.double)
+    sizes = {t.get_fontsize() for t in texts(drawn.figure)}
+    assert PAPER.small <= min(sizes)
+    assert max(sizes) <= PAPER.font
+
+
+def test_nothing_global_is_touched() -> None:
+    before = dict(matplotlib.rcParams)
+    paper.make_figure(samples.sample_runs(1, points=9), "surface", style="talk")
+    with styled(PAPER):
+        assert matplotlib.rcParams["font.size"] == PAPER.font
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_styles_differ_in_letters_and_every_setting_is_matplotlibs() -> None:
+    assert PAPER.font < STYLES["screen"].font < STYLES["talk"].font
+    assert set(settings(PAPER)) <= set(matplotlib.rcParams)
+    assert style_of(PAPER) is PAPER
+    with pytest.raises(LandscapeError, match="no style 'poster'; there are paper, screen, talk"):
+        style_of("poster")
+    with pytest.raises(LandscapeError, match="got 'triple'"):
+        PAPER.width("triple")
+
+
+def test_the_same_numbers_give_the_same_file_and_text_stays_text(tmp_path: Path) -> None:
+    runs = samples.sample_runs(2, points=9)
+    for name in ("a.pdf", "b.pdf", "a.svg", "b.svg"):
+        paper.make_figure(runs, "line").save(tmp_path / name)
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert b"/Type3" not in (tmp_path / "a.pdf").read_bytes()
+    assert "step along d" in (tmp_path / "a.svg").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ one scale
+
+
+def test_planes_side_by_side_share_span_and_colors() -> None:
+    drawn = paper.make_figure(samples.sample_runs(4, points=9), "surface")
+    panels = [ax for ax in drawn.figure.axes if ax.get_xlabel() or ax.get_title()]
+    filled = [ax.collections[0] for ax in panels if ax.collections]
+    assert len(filled) == 4
+    assert len({c.get_clim() for c in filled}) == 1
+    assert len({ax.get_xlim() for ax in panels}) == 1
+    assert len(drawn.figure.axes) == 5  # one color bar
+
+
+def test_a_view_makes_a_surface_and_limits_are_kept() -> None:
+    runs = samples.sample_runs(2, points=9)
+    drawn = paper.make_figure(runs, "surface", view=(30, -60), zlim=(0, 5), scale="linear")
+    for ax in drawn.figure.axes:
+        assert ax.name == "3d"
+        assert (ax.elev, ax.azim) == (30, -60)  # type: ignore[attr-defined]
+        assert ax.get_zlim() == (0, 5)  # type: ignore[attr-defined]
+    assert "on one span" in drawn.caption
+
+
+def test_lines_lie_over_one_another_or_beside() -> None:
+    runs = samples.sample_runs(3)
+    over = paper.make_figure(runs, "line").figure.axes
+    assert len(over) == 1
+    assert [t.get_text() for t in over[0].get_legend().get_texts()] == [r.name for r in runs]
+    assert len(paper.make_figure(runs, "line", overlay=False).figure.axes) == 3
+    assert len(paper.make_figure(runs, "calibration", overlay=True).figure.axes) == 1
+
+
+def test_the_record_of_a_training_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "_record", lambda run: Record() if run.archive else None)
+    runs = [make_run(n, [], archive=f"{n}.h5") for n in "ab"]
+    drawn = paper.make_figure([*runs, make_run("none", [])], "training")
+    assert [ax.get_ylabel() for ax in drawn.figure.axes] == ["loss of the batch", "learning rate", "λ max"]
+    assert "200 optimizer steps" in drawn.caption
+    assert "2 × spike" in drawn.caption
+    assert "cohen2021gradient" in drawn.bibtex
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cited_is_in_the_references(kind: str) -> None:
+    drawn = paper.make_figure(samples.sample_runs(2, points=9), kind)
+    keys = {k for group in re.findall(r"\\cite\{([^}]*)\}", drawn.methods) for k in group.split(",")}
+    assert keys
+    assert keys <= set(re.findall(r"^@\w+\{([^,]+),", drawn.bibtex, flags=re.MULTILINE))
+    assert drawn.caption.endswith(".")
+
+
+def test_a_caption_carries_the_numbers_and_their_intervals() -> None:
+    (run,) = samples.sample_runs(1, points=9)
+    said = paper.make_figure([run], "calibration").caption
+    result: Any = run.get("calibration")
+    assert f"{result.samples:,}" in said
+    assert re.search(r"ECE \[95% interval\]: 0\.\d+ \[0\.\d+, 0\.\d+\]", said)
+    said = paper.make_figure([run], "surface").methods
+    assert "9 × 9 grid" in said
+    assert "1,024 train samples" in said
+    assert "PyTorch 2.13.0" in said
+
+
+def test_a_failed_check_stands_in_the_caption() -> None:
+    from dataclasses import replace
+
+    from landscape.results import Check
+
+    plane = replace(samples.plane(n=9), checks=(Check("center", "fail", "the center is not the checkpoint"),))
+    assert "Note: the center is not the checkpoint." in paper.make_figure([make_run("a", [plane])], "surface").caption
+
+
+def test_every_reference_is_whole_and_every_kind_points_at_one() -> None:
+    entries = _entries()
+    for key, text in entries.items():
+        assert text.count("{") == text.count("}"), key
+        assert "title = " in text
+        assert "year = " in text
+    assert {k for keys in BY_KIND.values() for k in keys} <= set(entries)
+    assert bibtex(["li2018visualizing", "li2018visualizing"]).count("@") == 1
+    assert cited([])[-2:] == ["landscape-probe", "paszke2019pytorch"]
+    assert "VERSION" not in bibtex(cited([]))
+
+
+def test_a_kind_of_the_users_own_is_drawn_with_a_caption() -> None:
+    drawn = paper.make_figure([make_run("a", [samples.curl()])], "test_curl")
+    assert "a curve over time" in drawn.caption
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    runs = samples.sample_runs(2, points=9)
+    for what, options, message in (
+        ("trajectory", {}, "no trajectory to draw; these archives have performance, plane, line"),
+        ("training", {}, "no training to draw"),
+        ("eigenvalues", {"zlim": (0.0, 1.0)}, "eigenvalues has no zlim"),
+        ("surface", {"overlay": True}, "can't be laid over one another"),
+    ):
+        with pytest.raises(LandscapeError, match=message):
+            paper.make_figure(runs, what, **options)
+    with pytest.raises(LandscapeError, match="13 panels don't fit"):
+        paper.make_figure(samples.sample_runs(13, points=5), "surface")
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> list[str]:
+    return [str(p) for p in samples.write_archives(tmp_path, 2, points=9)]
+
+
+def call(*arguments: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return CliRunner().invoke(main, ["figure", *arguments])
+
+
+def test_the_command_writes_figure_words_and_references(archives: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "fig.pdf"
+    done = call(*archives, "surface", "-o", str(out), "--view", "30,-60", "--zlim", "0,5")
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes().startswith(b"%PDF")
+    assert done.output.split() == [str(out), str(out.with_suffix(".txt")), str(out.with_suffix(".bib"))]
+    assert "Caption" in out.with_suffix(".txt").read_text()
+    again = call(*archives, "surface", "-o", str(out))
+    assert again.exit_code == 1
+    assert "exists; choose another name" in again.output
+    assert call(*archives, "line", "-o", str(out), "--force", "--no-words").output.split() == [str(out)]
+    one = call(*archives, "line", "-o", str(tmp_path / "one.svg"), "--checkpoint", "cross_entropy cosine")
+    assert one.exit_code == 0, one.exception
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["surface", "-o", "x.pdf"], "after the archives"),
+        (["A", "surface", "-o", "x.doc"], r"must end in one of \.pdf"),
+        (["A", "surface", "-o", "nowhere/x.pdf"], "can't be written"),
+        (["A", "surface", "-o", "x.pdf", "--view", "30"], "not two numbers"),
+        (["A", "surface", "-o", "x.pdf", "--zlim", "0,nan"], "must be finite"),
+        (["A", "surface", "-o", "x.pdf", "--checkpoint", "nobody"], "no checkpoint is called nobody; there are"),
+        (["missing.h5", "surface", "-o", "x.pdf"], "no archive at missing.h5"),
+    ],
+)
+def test_bad_input_is_one_line(archives: list[str], arguments: list[str], message: str, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call(*[archives[0] if a == "A" else a for a in arguments])
+    assert done.exit_code != 0
+    assert re.search(message, done.output)
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.glob("x*"))
+    assert not list(tmp_path.glob(".x*"))
