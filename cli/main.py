@@ -31,6 +31,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Read": {
         "report": ("report", "Draw archives as one self-contained HTML page."),
         "figure": ("figure", "Draw one result of one or several archives for a paper, with caption and BibTeX."),
+        "compare": ("compare", "Say how two runs differ, with intervals; exit 1 where a condition holds."),
         "show": ("show", "Print what archives hold."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),

@@ -1,0 +1,117 @@
+"""Two runs laid side by side: every number that both have, its difference with an interval, and how it was compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..comparison.conditions import Sides
+from ..comparison.paired import Difference, independent_difference
+from ..comparison.scores import compare_samples, compare_summaries, same_samples
+from ..errors import LandscapeError
+from .measures import Value, measures
+from .runs import Run
+
+_Z95 = 1.959964
+_SCORES = {"ece": "ECE", "brier": "Brier score", "nll": "NLL", "accuracy": "accuracy of these predictions"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One number of two runs. `how`: paired, independent, or residual (how exact it is on these samples)."""
+
+    key: str
+    label: str
+    first: Value
+    second: Value
+    difference: Difference
+    how: str
+
+    @property
+    def sides(self) -> Sides:
+        """The numbers as conditions take them."""
+        ends = [(v.number, v.low, v.high) for v in (self.first, self.second)]
+        return Sides(ends[0], ends[1], self.difference)
+
+
+def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
+    """Return every number that both runs have, by key: those of the report's table, then the calibration's scores.
+
+    ECE, Brier score, NLL and accuracy are compared in pairs where both runs kept the scores of the same samples;
+    everything else as from independent samples, which makes intervals too wide rather than too narrow where the
+    samples are shared.
+    """
+    found: dict[str, Compared] = {}
+    scored = _scores(first, second)
+    for measure in measures([first, second]):
+        a, b = measure.read(first), measure.read(second)
+        if not (a.known and b.known) or measure.key in scored:
+            continue
+        difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
+        how = "residual" if "residual" in (a.how, b.how) else "independent"
+        label = f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
+        found[measure.key] = Compared(measure.key, label, a, b, difference, how)
+    return {**found, **scored}
+
+
+def _scores(first: Run, second: Run) -> dict[str, Compared]:
+    tables: list[Any] = [r.get("calibration") for r in (first, second)]
+    if None in tables:
+        return {}
+    samples: list[Any] = [r.get("sample_scores") for r in (first, second)]
+    kept = all(s is not None and np.isfinite(np.asarray(s.confidence, dtype=float)).all() for s in samples)
+    differences = compare_samples(*samples) if kept else compare_summaries(*tables)
+    how = "paired" if kept and same_samples(*samples) else "independent"
+    found = {}
+    for key, difference in differences.items():
+        a, b = (_score(table, key) for table in tables)
+        if a.known and b.known:
+            found[key] = Compared(key, _SCORES[key], a, b, difference, how)
+    return found
+
+
+def _score(table: Any, key: str) -> Value:
+    number = float(getattr(table, key))
+    if key == "ece":
+        low, high = (float(b) for b in np.ravel(table.ece_interval)[:2])
+    else:
+        half = _Z95 * float(getattr(table, f"{key}_stderr", math.nan))
+        low, high = number - half, number + half
+    return Value(number, math.nan, low, high, "interval")
+
+
+def pair_up(first: Sequence[Run], second: Sequence[Run], chosen: Sequence[str] = ()) -> list[tuple[Run, Run]]:
+    """Return which checkpoint of the first archive is compared with which of the second.
+
+    One each is a pair; of several, those with the same label (or file name) are. `chosen` names one, for both
+    archives, or two. Raises LandscapeError where nothing is said and nothing matches.
+    """
+    if len(chosen) > 2:
+        raise LandscapeError(f"two checkpoints are compared, got {len(chosen)} names: give one for both, or two")
+    if chosen:
+        return [(_named(first, chosen[0]), _named(second, chosen[-1]))]
+    if len(first) == len(second) == 1:
+        return [(first[0], second[0])]
+    labels = {_label(r): r for r in second}
+    pairs = [(r, labels[_label(r)]) for r in first if _label(r) in labels]
+    if not pairs:
+        raise LandscapeError(
+            f"no checkpoint of the first ({', '.join(map(_label, first))}) has its name in the second "
+            f"({', '.join(map(_label, second))}): choose with --checkpoint, twice for two names"
+        )
+    return pairs
+
+
+def _label(run: Run) -> str:
+    return run.name
+
+
+def _named(runs: Sequence[Run], name: str) -> Run:
+    for run in runs:
+        if name in (run.name, run.checkpoint, run.fingerprint, run.checkpoint.rpartition("/")[2]):
+            return run
+    raise LandscapeError(f"there is no checkpoint {name!r}; there are {', '.join(r.name for r in runs)}")
