@@ -1,6 +1,6 @@
 """Runs with realistic numbers, made up: for the tests of the figures and the report, and for looking at a page.
 
-`python tests/report_samples.py FOLDER [RUNS]` writes archives and their report into a folder.
+`python tests/report_samples.py FOLDER [RUNS [STEPS]]` writes archives and their report into a folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from training_samples import history, record
 
 from landscape.calibration.recalibrated import Recalibration
 from landscape.calibration.samples import SampleScores
@@ -363,8 +364,8 @@ def sample_runs(n: int = 4, points: int = 25, **changes: Any) -> list[Run]:
     )
 
 
-def write_archives(folder: Path, n: int = 4, points: int = 25) -> list[Path]:
-    """Write one archive for each of n runs, and return their paths."""
+def write_archives(folder: Path, n: int = 4, points: int = 25, steps: int = 0) -> list[Path]:
+    """Write one archive for each of n runs, and return their paths; `steps` of training recorded in each."""
     from landscape.archive.schema import Subject
     from landscape.archive.writer import save_archive
 
@@ -372,6 +373,8 @@ def write_archives(folder: Path, n: int = 4, points: int = 25) -> list[Path]:
     for i in range(n):
         subject = Subject(f"runs/{i}.pt", f"{i:02d}ab34cd56", "digits", 1200, 12, name(i), settings(i))
         given = {"run_id": f"sample-{i}", **about(i)}
+        if steps:
+            record(folder / f"{i}.h5", history(i, steps), settings(i), attributes=about(i))
         paths.append(
             save_archive(
                 folder / f"{i}.h5",
@@ -379,7 +382,8 @@ def write_archives(folder: Path, n: int = 4, points: int = 25) -> list[Path]:
                 subject=subject,
                 run=settings(i),
                 attributes=given,
-                force=True,
+                force=not steps,
+                append=bool(steps),
             )
         )
     return paths
@@ -390,7 +394,8 @@ if __name__ == "__main__":
 
     where = Path(sys.argv[1])
     where.mkdir(parents=True, exist_ok=True)
-    found = write_archives(where, int(sys.argv[2]) if len(sys.argv) > 2 else 4)
+    runs, recorded = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((2, 4), (3, 600)))
+    found = write_archives(where, runs, steps=recorded)
     started = time.perf_counter()
     written = write_report(found, where / "report.html")
     print(f"{written}: {written.stat().st_size / 1e6:.2f} MB in {time.perf_counter() - started:.2f} s")

@@ -415,7 +415,7 @@ def test_the_policy_lets_no_script_run_but_these_and_forbids_the_network():
 def test_only_calibration():
     found = page([make_run("a", [calibration()])])
     assert set(found.charts) == {"reliability", "confidences", "risk-coverage"}
-    assert "Not measured in any run: loss train" in found.text
+    assert "Not measured: loss train" in found.text
 
 
 def test_only_surfaces():

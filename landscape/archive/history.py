@@ -141,6 +141,16 @@ class History:
         """Return a quantity, None where it was not recorded."""
         return self.quantities.get(name)
 
+    def pieces(self, name: str, rows: int = 1 << 15) -> Iterator[Series]:
+        """Yield the rows of a quantity that stand, at most so many at a time, without keeping what was read.
+
+        In the order of writing: a long training with a column for each parameter would not fit the memory at once.
+        """
+        if isinstance(self.quantities, _Lazily):
+            yield from self.quantities.pieces(name, rows)
+        elif name in self.quantities:
+            yield from _cut(self.quantities[name], rows)
+
     def current(self) -> History:
         """Return what stands: without what a resumed run has overtaken."""
         return History(
@@ -154,9 +164,21 @@ class History:
 class _Lazily(Mapping[str, Series]):
     """Series that are read when they are asked for, each once."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], Series]]) -> None:
+    def __init__(
+        self,
+        readers: Mapping[str, Callable[[], Series]],
+        cutters: Mapping[str, Callable[[int], Iterator[Series]]] | None = None,
+    ) -> None:
         self._readers = dict(readers)
+        self._cutters = dict(cutters or {})
         self._read: dict[str, Series] = {}
+
+    def pieces(self, name: str, rows: int) -> Iterator[Series]:
+        """Yield the rows that stand; read piece by piece where they lie in one file, else in one."""
+        if name in self._read or (name in self._readers and name not in self._cutters):
+            yield from _cut(self._read.get(name) or self._readers[name](), rows)
+        elif name in self._readers:
+            yield from self._cutters[name](rows)
 
     def __getitem__(self, name: str) -> Series:
         if name not in self._read:
@@ -185,6 +207,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
 
 def _stored(path: Path) -> History:
     readers: dict[str, Callable[[], Series]] = {}
+    cutters: dict[str, Callable[[int], Iterator[Series]]] = {}
     events: tuple[Event, ...] = ()
     probed = {}
     try:
@@ -192,6 +215,7 @@ def _stored(path: Path) -> History:
             for axis, parent in (("step", STEPS), ("epoch", EPOCHS)):
                 for name, _ in _groups(file.get(parent)):
                     readers[name] = partial(_series, path, f"{parent}/{name}", name, axis)
+                    cutters[name] = partial(_cut_file, path, f"{parent}/{name}", name, axis)
             if isinstance(group := file.get(EVENTS), h5py.Group):
                 events = _events(group)
             for name, groups in _groups(file.get(PROBES)):
@@ -200,30 +224,58 @@ def _stored(path: Path) -> History:
         raise
     except Exception as error:  # of a damaged file, HDF5 raises nearly anything
         raise ArchiveError(f"the training's record in {path} is damaged: {error}") from error
-    return History(_Lazily(readers), events, probed)
+    return History(_Lazily(readers, cutters), events, probed)
 
 
 def _current(quantities: Mapping[str, Series], name: str) -> Series:
     return quantities[name].current()
 
 
+def _cut(series: Series, rows: int) -> Iterator[Series]:
+    standing = series.current()
+    for start in range(0, len(standing.steps), rows):
+        part = slice(start, start + rows)
+        yield replace(
+            standing, steps=standing.steps[part], values=standing.values[part], superseded=standing.superseded[part]
+        )
+
+
+def _cut_file(path: Path, where: str, name: str, axis: str, rows: int) -> Iterator[Series]:
+    """Yield the rows that stand from the archive itself; one piece is in memory at a time."""
+    start, total = 0, 1
+    while start < total:
+        series, total = _part(path, where, name, axis, slice(start, start + rows))
+        start += rows
+        if len(series.steps):
+            keep = ~series.superseded
+            yield replace(
+                series, steps=series.steps[keep], values=series.values[keep], superseded=series.superseded[keep]
+            )
+
+
 def _series(path: Path, where: str, name: str, axis: str) -> Series:
+    return _part(path, where, name, axis, slice(None))[0]
+
+
+def _part(path: Path, where: str, name: str, axis: str, part: slice) -> tuple[Series, int]:
+    """Return some rows of a quantity, and how many there are in all."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             group: Any = file[where]
             facts = unpack(group.attrs)
-            steps = np.asarray(group["step"][()])
+            steps = np.asarray(group["step"][part])
             overtaken = group.get("superseded")
-            return Series(
+            series = Series(
                 tuple(str(n) for n in group["name"].asstr()[()]),
                 steps,
-                np.asarray(group["value"][()]),
-                np.zeros(len(steps), dtype=bool) if overtaken is None else np.asarray(overtaken[()]).astype(bool),
+                np.asarray(group["value"][part]),
+                np.zeros(len(steps), dtype=bool) if overtaken is None else np.asarray(overtaken[part]).astype(bool),
                 name,
                 str(facts.get("units", "")),
                 str(facts.get("long_name", "")),
                 axis,
             )
+            return series, len(group["step"])
     except Exception as error:  # of a damaged group, HDF5 raises nearly anything
         raise ArchiveError(f"{where} of {path} cannot be read: {error}") from error
 

@@ -76,7 +76,7 @@ class Chart:
 
     `height` is in pixels; None: a row for each run shown. `legend` shows the runs' names and markers;
     `colors` maps a view to the Scale of its color bar; charts of one `link` zoom along their x-axes together, and
-    share the controls that they have in common.
+    share the controls that they have in common; `extent` is what they show at first, for each choice of the axis.
     """
 
     id: str
@@ -94,6 +94,7 @@ class Chart:
     notes: tuple[str, ...] = ()
     kind: str = "chart"
     link: str = ""
+    extent: Mapping[str, Sequence[float]] | None = None
 
     @property
     def view(self) -> str:
@@ -140,7 +141,7 @@ class Chart:
             "height": self.height,
         }
         if self.link:
-            page["link"] = self.link
+            page |= {"link": self.link, "extent": self.extent}
         if words:
             page["words"] = [(p.title, p.label, p.lines) for p in self.panels]
         return script_json(page)

@@ -7,11 +7,13 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import ArchiveError
 from ..results import Result, kind_of
+from .recorded import Recorded, reduce
 
 #: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
 MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset"})
@@ -27,7 +29,8 @@ class Run:
 
     `settings` are the run's own (loss, schedule, optimizer, ...), flat; `about` is what the archive says of the
     measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
-    be read. `index` is the place in the report, from which color and marker follow.
+    be read. `history` is the record of the training that the archive holds (None or empty: there is none); runs of
+    one archive share it. `index` is the place in the report, from which color and marker follow.
     """
 
     name: str
@@ -43,6 +46,12 @@ class Run:
     status: str = "complete"
     problems: tuple[str, ...] = ()
     index: int = 0
+    history: Any = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def recorded(self) -> Recorded:
+        """The record of the training, reduced to what a page shows."""
+        return reduce(self.history)
 
     def get(self, kind: str) -> Result | None:
         """Return the latest usable result of this kind, None where there is none."""
@@ -61,7 +70,12 @@ class Run:
             if result.status == "failed":
                 reasons = [c.message for c in result.checks if c.level == "fail"] or list(result.warnings)
                 return f"failed: {reasons[0]}" if reasons else "failed"
-        state = {"failed": "the run failed", "interrupted": "the run was interrupted", "running": "not finished"}
+        state = {
+            "failed": "the run failed",
+            "interrupted": "the run was interrupted",
+            "running": "not finished",
+            "killed": "the run was killed",
+        }
         if self.status in state:
             return f"not measured: {state[self.status]}"
         return "not measured"
@@ -92,10 +106,13 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
 
 def _runs_of(archive: Any) -> list[Run]:
-    shared = {"archive": str(archive.path), "status": archive.status}
+    history, broken = _history(archive)
+    # A recorder that was killed leaves "running" behind; whether one is at work is seen from its lock.
+    killed = archive.status == "running" and bool(history) and not archive.alive
+    shared = {"archive": str(archive.path), "status": "killed" if killed else archive.status, "history": history}
     runs = []
     for subject in archive.subjects:
-        results, problems, about, own = [], [], dict(archive.attributes), {}
+        results, problems, about, own = [], [*broken], dict(archive.attributes), {}
         for entry in archive.select(subject=subject):
             about = {k: v for k, v in entry.provenance.items() if k != "run"}
             # /run holds the settings of the first writing alone: a subject appended later has its own, or none.
@@ -144,9 +161,26 @@ def _runs_of(archive: Any) -> list[Run]:
             task=str(own.get("task") or ""),
             settings={k: v for k, v in own.items() if k not in NOT_SETTINGS},
             about=dict(archive.attributes),
+            problems=tuple(broken),
             **shared,
         )
     ]
+
+
+def _history(archive: Any) -> tuple[Any, list[str]]:
+    """Return the archive's record of a training, and why it can't be read where it can't."""
+    try:
+        return archive.history, []
+    except ArchiveError as error:
+        return None, [str(error)]
+
+
+def trainings(runs: Sequence[Run]) -> list[Run]:
+    """Return one run for each training: of the checkpoints that an archive with a record holds, the last."""
+    last: dict[Any, Run] = {}
+    for run in runs:
+        last[(run.archive if run.history and run.archive else run.index)] = run
+    return list(last.values())
 
 
 def lacks(result: Result) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -176,6 +177,9 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
             views[f"3d.{name}"] = _solid_traces(i, center, scale)
             views[f"contour.{name}"] = [*_contour_traces(i, center, scale), *_evaluated(plane)]
         panels.append(Panel(run.name, _label(run, plane), views, run.index, _facts(plane)))
+    both = len(planes) == 1
+    if both:  # one run has the room for both pictures side by side
+        panels, layouts, colors = _side_by_side(panels[0], layouts, colors)
     options = tuple((k, "Linear" if k == "linear" else _log_word(choices)) for k in choices)
     return Chart(
         id="surfaces",
@@ -185,7 +189,7 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         panels=panels,
         layouts=layouts,
         controls=(
-            Control("view", "View", (("3d", "3D"), ("contour", "Contour")), "3d"),
+            Control("view", "View", ((("both", "Both"),) if both else ()) + _VIEWS, "both" if both else "3d"),
             Control("scale", "Height", options, default),
         ),
         height=300,
@@ -195,6 +199,22 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         notes=_notes(planes, choices, default),
         kind="surface",
     )
+
+
+_VIEWS = (("3d", "3D"), ("contour", "Contour"))
+
+
+def _side_by_side(panel: Panel, layouts: dict, colors: dict) -> tuple[list[Panel], dict, dict]:
+    """Return the panel and one for its contour, which stands beside it where "both" is chosen."""
+    scales_ = [k.removeprefix("3d.") for k in layouts if k.startswith("3d.")]
+    both = {f"both.{k}": {**layouts[f"contour.{k}"], **layouts[f"3d.{k}"]} for k in scales_}
+    for layout in both.values():
+        layout.pop("margin", None)
+    first = {**panel.views, **{f"both.{k}": panel.views[f"3d.{k}"] for k in scales_}}
+    second: dict = {key: [] for key in panel.views}
+    second |= {f"both.{k}": panel.views[f"contour.{k}"] for k in scales_}
+    panels = [replace(panel, views=first), replace(panel, views=second, title="", lines=())]
+    return panels, layouts | both, colors | {f"both.{k}": colors[f"3d.{k}"] for k in scales_}
 
 
 def _log_word(choices: dict[str, Scale]) -> str:

@@ -32,9 +32,11 @@ def build(runs: Sequence[Run]) -> Section:
         Table(_caption(runs), heads, groups, sortable=several, picker=several, id="runs-table", filter=several)
     )
     if same:
-        blocks.append(Text("The same in every run: " + "; ".join(f"{k} {v}" for k, v in same.items()) + "."))
+        told = "; ".join(f"{k} {v}" for k, v in same.items())
+        blocks.append(Text(f"{'The same in every run' if several else 'Settings'}: {told}."))
     if absent:
-        blocks.append(Text("Not measured in any run: " + ", ".join(_full(m) for m in absent) + "."))
+        told = ", ".join(_full(m) for m in absent)
+        blocks.append(Text(f"Not measured{' in any run' if several else ''}: {told}."))
     notes = comparable(runs)
     if notes:
         blocks.append(Notes(notes))

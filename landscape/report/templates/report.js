@@ -49,7 +49,7 @@
   function column(chart, spec) {
     const name = spec.ref[1] === "@axis" ? chart.choice("axis") : spec.ref[1];
     const { values, shape } = chart.columns[spec.ref[0]][name];
-    const map = spec.text ? short : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
+    const map = spec.power ? (v) => short(10 ** v) : spec.text ? short : spec.plain ? plain : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
     if (shape.length < 2) return Array.from(values, map);
     const [rows, cols] = shape;
     const at = (i, j) => map(values[i * cols + j]);
@@ -70,6 +70,7 @@
     if (node === null || typeof node !== "object") return node;
     if (node.ref) return column(chart, node);
     if (node.css) return color(node.css, node.alpha);
+    if (node.pick) return node.of[chart.choice(node.pick)];
     if (node.minus) {
       const [a, b] = node.minus.map((n) => column(chart, n));
       return a.map((v, i) => (v === null || b[i] === null ? null : v - b[i]));
@@ -115,7 +116,7 @@
     };
     layout = merge(layout, resolve(chart, merge(chart.spec.layouts[view] || {}, panel.spec.layout || {})));
     if (chart.spec.link) {
-      const range = links.range(chart.spec.link);
+      const range = links.range(chart);
       const title = chart.choice("axis") === "epoch" ? "epoch" : "step";
       layout.xaxis = merge(layout.xaxis || {}, { title: { text: title }, ...(range ? { range: [...range], autorange: false } : {}) });
       layout.yaxis = merge(layout.yaxis || {}, { fixedrange: true });
@@ -198,7 +199,9 @@
         return trace;
       });
       const config = { displaylogo: false, responsive: false, scrollZoom: false, displayModeBar: false };
-      const solid = Boolean(layout.scene);
+      const solid = data.some((trace) => /^(surface|scatter3d)$/.test(trace.type));
+      if (solid) layout.margin = { l: 0, r: 0, t: 0, b: 0 };
+      else delete layout.scene;
       if (this.drawn && this.solid !== solid) this.clear();
       this.solid = solid;
       this.drawn = key;
@@ -261,7 +264,7 @@
       });
       const solid = this.element.querySelector("input[value='3d']");
       if (solid && !webgl()) {
-        solid.disabled = true;
+        this.element.querySelectorAll("input[value='3d'], input[value='both']").forEach((input) => (input.disabled = true));
         this.element.querySelector("input[value='contour']").checked = true;
         const note = document.createElement("p");
         note.className = "aside";
@@ -316,7 +319,7 @@
     chosen(kind) {
       const controls = [...this.element.querySelectorAll(`[data-${kind}]`)];
       const names = [...new Set(controls.map((c) => c.dataset[kind]))];
-      return names.map((name) => [name, controls.find((c) => c.dataset[kind] === name && (c.type === "hidden" || c.checked)).value]);
+      return names.map((name) => [name, controls.find((c) => c.dataset[kind] === name && (c.type === "hidden" || c.tagName === "SELECT" || c.checked)).value]);
     }
 
     view() {
@@ -415,7 +418,8 @@
         for (let k = 0; k < total; k++) {
           const at = { [s.dims[0]]: sizes.length > 1 ? Math.floor(k / sizes[1]) : k };
           if (sizes.length > 1) at[s.dims[1]] = k % sizes[1];
-          const row = names.map((n) => (n in s.values ? written(s.values[n].values, n in at ? at[n] : k) : ""));
+          const place = (n) => (n in at ? at[n] : s.values[n].values.length === total ? k : at[s.dims[0]]);
+          const row = names.map((n) => (n in s.values ? written(s.values[n].values, place(n)) : ""));
           lines.push([s.name, ...row].map(cell).join(","));
         }
       }
@@ -518,8 +522,8 @@
     ranges: {},
     busy: false,
 
-    range(link) {
-      return this.ranges[link];
+    range(chart) {
+      return this.ranges[chart.spec.link] || chart.spec.extent[chart.choice("axis")];
     },
 
     follow(panel, event) {
@@ -534,8 +538,9 @@
       this.ranges[link] = range && range.map(Number);
       this.busy = true;
       const others = charts.filter((c) => c.loaded && c.spec.link === link).flatMap((c) => c.made()).filter((p) => p !== from && p.drawn);
-      const change = range ? { "xaxis.range": [...this.ranges[link]] } : { "xaxis.autorange": true };
-      Promise.all(others.map((p) => Plotly.relayout(p.plot, { ...change }))).then(() => (this.busy = false));
+      // Going back is to the whole training, the same in all of them, and so for the one it came from too.
+      const all = range ? others : [...others, ...(from ? [from] : [])];
+      Promise.all(all.map((p) => Plotly.relayout(p.plot, { "xaxis.range": [...this.range(p.chart)] }))).then(() => (this.busy = false));
     },
 
     choose(chart, input) {
@@ -631,7 +636,7 @@
     element.addEventListener("keydown", (event) => {
       if (!event.target.classList.contains("plot")) return;
       if (chart.spec && chart.spec.link) return links.press(chart, event);
-      if (!chart.view().startsWith("3d")) return;
+      if (!/^(3d|both)/.test(chart.view())) return;
       const step = 0.12;
       const turns = { ArrowLeft: [-step, 0, 1], ArrowRight: [step, 0, 1], ArrowUp: [0, step, 1], ArrowDown: [0, -step, 1], "+": [0, 0, 1.1], "=": [0, 0, 1.1], "-": [0, 0, 0.9] };
       if (turns[event.key]) chart.turnBy(...turns[event.key]);
