@@ -480,6 +480,8 @@ class Recorder:
         self._handles.append(_Removable(remove))
 
     def _on_zero_grad(self, name: str) -> None:
+        if name in self._steps:
+            return  # a closure's own, inside its step
         stepped, self._since_zero[name] = self._since_zero[name], False
         if stepped:
             return
@@ -503,7 +505,7 @@ class Recorder:
         number = self._taken[name] + 1
         step = Step(f, number, getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
         self._steps[name] = step
-        closure = bool(args and args[0] is not None) or kwargs.get("closure") is not None
+        closure = _closure(args, kwargs)
         for timed in self._probes:
             if not timed.probe.expensive and timed.due(number):
                 timed.call(lambda p: p.before(self._run, step))
@@ -516,7 +518,7 @@ class Recorder:
         if self._closed or step is None:
             return
         started, before = time.perf_counter(), self._recording
-        closure = bool(args and args[0] is not None) or kwargs.get("closure") is not None
+        closure = _closure(args, kwargs)
         for timed in self._probes:
             if not timed.probe.expensive and timed.due(step.number):
                 if closure:
@@ -673,6 +675,11 @@ class _Removable:
 
     def __init__(self, remove: Any) -> None:
         self.remove = remove
+
+
+def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `step` was given a closure, which computes the gradients inside it; args begin with the optimizer."""
+    return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
 
 
 def _check_probes(probes: Sequence[Probe]) -> None:
