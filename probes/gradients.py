@@ -70,17 +70,16 @@ class GradientNorms(Probe):
         else:
             row = f.norms(step.gradients)
         if step.scale is not None:
-            row = row / step.scale
-        if row.device.type == "cpu":
-            values: Any = row.numpy()
-            if not math.isfinite(values[0]):
-                self._not_finite(run, step, values)
+            row = row / (float(step.scale) if f.on_host else step.scale)
+        if f.on_host:
+            if not math.isfinite(row[0]):
+                self._not_finite(run, step, row)
         else:
-            values = row
-            tensors = not_finite(row[1:]) if None not in step.gradients else not_finite(row[:1])
+            whole = all(g is not None for g in step.gradients)  # `in` would compare the numbers
+            tensors = not_finite(row[1:] if whole else row[:1])
             skipped = torch.zeros_like(row[0]) if step.found_inf is None else step.found_inf.double().reshape(())
             run.record(f"skipped{f.suffix}", step.number, torch.stack([skipped, tensors.double()]))
-        run.record(f"gradient_norm{f.suffix}", step.number, values if self.layers else values[:1])
+        run.record(f"gradient_norm{f.suffix}", step.number, row if self.layers else row[:1])
 
     def _not_finite(self, run: Run, step: Step, row: Any) -> None:
         f = step.followed
@@ -92,18 +91,17 @@ class GradientNorms(Probe):
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         run.event("not_finite", f"the gradient of {shown or 'all parameters together'} is not finite", step.number)
 
-    def _clipped(self, run: Run, step: Step, clip: Clip) -> Tensor:
+    def _clipped(self, run: Run, step: Step, clip: Clip) -> Any:
         f = step.followed
-        before = clip.before if self.layers else clip.before[:1]
-        run.record(f"gradient_norm_before{f.suffix}", step.number, before)
-        limit = torch.full_like(clip.before[0], clip.limit)
-        if clip.coefficient is None:
-            coefficient, row = torch.full_like(limit, torch.nan), f.norms(step.gradients)
+        run.record(f"gradient_norm_before{f.suffix}", step.number, clip.before if self.layers else clip.before[:1])
+        coefficient, limit = clip.coefficient, clip.limit
+        unchanged = coefficient is not None and clip.versions == versions(step.gradients)
+        row = clip.before * coefficient if unchanged else f.norms(step.gradients)
+        if isinstance(coefficient, Tensor):
+            pair: Any = torch.stack([coefficient, torch.full_like(coefficient, limit)])
         else:
-            coefficient, row = clip.coefficient, clip.before * clip.coefficient
-            if clip.versions != versions(step.gradients):  # somebody changed them after clipping
-                row = f.norms(step.gradients)
-        run.record(f"clip{f.suffix}", step.number, torch.stack([coefficient, limit]))
+            pair = (math.nan if coefficient is None else coefficient, limit)
+        run.record(f"clip{f.suffix}", step.number, pair)
         return row
 
 
@@ -111,7 +109,7 @@ class Clip:
     """One clipping: norms before it (1 + k,), the coefficient (None where values were clipped), the limit."""
 
     def __init__(
-        self, step: int, before: Tensor, coefficient: Tensor | None, limit: float, versions: tuple[int, ...]
+        self, step: int, before: Any, coefficient: Tensor | float | None, limit: float, versions: tuple[int, ...]
     ) -> None:
         self.step, self.before, self.coefficient, self.limit = step, before, coefficient, limit
         #: How often each gradient had been changed in place when it was clipped.

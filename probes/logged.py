@@ -21,11 +21,9 @@ class Logged:
         self._behind: bool | None = None
         self._late_for: int | None = None
         self._columns: dict[str, tuple[str, ...]] = {}
-        self.used = False
 
     def add(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Take in what a loop logged, and return the loss's terms that still have a graph."""
-        self.used = True
         if "loss" not in values:
             self.record("logged", self._run.step, values, "numbers that the loop logged")
             return {}
@@ -48,10 +46,6 @@ class Logged:
         elif self._behind is not False:
             self._behind = True
             self._late_for = step
-
-    def commit_late(self) -> None:
-        """Drop what was logged for a step that was never taken."""
-        self._pending = {}
 
     def drop(self) -> None:
         """Forget what was logged for a step that is skipped."""

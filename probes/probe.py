@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from landscape.dynamics.norms import tensor_norms
+from landscape.dynamics.norms import host_norms, tensor_norms
 from landscape.dynamics.sharded import is_sharded, sharded_norms
 from landscape.results import Result
 
@@ -46,13 +47,23 @@ class Followed:
     parameters: tuple[nn.Parameter, ...]
     suffix: str = ""
 
-    @property
+    @cached_property
     def sharded(self) -> bool:
         """Whether a part of each parameter lies on each process."""
         return any(is_sharded(p) for p in self.parameters)
 
-    def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Return (1 + k,): the joint norm and the norm of each tensor, NaN for None, in float64 on their device."""
+    @cached_property
+    def on_host(self) -> bool:
+        """Whether all parameters lie on a CPU, whole."""
+        return not self.sharded and all(p.device.type == "cpu" for p in self.parameters)
+
+    def norms(self, tensors: Sequence[Tensor | None]) -> Any:
+        """Return (1 + k,) in float64: the joint norm and the norm of each tensor, NaN for None.
+
+        A NumPy array of parameters on a CPU, elsewhere a tensor on their device, which is not waited for.
+        """
+        if self.on_host:
+            return host_norms(tensors)
         found = [i for i, t in enumerate(tensors) if t is not None]
         present: list[Any] = [tensors[i] for i in found]
         norms = sharded_norms(present) if self.sharded else tensor_norms(present)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
 import math
 import os
 import time
@@ -18,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.archive.compaction import begin_run, compact, set_status
-from landscape.archive.history import LIVE_RESULTS, History, read_history
-from landscape.archive.reader import open_archive
+from landscape.archive.compaction import compact
+from landscape.archive.history import LIVE_RESULTS
 from landscape.archive.schema import Subject
-from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment
+from landscape.archive.segments import live_folder
 from landscape.archive.writer import save_archive
 from landscape.checkpoint import save_checkpoint
 from landscape.dynamics.norms import clip_coefficient
 from landscape.errors import ArchiveError, LandscapeError, MeasurementError
 from landscape.parameters import unwrap
-from landscape.provenance import provenance
 from landscape.tasks import Task
 
+from .attachment import Attachment
 from .calibration import CalibrationProbe
-from .following import Optimizers, count, follow, named_optimizers
+from .following import Optimizers, follow, named_optimizers
 from .gradients import Clip, GradientNorms, versions
 from .logged import Logged
 from .observed import Observed
-from .probe import Followed, Now, Probe, Quantity, Run, Step
+from .opening import Opened, open_run, rank, settings_of
+from .probe import Followed, Now, Probe, Quantity, Run
 from .rates import LearningRate
 from .sink import Sink
 from .terms import LossTerms
@@ -120,37 +118,36 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
-        self._rank, self._world = _rank()
+        self._rank, self._world = rank()
         self._checkpoints = checkpoints
         self._reference, self._task_settings = task_reference, dict(task_settings or {})
         self._facts = dict(facts or {})
-        self._session, self._earlier = 0, History()
+        self._opened = Opened()
         if self._rank == 0:
-            self._lock = self._open(_settings(followed, self._facts, task_reference), resume, force)
+            settings = settings_of(followed, self._facts, task_reference)
+            self._opened = open_run(self.path, settings, resume=resume, force=force)
         folder = live_folder(self.path) if self._rank == 0 else None
-        self._sink = Sink(folder, {"session": self._session}, flush_seconds)
+        self._sink = Sink(folder, {"session": self._opened.session}, flush_seconds)
         if task is not None and unwrap(task.model) is not inner:
             task = task.replace(model=inner)
         self._run = Run(model, inner, followed, task, seed, self._sink)
-        self._taken = {f.name: 0 for f in followed}
-        self._counts = {f.name: count(f.optimizer) for f in followed}
-        self._steps: dict[str, Step] = {}
-        self._since_zero: dict[str, bool] = {f.name: True for f in followed}
         self._logged = Logged(self._run)
-        self._recording = 0.0
-        self._began = self._closed = False
+        self._first = followed[0].name
+        self.recording = 0.0
+        self.closed = self._began = self._unsafe_checkpoint = False
         self._probes: list[Timed] = []
-        self._handles: list[Any] = []
-        self._unsafe_checkpoint = False
-        if resume and self._earlier:
-            self._go_on_from(max(self._earlier.last_step, 0))
+        self._attached: dict[str, Attachment] = {}
         _RECORDED.add(inner)
         try:
             self._start(chosen)
-            self._attach()
+            self._attached = {f.name: Attachment(self, self._run, f, self._probes) for f in followed}
+            if resume and self._opened.earlier:
+                last = max(self._opened.earlier.last_step, 0)
+                self._go_on_from(last, self._opened.epochs(last))
+            self._prepare()
         except BaseException:
             self._detach()
-            self._release()
+            self._opened.release()
             raise
         _close_at_exit(self)
 
@@ -165,13 +162,13 @@ class Recorder:
         recorded at once, as `logged`. Call it before `backward` where `LossTerms` shall see the terms' gradients.
         """
         started = time.perf_counter()
-        if not self._closed:
+        if not self.closed:
             terms = self._logged.add(values)
             if terms:
                 for timed in self._of(LossTerms):
                     if timed.due(self._run.step + 1):
                         timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
-        self._recording += time.perf_counter() - started
+        self.recording += time.perf_counter() - started
 
     def observe(
         self,
@@ -189,15 +186,15 @@ class Recorder:
         Raises MeasurementError for predictions that can't be counted.
         """
         started = time.perf_counter()
-        if not self._closed and self._rank == 0:
+        if not self.closed and self._rank == 0:
             if split not in self._run.observed:
                 self._run.observed[split] = Observed(ignore_index)
             self._run.observed[split].update(logits, labels, **more)
-        self._recording += time.perf_counter() - started
+        self.recording += time.perf_counter() - started
 
     def scheduled(self, values: Mapping[str, float]) -> None:
         """Record the values in force at the coming step, as `landscape.training.driver.drive` returns them."""
-        if not self._closed:
+        if not self.closed:
             self._logged.record("scheduled", self._run.step + 1, values, "values in force, driven by schedules")
 
     def clip_grad_norm_(
@@ -230,24 +227,24 @@ class Recorder:
         """
         f = self._named(optimizer)
         for timed in self._of(GradientNorms):
-            if timed.due(self._taken[f.name] + 1):
+            if timed.due(self._attached[f.name].number):
                 timed.call(lambda p: self._note_clip(p, f, None, total_norm, float(max_norm)))
 
     def end_epoch(self) -> None:
         """Say that an epoch has ended: what was observed is evaluated, and probes that count epochs measure."""
-        if self._closed:
+        if self.closed:
             return
-        started, before = time.perf_counter(), self._recording
-        self._begin()
+        started, before = time.perf_counter(), self.recording
+        self.begin()
         self._run.epoch += 1
         self._sink.declare([Quantity("epoch", ("epoch",), "", "epochs ended at this step", "epoch")])
         self._sink.record("epoch", self._run.step, (float(self._run.epoch),))
         self._between(ends_epoch=True)
-        self._recording = before + time.perf_counter() - started
+        self.recording = before + time.perf_counter() - started
 
     def end_evaluation(self) -> None:
         """Evaluate what was observed, where an evaluation does not end an epoch."""
-        if not self._closed:
+        if not self.closed:
             self._evaluate_observed()
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
@@ -283,14 +280,14 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Seconds spent recording so far, expensive probes included."""
-        return self._recording
+        return self.recording
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values: put it into your checkpoint."""
         return {
             "step": self._run.step,
             "epoch": self._run.epoch,
-            "taken": dict(self._taken),
+            "taken": {name: a.taken for name, a in self._attached.items()},
             "probes": {t.probe.name: {**t.state_dict(), "own": t.probe.state_dict()} for t in self._probes},
         }
 
@@ -328,89 +325,45 @@ class Recorder:
 
     def close(self, status: str = "complete") -> None:
         """Detach, and finish the archive with this status; a second call does nothing."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._detach()
         if self._rank:
             return
-        if self._began:
-            self._logged.commit_late()
-        if not self._began and not self._logged.used:
-            self._declare_facts()
         self._sink.open()
         if self._sink.lost:
             self._sink.event(self._run.step, "lost_rows", f"{self._sink.lost} rows could not be written")
         problem = self._sink.close()
         elapsed = self._sink.elapsed
-        self._release()
+        self._opened.release()
         try:
             compact(
                 self.path,
                 status,
                 lost_rows=self._sink.lost,
-                sessions=self._session + 1,
+                sessions=self._opened.session + 1,
                 steps=self._run.step,
                 epochs=self._run.epoch,
                 seconds=round(elapsed, 3),
-                seconds_recording=round(self._recording, 3),
+                seconds_recording=round(self.recording, 3),
             )
         except ArchiveError as error:
             problem = str(error)
         if problem is not None:
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
 
-    def _open(self, settings: Mapping[str, Any], resume: bool, force: bool) -> int | None:
-        """Make the archive, or find the one to go on with, and take it for this process; returns the lock."""
-        folder = live_folder(self.path)
-        lock = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir():
-                lock = hold(folder)  # before anything that another recorder has made is touched
-            there = self.path.exists() or any(folder.glob(f"*{SUFFIX}"))
-            if there and resume:
-                self._session = 1 + _sessions(self.path)
-                self._earlier = read_history(self.path)
-                if self.path.exists():
-                    set_status(self.path, "running")
-                else:
-                    begin_run(self.path, run=settings, attributes=provenance(), beside=True)
-            else:
-                begin_run(self.path, run=settings, attributes=provenance(), force=force)
-                if lock is not None:
-                    os.close(lock)  # of a folder that was replaced
-            folder.mkdir(exist_ok=True)
-            return lock if there and resume and lock is not None else hold(folder)
-        except BaseException as error:
-            if lock is not None:
-                with contextlib.suppress(OSError):
-                    os.close(lock)
-            if isinstance(error, OSError):
-                raise ArchiveError(f"{self.path} cannot be written: {error.strerror or error}") from error
-            raise
-
-    def _release(self) -> None:
-        lock = getattr(self, "_lock", None)
-        if lock is not None:
-            self._lock = None
-            with contextlib.suppress(OSError):
-                os.close(lock)
-
-    def _go_on_from(self, step: int, epoch: int | None = None, taken: Mapping[str, int] | None = None) -> None:
-        self._run.step = step
-        if epoch is None:
-            ended = self._earlier.get("epoch")
-            epoch = int(ended.current().values[-1, 0]) if ended is not None and len(ended.steps) else 0
-        self._run.epoch = epoch
-        self._taken = {name: int((taken or {}).get(name, step)) for name in self._taken}
+    def _go_on_from(self, step: int, epoch: int, taken: Mapping[str, int] | None = None) -> None:
+        self._run.step, self._run.epoch = step, epoch
+        for name, attached in self._attached.items():
+            attached.taken = int((taken or {}).get(name, step))
 
     def _start(self, probes: Sequence[Probe]) -> None:
         own = (
             Quantity("time", ("elapsed", "recording"), "s", "seconds since the run began, and those spent recording"),
         )
         self._sink.declare(own)
-        decided = _decisions(self._earlier)
+        decided = self._opened.decisions()
         for probe in probes:
             if self._rank and not probe.everywhere(self._run):
                 continue
@@ -421,136 +374,66 @@ class Recorder:
         if slow:
             doc = "seconds that a probe took at a point of its lattice; 0: left out for its budget"
             self._sink.declare([Quantity("probe_seconds", slow, "s", doc)])
-        self._prepare()
+        self._slow = [t for t in self._probes if t.probe.expensive and not t.evaluates]
+        self._evaluate = [t for t in self._probes if t.evaluates]
+        self._to_prepare = [t for t in self._probes if t.wants_ready]
 
     def _prepare(self) -> None:
         """Let probes prepare for the step that comes."""
-        for timed in self._probes:
-            if timed.wants_ready and timed.due(self._run.step + 1):
+        for timed in self._to_prepare:
+            if timed.due(self._run.step + 1):
                 timed.call(lambda p: p.ready(self._run, self._run.step + 1))
 
-    def _begin(self) -> None:
-        """Before the first step: measure where the training starts."""
+    def begin(self) -> None:
+        """Before the first step: note where the training starts, and measure there."""
         if self._began:
             return
         self._began = True
-        if self._session:
+        if self._opened.session:
             self._sink.facts(resumed_at=self._run.step)
-            self._sink.event(self._run.step, "resumed", f"goes on from step {self._run.step}")
-        self._declare_facts()
+            self._run.event("resumed", f"goes on from step {self._run.step}")
+        tensors = sum(len(f.parameters) for f in self._run.followed)
+        self._run.event("start", f"{type(self._run.model).__name__}, {tensors} parameter tensors")
         if self._run.step == 0:
             self._measure(Now(0, 0))
 
-    def _declare_facts(self) -> None:
-        f = self._run.followed[0]
-        self._sink.event(
-            self._run.step, "start", f"{type(self._run.model).__name__}, {len(f.parameters)} parameter tensors"
-        )
+    # --------------------------------------------------------------------------------------- what attachments tell
 
-    # --------------------------------------------------------------------------------------- hooks
-
-    def _attach(self) -> None:
-        for f in self._run.followed:
-            pre, post = functools.partial(self._before, f.name), functools.partial(self._after, f.name)
-            self._handles.append(f.optimizer.register_step_pre_hook(pre))
-            self._handles.append(f.optimizer.register_step_post_hook(post))
-            self._watch_zero_grad(f)
-
-    def _watch_zero_grad(self, f: Followed) -> None:
-        """Notice gradients that are thrown away without a step: torch has no hook for a step that GradScaler skips."""
-        optimizer: Any = f.optimizer
-        original = optimizer.zero_grad
-        recorder = weakref.ref(self)
-        name = f.name
-
-        @functools.wraps(original)
-        def zero_grad(*args: Any, **kwargs: Any) -> Any:
-            own = recorder()
-            if own is not None and not own._closed:
-                own._on_zero_grad(name)
-            return original(*args, **kwargs)
-
-        optimizer.zero_grad = zero_grad
-
-        def remove() -> None:
-            # Somebody may have wrapped it again meanwhile: then ours stays inside theirs, and does nothing.
-            if optimizer.__dict__.get("zero_grad") is zero_grad:
-                del optimizer.zero_grad
-
-        self._handles.append(_Removable(remove))
-
-    def _on_zero_grad(self, name: str) -> None:
-        if name in self._steps:
-            return  # a closure's own, inside its step
-        stepped, self._since_zero[name] = self._since_zero[name], False
-        if stepped:
-            return
-        f = self._followed(name)
-        if any(p.grad is not None for p in f.parameters):
-            number = self._taken[name] + 1
-            for timed in self._of(GradientNorms):
-                if self._sink.columns(f"skipped{f.suffix}"):
-                    timed.call(lambda _: self._sink.record(f"skipped{f.suffix}", number, (1.0, math.nan)))
-            self._sink.event(number, "skipped_step", "gradients were thrown away without a step")
-            self._logged.drop()
-
-    def _before(self, name: str, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._closed:
-            return
-        started = time.perf_counter()
-        self._begin()
-        f = self._followed(name)
-        if count(f.optimizer) != self._counts[name]:
-            f = self._refollow(name)
-        number = self._taken[name] + 1
-        step = Step(f, number, getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
-        self._steps[name] = step
-        closure = _closure(args, kwargs)
-        for timed in self._probes:
-            if not timed.probe.expensive and timed.due(number):
-                timed.call(lambda p: p.before(self._run, step))
-                if not closure:
-                    timed.call(lambda p: p.on_gradients(self._run, step))
-        self._recording += time.perf_counter() - started
-
-    def _after(self, name: str, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step = self._steps.pop(name, None)
-        if self._closed or step is None:
-            return
-        started, before = time.perf_counter(), self._recording
-        closure = _closure(args, kwargs)
-        for timed in self._probes:
-            if not timed.probe.expensive and timed.due(step.number):
-                if closure:
-                    timed.call(lambda p: p.on_gradients(self._run, step))
-                timed.call(lambda p: p.after(self._run, step))
-        self._taken[name] = step.number
-        self._since_zero[name] = True
-        if name == self._run.followed[0].name:
-            self._run.step = step.number
-            self._logged.commit(step.number)
-            self._between(ends_epoch=False)
-            self._prepare()
-            spent = before + time.perf_counter() - started
-            self._sink.record("time", step.number, (self._sink.elapsed, spent))
+    def stepped(self, name: str, number: int, started: float) -> None:
+        """Record what was logged for a step that was taken, and let probes between steps have their turn."""
+        before = self.recording
+        if name == self._first:
+            self._run.step = number
+            self._logged.commit(number)
+            if self._slow or self._checkpoints is not None:
+                self._between(ends_epoch=False)
+            if self._to_prepare:
+                self._prepare()
+            now = time.perf_counter()
+            self._sink.record("time", number, (now - self._sink.began, before + now - started))
         self._sink.commit()
-        self._recording = before + time.perf_counter() - started
+        self.recording = before + time.perf_counter() - started
 
-    def _refollow(self, name: str) -> Followed:
+    def thrown_away(self, followed: Followed, number: int) -> None:
+        """Gradients were zeroed without a step: GradScaler skipped it."""
+        if self._sink.columns(f"skipped{followed.suffix}"):
+            self._sink.record(f"skipped{followed.suffix}", number, (1.0, math.nan))
+        self._run.event("skipped_step", "gradients were thrown away without a step", number)
+        self._logged.drop()
+
+    def changed(self, name: str) -> Followed:
         """Follow parameters that came or went: layers that were unfrozen into a group of their own."""
-        followed = follow(self._run.wrapped, self._optimizers)
-        new = next(f for f in followed if f.name == name)
         old = self._followed(name)
+        self._run.followed = follow(self._run.wrapped, self._optimizers)
+        new = self._followed(name)
         came = [n for n in new.names if n not in old.names]
         gone = [n for n in old.names if n not in new.names]
         told = [
-            f"{len(c)} {what} ({', '.join(c[:3])}{', ...' if len(c) > 3 else ''})"
-            for c, what in ((came, "came"), (gone, "went"))
-            if c
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for names, what in ((came, "came"), (gone, "went"))
+            if names
         ]
         self._run.event("parameters_changed", "parameters of the optimizer: " + " and ".join(told or ["reordered"]))
-        self._run.followed = followed
-        self._counts[name] = count(new.optimizer)
         for timed in self._probes:
             self._sink.declare(timed.start())
         return new
@@ -567,15 +450,14 @@ class Recorder:
             self._write_checkpoint()
 
     def _evaluate_observed(self) -> None:
-        for timed in self._probes:
-            if timed.evaluates:
-                self._take(timed, Now(self._run.step, self._run.epoch, True), timed.forced)
+        for timed in self._evaluate:
+            self._take(timed, Now(self._run.step, self._run.epoch, True), timed.forced)
         self._run.observed.clear()
 
     def _measure(self, now: Now) -> None:
         spent: dict[str, float] = {}
-        for timed in self._probes:
-            if timed.probe.expensive and not timed.evaluates and timed.on_lattice(now):
+        for timed in self._slow:
+            if timed.on_lattice(now):
                 spent[timed.probe.name] = self._take(timed, now, timed.measure)
         if spent:
             columns = self._sink.columns("probe_seconds")
@@ -599,7 +481,7 @@ class Recorder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             subject = Subject(step=now.step, epoch=now.epoch, name=f"step {now.step}")
-            save_archive(folder / f"{now.step:08d}-{self._session}.h5", results, subject=subject, force=True)
+            save_archive(folder / f"{now.step:08d}-{self._opened.session}.h5", results, subject=subject, force=True)
         except (OSError, ArchiveError) as error:
             self._sink.event(now.step, "lost_rows", f"what the probe {probe} measured could not be written: {error}")
 
@@ -620,31 +502,30 @@ class Recorder:
         f = self._named(optimizer)
         parameters = [p for p in f.parameters if p.grad is not None]
         started = time.perf_counter()
-        interested = [] if self._closed else [t for t in self._of(GradientNorms) if t.due(self._taken[f.name] + 1)]
+        interested = [] if self.closed else [t for t in self._of(GradientNorms) if t.due(self._attached[f.name].number)]
         before = None
         if interested:
             with torch.no_grad():
                 before = f.norms([p.grad for p in f.parameters])
-        self._recording += time.perf_counter() - started
+        self.recording += time.perf_counter() - started
         total = clip(parameters)
         started = time.perf_counter()
         for timed in interested:
             timed.call(lambda p: self._note_clip(p, f, before, total if by_norm else None, limit))
-        self._recording += time.perf_counter() - started
+        self.recording += time.perf_counter() - started
         return total
 
-    def _note_clip(
-        self, probe: GradientNorms, f: Followed, before: Tensor | None, total: Tensor | None, limit: float
-    ) -> None:
+    def _note_clip(self, probe: GradientNorms, f: Followed, before: Any, total: Tensor | None, limit: float) -> None:
         gradients = [p.grad for p in f.parameters]
-        coefficient = None
+        coefficient: Any = None
         if total is not None:
             whole = total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
             coefficient = clip_coefficient(whole.detach(), limit)
+            coefficient = float(coefficient) if f.on_host else coefficient
         if before is None:
             assert coefficient is not None
             before = f.norms(gradients) / coefficient
-        probe.clip(self._run, f, Clip(self._taken[f.name] + 1, before, coefficient, limit, versions(gradients)))
+        probe.clip(self._run, f, Clip(self._attached[f.name].number, before, coefficient, limit, versions(gradients)))
 
     # --------------------------------------------------------------------------------------- small things
 
@@ -662,24 +543,11 @@ class Recorder:
         return [t for t in self._probes if isinstance(t.probe, kind)]
 
     def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for attached in self._attached.values():
+            attached.remove()
         for timed in self._probes:
             timed.call(lambda p: p.close())
         _RECORDED.discard(self._run.model)
-
-
-class _Removable:
-    """Something that `remove()` undoes, as a hook's handle is."""
-
-    def __init__(self, remove: Any) -> None:
-        self.remove = remove
-
-
-def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether `step` was given a closure, which computes the gradients inside it; args begin with the optimizer."""
-    return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
 
 
 def _check_probes(probes: Sequence[Probe]) -> None:
@@ -693,50 +561,6 @@ def _check_probes(probes: Sequence[Probe]) -> None:
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
-
-
-def _rank() -> tuple[int, int]:
-    """Return (rank, processes) of a distributed training, (0, 1) elsewhere."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _settings(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
-    """Return what /run says: the optimizer's settings, then what the user says."""
-    optimizer = followed[0].optimizer
-    group = optimizer.param_groups[0]
-    own: dict[str, Any] = {"optimizer": type(optimizer).__name__.lower()}
-    for name in ("lr", "momentum", "weight_decay"):
-        if isinstance(value := group.get(name), int | float):
-            own[name] = float(value)
-    if reference is not None:
-        own["task"] = reference
-    return {**own, **facts}
-
-
-def _sessions(path: Path) -> int:
-    """Return the number of the last session that wrote this archive."""
-    found = [0]
-    with contextlib.suppress(ArchiveError):
-        found.append(int(open_archive(path).attributes.get("sessions", 1)) - 1)
-    for segment in sorted(live_folder(path).glob(f"*{SUFFIX}")):
-        with contextlib.suppress(ArchiveError):
-            found.append(int(read_segment(segment).facts.get("session", 0)))
-    return max(found)
-
-
-def _decisions(earlier: History) -> dict[str, dict[int, bool]]:
-    """Return at which points of its lattice each probe measured, or was left out, when these steps were first taken."""
-    series = earlier.get("probe_seconds")
-    if series is None:
-        return {}
-    found: dict[str, dict[int, bool]] = {}
-    for i, name in enumerate(series.names):
-        rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
-        found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
-    return found
 
 
 def _close_at_exit(recorder: Recorder) -> None:

@@ -31,7 +31,7 @@ class Sink:
         self._about: dict[str, dict[str, str]] = {}
         self._on_device: list[tuple[str, int, torch.Tensor]] = []
         self._waiting: list[dict[str, Any]] = []
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self._said = False
         self._lost = 0
 
@@ -43,7 +43,7 @@ class Sink:
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self.began
 
     def declare(self, quantities: Sequence[Quantity]) -> None:
         """Take these quantities from now on; columns that a quantity has already stay."""

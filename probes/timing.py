@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .probe import Found, Now, Probe, Quantity, Run
+from .probe import Found, Now, Probe, Quantity, Run, Step
 from .when import Moment
 
 
@@ -28,7 +28,8 @@ class Timed:
         self.wants_ready = type(probe).ready is not Probe.ready
         self._together = world > 1 and probe.everywhere(run)
         when = probe.when
-        self._always = when.steps == 1 and when.budget is None
+        #: A cheap probe that looks at every step, whatever it costs.
+        self.always = when.steps == 1 and when.budget is None and not probe.expensive
         self._began = time.perf_counter()
         self._spent = self._cost = self._this = 0.0
         self._asked: tuple[int, bool] = (-1, False)
@@ -41,7 +42,7 @@ class Timed:
         """Whether a cheap probe looks at the step with this number; the same answer each time it is asked."""
         if self.off:
             return False
-        if self._always:
+        if self.always:
             return True
         if self._asked[0] != number:
             if self._this:
@@ -74,6 +75,27 @@ class Timed:
         self._cost = seconds
         return found, seconds if found is not None else math.nan
 
+    def before(self, step: Step) -> None:
+        """Show the probe a step that is about to be taken."""
+        self._look(self.probe.before, step)
+
+    def on_gradients(self, step: Step) -> None:
+        """Show the probe the gradients of a step."""
+        self._look(self.probe.on_gradients, step)
+
+    def after(self, step: Step) -> None:
+        """Show the probe a step that was taken."""
+        self._look(self.probe.after, step)
+
+    def _look(self, look: Callable[[Run, Step], None], step: Step) -> None:
+        if self.always:
+            try:
+                look(self._run, step)
+            except Exception as error:
+                self._fail(error)
+        else:
+            self.call(lambda _: look(self._run, step))
+
     def call(self, what: Callable[[Any], Any]) -> Any:
         """Call the probe; whatever it raises switches it off, once and for all, and the training goes on."""
         if self.off:
@@ -82,17 +104,21 @@ class Timed:
         try:
             return what(self.probe)
         except Exception as error:
-            self.off = True
+            self._fail(error)
+            return None
+        finally:
+            self._this += time.perf_counter() - started
+
+    def _fail(self, error: Exception) -> None:
+        if not self.off:
+            self.off, self.always = True, False
             text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             self._run.event("probe_failed", f"{self.probe.name}: {text}")
             warnings.warn(
                 f"the probe {self.probe.name!r} failed and is switched off, training goes on: {text}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-            return None
-        finally:
-            self._this += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: what the probe last took."""

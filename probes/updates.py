@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from landscape.dynamics.sharded import local, whole
 from landscape.dynamics.updates import Updates as Measured
 
@@ -77,12 +75,6 @@ class Updates(Probe):
     def after(self, run: Run, step: Step) -> None:
         f = step.followed
         self._last[f.name] = step.number
-        found = self._measured[f.name].step()
-        update, weight = torch.linalg.vector_norm(found.updates), torch.linalg.vector_norm(found.weights)
-        rows = {
-            "update_norm": torch.cat([update[None], found.updates]) if self.layers else update[None],
-            "weight_norm": torch.cat([weight[None], found.weights]) if self.layers else weight[None],
-            "update": torch.stack([update / weight, found.distance, found.cosine]),
-        }
-        for name, row in rows.items():
-            run.record(f"{name}{f.suffix}", step.number, row)
+        for name, row in zip(("update_norm", "weight_norm", "update"), self._measured[f.name].rows(), strict=True):
+            whole = self.layers or name == "update"
+            run.record(name + f.suffix, step.number, row if whole else row[:1])

@@ -1,0 +1,123 @@
+"""Begin the archive of a recorded run, or find the one that a resumed run goes on with."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from landscape.archive.compaction import begin_run, set_status
+from landscape.archive.history import History, read_history
+from landscape.archive.reader import open_archive
+from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment
+from landscape.errors import ArchiveError
+from landscape.provenance import provenance
+
+from .probe import Followed
+
+
+@dataclass
+class Opened:
+    """An archive that this process writes: the lock it holds, how often the run was resumed, and its earlier record."""
+
+    lock: int | None = None
+    session: int = 0
+    earlier: History = field(default_factory=History)
+
+    def release(self) -> None:
+        """Let another process write the archive."""
+        lock, self.lock = self.lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                os.close(lock)
+
+    def decisions(self) -> dict[str, dict[int, bool]]:
+        """Return where on its lattice each probe measured, or was left out, when the steps were first taken."""
+        series = self.earlier.get("probe_seconds")
+        if series is None:
+            return {}
+        found: dict[str, dict[int, bool]] = {}
+        for i, name in enumerate(series.names):
+            rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
+            found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
+        return found
+
+    def epochs(self, step: int) -> int:
+        """Return how many epochs had ended at this step of the earlier record."""
+        ended = self.earlier.get("epoch")
+        if ended is None:
+            return 0
+        found = ended.current()
+        return int(max(found.values[found.steps <= step, 0], default=0))
+
+
+def open_run(path: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> Opened:
+    """Make the archive at `path`, or take up the one that is there, and hold it for this process.
+
+    Raises ArchiveError where it exists (unless `resume` or `force`), another recorder writes it, or nothing can be
+    written there.
+    """
+    folder = live_folder(path)
+    opened = Opened()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            opened.lock = hold(folder)  # before anything that another recorder has made is touched
+        if resume and (path.exists() or any(folder.glob(f"*{SUFFIX}"))):
+            opened.session = 1 + _sessions(path)
+            opened.earlier = read_history(path)
+            if path.exists():
+                set_status(path, "running")
+            else:
+                begin_run(path, run=settings, attributes=provenance(), beside=True)
+        else:
+            begin_run(path, run=settings, attributes=provenance(), force=force)
+            opened.release()  # of a folder that was replaced
+        folder.mkdir(exist_ok=True)
+        if opened.lock is None:
+            opened.lock = hold(folder)
+        return opened
+    except OSError as error:
+        opened.release()
+        raise ArchiveError(f"{path} cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        opened.release()
+        raise
+
+
+def settings_of(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
+    """Return what /run says: the optimizer's settings, then what the user says."""
+    optimizer = followed[0].optimizer
+    group = optimizer.param_groups[0]
+    own: dict[str, Any] = {"optimizer": type(optimizer).__name__.lower()}
+    for name in ("lr", "momentum", "weight_decay"):
+        if isinstance(value := group.get(name), int | float):
+            own[name] = float(value)
+    if reference is not None:
+        own["task"] = reference
+    return {**own, **facts}
+
+
+def rank() -> tuple[int, int]:
+    """Return (rank, processes) of a distributed training, (0, 1) elsewhere."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _sessions(path: Path) -> int:
+    """Return the number of the last session that wrote this archive."""
+    found = [0]
+    with contextlib.suppress(ArchiveError):
+        found.append(int(open_archive(path).attributes.get("sessions", 1)) - 1)
+    for segment in sorted(live_folder(path).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(ArchiveError):
+            found.append(int(read_segment(segment).facts.get("session", 0)))
+    return max(found)
