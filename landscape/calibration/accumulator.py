@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ..errors import MeasurementError
-from .bins import Bins, equal_mass_edges, equal_width_edges, right_closed
-from .cells import Cells
+from .bins import checked_bins
+from .collect import collect
+from .counting import Counted, Counts, GroupSums
 from .evaluate import evaluate
 from .inputs import Form, Predictions, kept, lay_out, verify
-from .scoring import Scored, View, blocks, faulty, in_range, score, sound, within_unit
+from .scoring import View, blocks, faulty, in_range, score, sound, within_unit
 from .table import Calibration
-from .totals import Atoms, Classes, Groups, Totals
+from .totals import Totals
 
 #: Pairs that are kept as they are, so that ranks are exact up to there (chosen by us: 2 MiB).
 EXACT = 1 << 18
@@ -99,16 +99,9 @@ class CalibrationAccumulator:
 
     def reset(self) -> None:
         """Forget every sample, and the shape of the first batch."""
-        self._form: Form | None = None
-        self._classes = 0
+        self._counts: Counts | None = None
         self._facts: dict[str, str] = {}
         self._updates = 0
-        self._sums: dict[str, torch.Tensor] = {}
-        self._cells: Cells | None = None
-        self._pairs: list[tuple[torch.Tensor, ...]] | None = []
-        self._held = 0
-        self._groups: list[_GroupSums] = []
-        self._rows = 0
         self._grouped: bool | None = None
         self._warnings: dict[str, None] = {}
 
@@ -139,29 +132,34 @@ class CalibrationAccumulator:
         if not len(predictions.truth):
             return self
         self._begin(predictions)
+        assert self._counts is not None
+        counts = self._counts
+        if counts.device != predictions.scores.device:
+            raise MeasurementError(
+                f"this batch lies on {predictions.scores.device}, those before it on {counts.device}; give each device "
+                "its own accumulator and merge them"
+            )
         predictions, group = self._open_groups(predictions)
         parts = list(blocks(predictions))
         # A fault in a later block must leave no trace of the blocks before it.
-        saved = {k: v.clone() for k, v in self._sums.items()} if len(parts) > 1 and not self._deferred else None
-        held = None if self._pairs is None else list(self._pairs), self._held
+        saved = counts.snapshot() if len(parts) > 1 and not self._deferred else None
         try:
             self._count(predictions, parts, group)
         except MeasurementError:
-            self._sums = self._sums if saved is None else saved
-            self._pairs, self._held = held
+            if saved is not None:
+                counts.restore(saved)
             if not self._updates:
                 self.reset()
             raise
         if group is not None:
-            self._groups.append(group)
-            self._rows += len(group)
+            counts.close_groups(group)
         self._updates += 1
         return self
 
     def _begin(self, predictions: Predictions) -> None:
         view = self._view(predictions)
         facts = {"input": predictions.kind, "dtype": predictions.dtype, "confidence": view}
-        if self._form is None:
+        if self._counts is None:
             if view == "positive" and not predictions.binary:
                 raise MeasurementError(
                     f'confidence="positive" needs a binary task of shape (n,), got {predictions.classes} classes; '
@@ -169,18 +167,16 @@ class CalibrationAccumulator:
                 )
             device = predictions.scores.device
             self._deferred = device.type != "cpu" if self.defer is None else self.defer
-            self._form, self._classes, self._facts = predictions.form, predictions.classes, facts
-            self._tabled = self.classwise is not False and (
+            self._facts = facts
+            tabled = self.classwise is not False and (
                 predictions.form in ("multiclass", "multilabel")
                 and (self.classwise is True or predictions.classes <= CLASSWISE)
             )
-            # Whether the top label may be right where the confidence, being that of class 1, did not come true.
-            self._apart = view == "positive" and predictions.form != "top-label"
-            self._make(device)
-        elif (predictions.form, predictions.classes) != (self._form, self._classes):
+            self._make(predictions.form, predictions.classes, view, tabled, device)
+        elif (predictions.form, predictions.classes) != (self._counted.form, self._counted.classes):
             raise MeasurementError(
                 f"this batch has {predictions.classes} classes ({predictions.form}), those before it had "
-                f"{self._classes} ({self._form}); give each its own accumulator"
+                f"{self._counted.classes} ({self._counted.form}); give each its own accumulator"
             )
         elif facts["input"] != self._facts["input"]:
             raise MeasurementError(
@@ -200,64 +196,36 @@ class CalibrationAccumulator:
             return self.confidence
         return "positive" if predictions.form in ("multilabel", "top-label") else "top"
 
-    def _make(self, device: torch.device) -> None:
+    def _make(self, form: Form, classes: int, view: View, tabled: bool, device: torch.device) -> None:
         """Lay out the sums, all 0."""
-        self._cells = Cells(np.array([0.0, 1.0]) if self.edges is None else self.edges, device)
-        self._bin_of = torch.from_numpy(self._cells.bin_of).to(device)
-        self._class_edges = torch.from_numpy(equal_width_edges(self.bins)[1:-1]).to(device)
-        cells, k, tables = 2 * len(self._cells), self._classes, self._classes * self.bins
-
-        def zeros(size: int, whole: bool = True) -> torch.Tensor:
-            return torch.zeros(size, dtype=torch.int64 if whole else torch.float64, device=device)
-
-        self._sums = {
-            "counts": zeros(cells),
-            "confidence": zeros(cells, whole=False),
-            "right": zeros(1),
-            "infinite": zeros(1),
-        }
-        if self.scores:
-            self._sums["moments"] = zeros(6, whole=False)
-        if self._form != "top-label":
-            self._sums["class labels"] = zeros(k)
-        if self._form == "multiclass":
-            self._sums |= {"class predicted": zeros(k), "class right": zeros(k)}
-            self._sums |= {"class confidence": zeros(k, whole=False), "class mass": zeros(k, whole=False)}
-        if self._tabled:
-            self._sums |= {"class counts": zeros(tables), "class hits": zeros(tables)}
-            self._sums["class sums"] = zeros(tables, whole=False)
-        self._ones = zeros(0)
+        counted = Counted(form, classes, view, self.bins, self.edges, self.scores, tabled, self.exact)
+        self._counts = Counts(counted, device)
         self._fault = torch.full((1,), _NEVER, dtype=torch.int64, device=device)
 
-    def _open_groups(self, predictions: Predictions) -> tuple[Predictions, _GroupSums | None]:
+    @property
+    def _counted(self) -> Counted:
+        assert self._counts is not None
+        return self._counts.counted
+
+    def _open_groups(self, predictions: Predictions) -> tuple[Predictions, GroupSums | None]:
         """Return the predictions with groups numbered from 0, and the sums to fill for them."""
         if predictions.groups is None:
             return predictions, None
         ids, rows = None, predictions.groups
         if predictions.named:
             ids, rows = torch.unique(rows, return_inverse=True)
-        size = predictions.members if ids is None else len(ids)
-        bins = 0 if self.edges is None else self.bins  # equal-mass bins are not known yet
-        group = _GroupSums(
-            ids,
-            torch.zeros(size * bins * 3, dtype=torch.float64, device=rows.device),
-            torch.zeros(3 * size, dtype=torch.float64, device=rows.device),
-        )
+        assert self._counts is not None
+        group = self._counts.open_groups(ids, predictions.members if ids is None else len(ids))
         return dataclasses.replace(predictions, groups=rows), group
 
-    def _count(self, predictions: Predictions, parts: list[Predictions], group: _GroupSums | None) -> None:
-        device = predictions.scores.device
-        if self._sums["counts"].device != device:
-            raise MeasurementError(
-                f"this batch lies on {device}, those before it on {self._sums['counts'].device}; give each device its "
-                "own accumulator and merge them"
-            )
-        view, start = self._view(predictions), 0
+    def _count(self, predictions: Predictions, parts: list[Predictions], group: GroupSums | None) -> None:
+        assert self._counts is not None
+        view, start = self._counted.view, 0
         # Logits that are probabilities: looked for in every batch on the CPU, in the first on an accelerator, where
         # each look waits for the device.
         suspect = predictions.kind == "logits" and (not self._deferred or not self._updates)
         classes = 2 if predictions.binary else predictions.classes
-        share = 1 / self.bins if self._tabled and not predictions.binary else None
+        share = 1 / self.bins if self._counted.tabled and not predictions.binary else None
         for i, part in enumerate(parts):
             rows, fine = len(part.truth), True
             keep = lost = None
@@ -290,114 +258,8 @@ class CalibrationAccumulator:
                 for warning in verify(kept(predictions, self.ignore_index)).warnings:
                     self._warnings[warning] = None
             if scored is not None:
-                self._tally(part, scored, keep, group)
+                self._counts.add(part, scored, keep, group)
             start += rows
-
-    def _tally(self, part: Predictions, scored: Scored, keep: torch.Tensor | None, group: _GroupSums | None) -> None:
-        """Add the rows of a block that `keep` marks (None: all)."""
-        assert self._cells is not None
-        sums, sure, correct, right = self._sums, scored.confidence, scored.correct, scored.right
-        if keep is None:
-            if len(self._ones) < len(sure):
-                self._ones = torch.ones_like(correct)
-            one = self._ones[: len(sure)]
-        else:
-            one = keep.long()
-            same = right is correct
-            sure, correct = sure.where(keep, 0), correct * one
-            right = correct if same else right * one
-
-        def add(name: str, at: torch.Tensor, of: torch.Tensor) -> None:
-            sums[name].scatter_add_(0, at, of)
-
-        keys = self._cells.keys(sure, correct)
-        wide = sure.double()
-        add("counts", keys, one)
-        add("confidence", keys, wide)
-        if right is not correct:
-            sums["right"] += right.sum()
-        brier = nll = None
-        if scored.brier is not None and scored.nll is not None:
-            endless = torch.isinf(scored.nll)
-            nll = scored.nll.masked_fill(endless, 0)
-            brier = scored.brier
-            if keep is not None:
-                brier, nll, endless = brier.where(keep, 0), nll.where(keep, 0), endless & keep
-            sums["infinite"] += endless.sum()
-            powers = [x @ of for x in (brier, nll) for of in (torch.ones_like(x), x, x * x)]
-            sums["moments"] += torch.stack(powers)
-        if group is not None:
-            assert part.groups is not None
-            if self.edges is not None:
-                at = (part.groups * self.bins + self._bin_of[keys >> 1]) * 3
-                for offset, of in enumerate((one.double(), correct.double(), wide)):
-                    group.table.scatter_add_(0, at + offset, of)
-            group.scores.scatter_add_(0, 3 * part.groups, right.double())
-            if brier is not None and nll is not None:
-                group.scores.scatter_add_(0, 3 * part.groups + 1, brier)
-                group.scores.scatter_add_(0, 3 * part.groups + 2, nll)
-        if self._pairs is not None:
-            self._keep_pair(wide, correct, keep, part.groups)
-        if "class labels" in sums:
-            self._tally_classes(part, scored, wide, correct, one, keep)
-
-    def _keep_pair(
-        self, sure: torch.Tensor, correct: torch.Tensor, keep: torch.Tensor | None, groups: torch.Tensor | None
-    ) -> None:
-        assert self._pairs is not None
-        self._held += len(sure)
-        if self._held > self.exact:
-            self._pairs = None
-            return
-        marked = sure if keep is None else sure.where(keep, torch.nan)
-        # Clones, not views: a block's own tensors hold more than these.
-        rows = torch.zeros(0, dtype=torch.int64, device=sure.device) if groups is None else groups + self._rows
-        self._pairs.append((marked.clone(), correct.clone(), rows))
-
-    def _tally_classes(
-        self,
-        part: Predictions,
-        scored: Scored,
-        sure: torch.Tensor,
-        correct: torch.Tensor,
-        one: torch.Tensor,
-        keep: torch.Tensor | None,
-    ) -> None:
-        sums, bins = self._sums, self.bins
-
-        def add(name: str, at: torch.Tensor, of: torch.Tensor) -> None:
-            sums[name].scatter_add_(0, at, of)
-
-        def place(p: torch.Tensor) -> torch.Tensor:
-            return torch.bucketize(p, self._class_edges)
-
-        y = part.truth if keep is None else part.truth.where(keep, 0)
-        if part.column is not None:
-            p = sure if self._facts["confidence"] == "positive" else _positive(part, keep)
-            add("class labels", part.column, y)
-            if self._tabled:
-                at = part.column * bins + place(p)
-                add("class counts", at, one)
-                add("class hits", at, y)
-                add("class sums", at, p if keep is None else p.where(keep, 0))
-            return
-        add("class labels", y, one)
-        if scored.predicted is None:
-            return
-        add("class predicted", scored.predicted, one)
-        add("class right", scored.predicted, correct)
-        add("class confidence", scored.predicted, sure)
-        if scored.likely is None or scored.own is None:
-            return
-        # A class with less than 1 / bins lies in the first bin, which is what the others leave: few are counted one by
-        # one, and what falls in the first bin all the same is not read.
-        likely = scored.likely
-        sums["class mass"] += likely.mass
-        own = scored.own.clamp_max(1)
-        add("class hits", y * bins + place(own if keep is None else own.where(keep, 0)), one)
-        at = likely.classes * bins + place(likely.probability)
-        add("class counts", at, torch.ones_like(at) if keep is None else (likely.probability > 0).long())
-        add("class sums", at, likely.probability)
 
     # ---------------------------------------------------------------------------------------------- together
 
@@ -412,29 +274,21 @@ class CalibrationAccumulator:
                     f"accumulators with different {name} cannot be merged ({value!r} and {theirs[name]!r}); "
                     "make both with the same settings"
                 )
-        if other._form is None:
+        if other._counts is None:
             return self
-        if self._form is None:
+        if self._counts is None:
             self.load_state_dict(other.state_dict())
             return self
-        seen = [(x._form, x._classes, x._facts["input"], x._grouped) for x in (self, other)]
+        seen = [(x._counted.form, x._counted.classes, x._facts["input"], x._grouped) for x in (self, other)]
         if seen[0] != seen[1]:
             raise MeasurementError(
                 f"accumulators of different predictions cannot be merged: {_named(seen[0])} and {_named(seen[1])}"
             )
-        device = self._sums["counts"].device
-        for name, value in other._sums.items():
-            self._sums[name] += value.to(device)
+        self._counts.merge(other._counts)
         for dtype in other._facts["dtype"].split(", "):
             if dtype not in self._facts["dtype"].split(", "):
                 self._facts["dtype"] += f", {dtype}"
-        self._held += other._held
-        if self._pairs is None or other._pairs is None or self._held > self.exact:
-            self._pairs = None
-        else:
-            self._pairs += [(c.to(device), y.to(device), g.to(device) + self._rows) for c, y, g in other._pairs]
-        self._groups += [group.to(device) for group in other._groups]
-        self._rows += other._rows
+        device = self._counts.device
         theirs = other._fault.to(device)
         self._fault = torch.minimum(self._fault, torch.where(theirs < _NEVER, theirs + (self._updates << 32), theirs))
         self._updates += other._updates
@@ -451,7 +305,7 @@ class CalibrationAccumulator:
 
         states: list[Any] = [None] * dist.get_world_size(group)
         dist.all_gather_object(states, _to(self.state_dict(), torch.device("cpu")), group=group)
-        device = self._sums["counts"].device if self._sums else None
+        device = None if self._counts is None else self._counts.device
         total = CalibrationAccumulator(**self._arguments())
         for state in states:
             total.merge(CalibrationAccumulator(**self._arguments()).load_state_dict(state))
@@ -480,16 +334,13 @@ class CalibrationAccumulator:
         """Return everything counted so far, as tensors and plain values that `torch.load` reads with weights_only."""
         return {
             "settings": self._settings(),
-            "form": self._form,
-            "classes": self._classes,
+            "form": None if self._counts is None else self._counted.form,
+            "classes": 0 if self._counts is None else self._counted.classes,
             "facts": dict(self._facts),
             "updates": self._updates,
-            "sums": dict(self._sums),
-            "fault": self._fault if self._sums else None,
-            "deferred": self._deferred if self._sums else False,
-            "pairs": None if self._pairs is None else list(self._pairs),
-            "held": self._held,
-            "groups": [(g.ids, g.table, g.scores) for g in self._groups],
+            "fault": None if self._counts is None else self._fault,
+            "deferred": False if self._counts is None else self._deferred,
+            **({} if self._counts is None else self._counts.state()),
             "grouped": self._grouped,
             "warnings": list(self._warnings),
         }
@@ -503,16 +354,14 @@ class CalibrationAccumulator:
         self.reset()
         if state["form"] is None:
             return self
-        self._form, self._classes, self._facts = state["form"], state["classes"], dict(state["facts"])
-        self._tabled, self._deferred = "class counts" in state["sums"], state["deferred"]
-        self._apart = self._facts["confidence"] == "positive" and self._form != "top-label"
-        self._make(state["sums"]["counts"].device)
-        self._sums = {k: v.clone() for k, v in state["sums"].items()}
+        self._facts, self._deferred = dict(state["facts"]), state["deferred"]
+        view: View = "positive" if self._facts["confidence"] == "positive" else "top"
+        sums = state["sums"]
+        self._make(state["form"], state["classes"], view, "class counts" in sums, sums["counts"].device)
+        assert self._counts is not None
+        self._counts.load(state)
         self._fault = state["fault"].clone()
-        self._pairs = None if state["pairs"] is None else [tuple(pair) for pair in state["pairs"]]
-        self._held, self._updates, self._grouped = state["held"], state["updates"], state["grouped"]
-        self._groups = [_GroupSums(*group) for group in state["groups"]]
-        self._rows = sum(len(g) for g in self._groups)
+        self._updates, self._grouped = state["updates"], state["grouped"]
         self._warnings = dict.fromkeys(state["warnings"])
         return self
 
@@ -531,11 +380,11 @@ class CalibrationAccumulator:
     @property
     def samples(self) -> int:
         """Predictions counted so far (waits for the device)."""
-        return int(self._sums["counts"].sum()) if self._sums else 0
+        return 0 if self._counts is None else self._counts.samples
 
     def totals(self) -> Totals:
         """Return the sums on the host; raises MeasurementError for faults put off until now, and without samples."""
-        if not self._sums or not self.samples + int(self._fault < _NEVER):
+        if self._counts is None or not self.samples + int(self._fault < _NEVER):
             raise MeasurementError("no predictions: nothing was counted (or ignore_index left nothing)")
         fault = int(self._fault)
         if fault < _NEVER:
@@ -544,105 +393,7 @@ class CalibrationAccumulator:
                 "probabilities outside [0, 1] or not summing to 1, or a label out of range: pass logits as logits=, "
                 "leave labels out with ignore_index=, or mend the data, and accumulate anew"
             )
-        sums = {k: v.cpu().numpy() for k, v in self._sums.items()}
-        atoms = self._atoms(sums)
-        table, index = self._table(sums, atoms)
-        return Totals(
-            table=table,
-            atoms=atoms,
-            classes=self._class_totals(sums),
-            right=int(sums["right"][0]) if self._apart else int(sums["counts"][1::2].sum()),
-            moments=sums["moments"].reshape(2, 3) if self.scores else None,
-            infinite=int(sums["infinite"][0]),
-            groups=self._group_totals(table.edges, index),
-        )
-
-    def _host_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert self._pairs is not None
-        columns = [torch.cat(column).cpu().numpy() for column in zip(*self._pairs, strict=True)]
-        there = ~np.isnan(columns[0])
-        return columns[0][there], columns[1][there], columns[2][there] if len(columns[2]) else columns[2]
-
-    def _atoms(self, sums: Mapping[str, np.ndarray]) -> Atoms:
-        if self._pairs is not None:
-            sure, correct, _ = self._host_pairs()
-            order = np.argsort(sure, kind="stable")
-            sure, correct = sure[order], correct[order]
-            first = np.flatnonzero(np.diff(sure, prepend=-1.0))
-            counts = np.diff(first, append=len(sure))
-            right = np.add.reduceat(correct.astype(np.int64), first)
-            return Atoms(sure[first], counts, right, sure[first] * (counts - right), exact=True)
-        counts = sums["counts"].reshape(-1, 2)
-        parts = sums["confidence"].reshape(-1, 2)
-        filled = counts.sum(axis=1) > 0
-        counts, parts = counts[filled], parts[filled]
-        size = counts.sum(axis=1)
-        return Atoms(parts.sum(axis=1) / size, size, counts[:, 1], parts[:, 0], exact=False)
-
-    def _table(self, sums: Mapping[str, np.ndarray], atoms: Atoms) -> tuple[Bins, np.ndarray | None]:
-        """Return the bins, and for equal-mass ones made from pairs the bin of each pair."""
-        assert self._cells is not None
-        counts, parts = sums["counts"].reshape(-1, 2), sums["confidence"].reshape(-1, 2)
-        if self.edges is not None:
-            return Bins(self.edges).add_cells(self._cells.bin_of, counts, parts), None
-        if self._pairs is not None:
-            sure, correct, _ = self._host_pairs()
-            edges = equal_mass_edges(sure, self.bins)
-            index = right_closed(sure, edges)
-            return Bins(edges).add(sure, correct, index), index
-        if self._grouped:
-            raise MeasurementError(
-                f"equal-mass bins of grouped samples need every pair, and {self._held} exceed exact={self.exact}; "
-                "raise exact=, or give bins= the edges of a first run without groups"
-            )
-        # From cells: an edge where a cell ends.
-        ends = np.searchsorted(np.cumsum(counts.sum(axis=1)), np.arange(1, self.bins) * self.samples / self.bins)
-        inner = np.unique(ends)
-        inner = inner[inner < np.flatnonzero(counts.sum(axis=1))[-1]]  # the last bin ends at 1, and is not empty
-        edges = np.concatenate([[0.0], self._cells.upper_ends()[inner], [1.0]])
-        return Bins(edges).add_cells(np.searchsorted(inner, np.arange(len(counts))), counts, parts), None
-
-    def _class_totals(self, sums: Mapping[str, np.ndarray]) -> Classes:
-        if "class labels" not in sums:
-            return Classes()
-        tables: dict[str, np.ndarray] = {}
-        if self._tabled:
-            shape = self._classes, self.bins
-            counts, hits, p = (sums[f"class {name}"].reshape(shape).copy() for name in ("counts", "hits", "sums"))
-            if self._form == "multiclass":  # what the counted ones leave to the first bin
-                counts[:, 0] = self.samples - counts[:, 1:].sum(axis=1)
-                p[:, 0] = sums["class mass"] - p[:, 1:].sum(axis=1)
-            tables = {"counts": counts, "hits": hits, "sums": p}
-        if self._form == "multiclass":
-            tables |= {name: sums[f"class {name}"] for name in ("predicted", "right", "confidence")}
-        return Classes(labels=sums["class labels"], **tables)
-
-    def _group_totals(self, edges: np.ndarray, index: np.ndarray | None) -> Groups | None:
-        if not self._groups:
-            return None
-        bins = len(edges) - 1
-        scores = torch.cat([g.scores for g in self._groups]).cpu().numpy().reshape(-1, 3)
-        if index is None:
-            table = torch.cat([g.table for g in self._groups]).cpu().numpy().reshape(-1, bins, 3)
-        else:
-            sure, correct, rows = self._host_pairs()
-            at = rows * bins + index
-            columns = [np.bincount(at, of, minlength=len(scores) * bins) for of in (np.ones(len(at)), correct, sure)]
-            table = np.stack(columns, axis=1).reshape(-1, bins, 3)
-        ids, free = [], -1
-        for g in self._groups:
-            names = np.arange(free, free - len(g), -1) if g.ids is None else g.ids.cpu().numpy()
-            free -= len(g) if g.ids is None else 0
-            ids.append(names)
-        if any(g.ids is not None for g in self._groups):
-            found, rows = np.unique(np.concatenate(ids), return_inverse=True)
-            whole_table, whole_scores = np.zeros((len(found), bins, 3)), np.zeros((len(found), 3))
-            np.add.at(whole_table, rows, table)
-            np.add.at(whole_scores, rows, scores)
-            table, scores = whole_table, whole_scores
-        there = table[:, :, 0].sum(axis=1) > 0
-        table, scores = table[there], scores[there]
-        return Groups(table[:, :, 0], table[:, :, 1], table[:, :, 2], scores[:, 1], scores[:, 2], scores[:, 0])
+        return collect(self._counts, bool(self._grouped))
 
     def compute(
         self,
@@ -657,11 +408,10 @@ class CalibrationAccumulator:
         milliseconds, and a sort of the pairs that are kept (0.1 s). Waits for the device.
         """
         totals = self.totals()
-        assert self._form is not None
         return evaluate(
             totals,
-            form=self._form,
-            classes=self._classes,
+            form=self._counted.form,
+            classes=self._counted.classes,
             bins=self.bins,
             mass=self.mass,
             seed=seed,
@@ -670,31 +420,6 @@ class CalibrationAccumulator:
             warnings=self.warnings,
             settings={**self._facts, "ignore_index": self.ignore_index},
         )
-
-
-def checked_bins(bins: Any, mass: Any) -> tuple[int, np.ndarray | None]:
-    """Return the number of bins and their edges (None: equal-mass ones, not known yet)."""
-    if mass not in ("width", "equal"):
-        raise MeasurementError(f"mass={mass!r} is not one of 'width', 'equal'")
-    if isinstance(bins, Sequence | np.ndarray) and not isinstance(bins, str):
-        edges = np.asarray(bins, dtype=np.float64)
-        if mass == "equal":
-            raise MeasurementError('mass="equal" finds its own edges: give bins= as a number')
-        if edges.ndim != 1 or len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not (np.diff(edges) > 0).all():
-            raise MeasurementError("edges of bins must rise from 0 to 1, e.g. bins=[0, 0.5, 0.9, 1]")
-        return len(edges) - 1, edges
-    if isinstance(bins, bool) or not isinstance(bins, int | np.integer):
-        raise TypeError(f"bins must be an integer or edges, got {type(bins).__name__}")
-    if bins < 1:
-        raise MeasurementError(f"bins={bins} must be at least 1")
-    return int(bins), equal_width_edges(int(bins)) if mass == "width" else None
-
-
-def _positive(part: Predictions, keep: torch.Tensor | None) -> torch.Tensor:
-    """Return the probability of class 1 of each row, float64; 0 where it is not to be kept."""
-    p = part.scores.double()
-    p = torch.sigmoid(p) if part.kind == "logits" else p
-    return p if keep is None else p.where(keep, 0)
 
 
 def _named(seen: tuple[Any, ...]) -> str:
@@ -709,20 +434,3 @@ def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {k: _to(v, device) for k, v in value.items()}
     return type(value)(_to(v, device) for v in value) if isinstance(value, list | tuple) else value
-
-
-@dataclass(frozen=True)
-class _GroupSums:
-    """Sums of one update's groups: `ids` (G,) as named, or None; `table` (G * bins * 3,); `scores` (G * 3,)."""
-
-    ids: torch.Tensor | None
-    table: torch.Tensor
-    scores: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.scores) // 3
-
-    def to(self, device: torch.device) -> _GroupSums:
-        return _GroupSums(
-            None if self.ids is None else self.ids.to(device), self.table.to(device), self.scores.to(device)
-        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from ..errors import MeasurementError
@@ -175,3 +178,21 @@ class Bins:
         acc = self.correct[enough] / n
         gap = self.confidence_sums[enough] / n - acc
         return max(0.0, float(np.sum(n / self.samples * (gap**2 - acc * (1 - acc) / (n - 1)))))
+
+
+def checked_bins(bins: Any, mass: Any) -> tuple[int, np.ndarray | None]:
+    """Return the number of bins and their edges (None: equal-mass ones, not known yet)."""
+    if mass not in ("width", "equal"):
+        raise MeasurementError(f"mass={mass!r} is not one of 'width', 'equal'")
+    if isinstance(bins, Sequence | np.ndarray) and not isinstance(bins, str):
+        edges = np.asarray(bins, dtype=np.float64)
+        if mass == "equal":
+            raise MeasurementError('mass="equal" finds its own edges: give bins= as a number')
+        if edges.ndim != 1 or len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or not (np.diff(edges) > 0).all():
+            raise MeasurementError("edges of bins must rise from 0 to 1, e.g. bins=[0, 0.5, 0.9, 1]")
+        return len(edges) - 1, edges
+    if isinstance(bins, bool) or not isinstance(bins, int | np.integer):
+        raise TypeError(f"bins must be an integer or edges, got {type(bins).__name__}")
+    if bins < 1:
+        raise MeasurementError(f"bins={bins} must be at least 1")
+    return int(bins), equal_width_edges(int(bins)) if mass == "width" else None

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import MeasurementError
 from ..results import Cost
-from .accumulator import EXACT, CalibrationAccumulator, checked_bins
-from .bins import Bins
+from .accumulator import EXACT, CalibrationAccumulator
+from .bins import Bins, checked_bins
 from .conventions import CONVENTIONS
 from .evaluate import evaluate
 from .inputs import Form, kept, lay_out, verify

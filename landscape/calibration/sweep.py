@@ -1,0 +1,151 @@
+"""One pass over the scores of several classes: each row's top, and the sums that its probabilities are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .exponentials import exponentiate
+
+# Class scores whose float64 copy is held at a time on a CPU: 512 KiB, which stays in a core's own cache (measured: the
+# best of 16,384 to 262,144, with 1,000 classes).
+_CACHED = 1 << 16
+
+
+@dataclass(frozen=True)
+class Likely:
+    """The classes that have more than a share of the probability: row, class and probability, (m,) each.
+
+    `mass` (C,) sums each class's probability over the rows, the unlikely ones too.
+    """
+
+    rows: torch.Tensor
+    classes: torch.Tensor
+    probability: torch.Tensor
+    mass: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Of each row, (n,): its first largest class `top`, and sums in float64.
+
+    `low` (n,) is the least score, or fewer numbers that each stand for several rows; `total` sums the exponentials of
+    logits (less the largest one, if `shifted`), or the probabilities; `squares` sums their squares (None: not asked
+    for).
+    """
+
+    top: torch.Tensor
+    low: torch.Tensor
+    total: torch.Tensor
+    squares: torch.Tensor | None
+
+
+def sweep(scores: torch.Tensor, logits: bool, squares: bool, finder: Finder | None, each: bool, shifted: bool) -> Swept:
+    """Go through scores (n, C) once, of any float dtype; exponentials and sums are float64.
+
+    `each` gives every row its own `low`; `finder` is shown every row. On a CPU in parts that fit its cache. Cost, in ns
+    a score on one thread of an AMD Zen 4: 1.4, of which the exponential takes 0.8, reading and the top 0.2, widening
+    0.17, the sum 0.13, `low` 0.1; `squares` 0.13 more, and a finder 1.5.
+    """
+    if scores.device.type == "cpu":
+        return _sweep_cached(scores, logits, squares, finder, each, shifted)
+    x = widened(scores)
+    top, odds = x.argmax(dim=1), x.double()
+    if logits:
+        odds = (odds - odds.gather(1, top[:, None]) if shifted else odds).exp()
+    total = odds.sum(dim=1)
+    if finder is not None:
+        finder.add(odds, total if logits else torch.ones_like(total), 0)
+    return Swept(top, x.amin(dim=1), total, torch.linalg.vector_norm(odds, dim=1).square() if squares else None)
+
+
+def _sweep_cached(
+    scores: torch.Tensor, logits: bool, squares: bool, finder: Finder | None, each: bool, shifted: bool
+) -> Swept:
+    n, classes = scores.shape
+    step = max(1, _CACHED // classes)
+    room, ones = np.empty((min(step, n), classes)), np.ones(classes)
+    top, total = np.empty(n, dtype=np.int64), np.empty(n)
+    squared, low = np.empty(n if squares else 0), []
+    # What over- or underflows shows in `low` and the total, and is dealt with there.
+    with np.errstate(all="ignore"):
+        for start in range(0, n, step):
+            part = slice(start, min(start + step, n))
+            # NumPy finds the first of the largest five times as fast as torch.
+            x, odds = widened(scores[part]).numpy(), room[: part.stop - start]
+            x.argmax(axis=1, out=top[part])
+            low.append(x.min(axis=1) if each else x.min(keepdims=True)[0])
+            np.copyto(odds, x)
+            if logits:
+                if shifted:
+                    odds -= np.take_along_axis(odds, top[part, None], axis=1)
+                exponentiate(odds)
+            _dots(odds, ones, total[part])
+            if squares:
+                _dots(odds, odds, squared[part])
+            if finder is not None:
+                share_of = total[part] if logits else np.ones(len(odds))
+                finder.add(torch.from_numpy(odds), torch.from_numpy(share_of), start)
+    lows = torch.from_numpy(np.concatenate(low))
+    return Swept(torch.from_numpy(top), lows, torch.from_numpy(total), torch.from_numpy(squared) if squares else None)
+
+
+def _dots(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """Write the scalar product of each row of a (r, C) with that of b, or with b (C,) itself, to out (r,)."""
+    if hasattr(np, "vecdot"):  # from NumPy 2 on: as fast as a matrix product, but on one thread
+        np.vecdot(a, b, out=out)
+    else:
+        np.einsum("...i,...i->...", a, b, out=out)
+
+
+class Finder:
+    """Collects the classes with at least `share` of the probability, part by part of a block's rows."""
+
+    def __init__(self, share: float, keep: torch.Tensor | None, classes: int, device: torch.device) -> None:
+        # A hair low, so that rounding misses none.
+        self.share, self.keep = share * (1 - 1e-12), keep
+        self.classes = classes
+        self.mass = torch.zeros(classes, dtype=torch.float64, device=device)
+        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(self, odds: torch.Tensor, total: torch.Tensor, start: int) -> None:
+        """Add rows from `start` on: their exponentials or probabilities, (r, C), and what these are shares of, (r,)."""
+        if self.keep is not None:
+            kept = self.keep[start : start + len(odds)]
+            odds, total = odds.where(kept[:, None], 0), total.where(kept, 1)
+        self.mass += total.reciprocal() @ odds
+        limit = total * self.share
+        if odds.device.type == "cpu":
+            # NumPy compares and lists four times as fast as torch here.
+            flat = torch.from_numpy(np.flatnonzero(odds.numpy() > limit.numpy()[:, None]))
+            rows = flat // self.classes
+            classes, found = flat - rows * self.classes, odds.view(-1)[flat]
+        else:
+            # At most 1 / share classes can have it: no need to wait for how many do.
+            found, classes = odds.topk(min(int(1 / self.share) + 1, self.classes), dim=1)
+            found = found.where(found > limit[:, None], 0).reshape(-1)
+            rows = torch.arange(len(odds), device=odds.device).repeat_interleave(classes.shape[1])
+            classes = classes.reshape(-1)
+        self.parts.append((rows + start, classes, (found / total[rows]).clamp_max_(1)))
+
+    def likely(self) -> Likely:
+        """Return what was found."""
+        rows, classes, probability = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        return Likely(rows, classes, probability, self.mass)
+
+
+def least(x: torch.Tensor) -> float:
+    """Return the least number, NaN where there is one (waits for the device)."""
+    return float(x.numpy().min() if x.device.type == "cpu" else x.min())
+
+
+def largest(x: torch.Tensor) -> float:
+    """Return the largest number, NaN where there is one (waits for the device)."""
+    return float(x.numpy().max() if x.device.type == "cpu" else x.max())
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """Return 16-bit floats in float32, which holds them exactly."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).contiguous()
