@@ -29,9 +29,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "calibrate": ("calibrate", "Calibrate saved predictions or checkpoints; write a calibrated model."),
     },
     "Read": {
-        "report": ("report", "Draw archives as one self-contained HTML page."),
-        "figure": ("figure", "Draw one result of one or several archives for a paper, with caption and BibTeX."),
-        "compare": ("compare", "Say how two runs differ, with intervals; exit 1 where a condition holds."),
+        "report": ("report", "Draw archives as one self-contained HTML page, or in another format."),
+        "figure": ("figure", "Draw THE figure for a paper, with its caption, methods paragraph and BibTeX."),
+        "compare": ("compare", "Say how the runs of two archives differ: B minus A, with 95% intervals."),
         "show": ("show", "Print what archives hold."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),

@@ -1,4 +1,4 @@
-"""`landscape report`: archives as one page."""
+"""`landscape report`: archives as a page, a PDF, figures, Markdown or tables."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from pathlib import Path
 import click
 
 from .options import Command
-from .output import check_page
 
 
 @click.command(cls=Command, example="landscape report a.landscape.h5 b.landscape.h5 -o report.html")
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
-    help="The page to write.",
+    help="What to write; its ending is the format. figures.png is a folder of figures.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the page if it exists.")
-def command(archives: tuple[Path, ...], out: Path, force: bool) -> None:
-    """Draw archives as one self-contained HTML page.
+@click.option("--format", "form", metavar="NAME", help="html, pdf, png, svg, md, csv or json, whatever the ending.")
+@click.option("--title", help="In place of what was compared.")
+@click.option("--force", is_flag=True, help="Replace what exists.")
+def command(archives: tuple[Path, ...], out: Path, form: str | None, title: str | None, force: bool) -> None:
+    """Draw archives as one self-contained HTML page, or in another format.
 
     The page opens from disk without a network: the table of runs, the surfaces on one scale, eigenvalues,
     reliability diagrams, provenance and warnings.
-    """
-    from landscape.report.page import write_report
 
-    check_page(str(out), force=force)
-    write_report(archives, out)
-    click.echo(out)
+    \b
+    html      the page, with figures that turn and zoom
+    pdf       tables, and vector figures with their captions
+    png, svg  a folder of figures with captions.md and references.bib
+    md        tables for a pull request
+    csv       a row for each run, every number with its uncertainty
+    json      the same as one object, with the effects of the settings
+    """
+    from landscape.report.formats import write_report_as
+
+    for path in write_report_as(archives, out, form, title=title, force=force):
+        click.echo(path)

@@ -80,7 +80,7 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
     return template.render(
         title=title or default_title(runs),
         runs=runs,
-        facts=_facts(runs),
+        facts=facts(runs),
         sections=sections,
         charts=[(c.id, *_data(c, exact=len(runs) <= EXACT_RUNS, words=many)) for c in charts],
         page=_markup(script_json(page)),
@@ -114,32 +114,33 @@ def short_task(reference: str) -> str:
     return stem if colon and name in ("task", "make_task", "main") else name
 
 
-def _facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    facts = [("Runs", count(len(runs)))]
+def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return what stands under the title: how many runs of which task, data, parameters, days, archives."""
+    found = [("Runs", count(len(runs)))]
     tasks = [t for t in by_task(runs) if t]
     if tasks:
-        facts.append(("Task" if len(tasks) == 1 else "Tasks", ", ".join(tasks)))
+        found.append(("Task" if len(tasks) == 1 else "Tasks", ", ".join(tasks)))
     samples: dict[str, set[int]] = {}
     parameters: set[int] = set()
     for run in runs:
-        found: Any = run.get("performance")
-        if found is not None:
-            parameters.add(int(found.parameters))
-            for split, n in zip(found.splits, np.ravel(found.samples), strict=False):
+        measured: Any = run.get("performance")
+        if measured is not None:
+            parameters.add(int(measured.parameters))
+            for split, n in zip(measured.splits, np.ravel(measured.samples), strict=False):
                 samples.setdefault(split, set()).add(int(n))
     if samples:
         told = [f"{_range(ns)} {split}" for split, ns in samples.items()]
-        facts.append(("Data", ", ".join(told) + " samples"))
+        found.append(("Data", ", ".join(told) + " samples"))
     if parameters - {0}:
-        facts.append(("Parameters", _range(parameters - {0})))
+        found.append(("Parameters", _range(parameters - {0})))
     days = sorted({str(r.about["created"])[:10] for r in runs if r.about.get("created")})
     if days:
-        facts.append(("Measured", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"))
+        found.append(("Measured", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"))
     archives = dict.fromkeys(Path(r.archive).name for r in runs if r.archive)
     if archives:
         names = list(archives)
-        facts.append(("Archives" if len(names) > 1 else "Archive", names[0] if len(names) == 1 else count(len(names))))
-    return facts
+        found.append(("Archives" if len(names) > 1 else "Archive", names[0] if len(names) == 1 else count(len(names))))
+    return found
 
 
 def _range(values: set[int]) -> str:

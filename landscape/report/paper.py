@@ -39,6 +39,8 @@ ALIASES = {
 OVERLAID = frozenset({"line", "density", "training"})
 #: More panels than this are refused (chosen by us: in two columns a panel of twelve is 1.7 inches wide).
 MOST_PANELS = 12
+#: Names that a legend holds within the axes (chosen by us: three lines leave the curves their room).
+INSIDE = 3
 SUFFIXES = (".pdf", ".svg", ".png")
 
 
@@ -112,7 +114,7 @@ def make_figure(
     panels = 1 if together or kind == "training" else len(found)
     inches = width or chosen.width(column or ("double" if panels > 1 or kind == "training" else "single"))
     with styled(chosen):
-        figure = _empty()
+        figure = empty_figure()
         if kind == "training":
             from .figures.record import draw_records
 
@@ -124,7 +126,8 @@ def make_figure(
             named = len(found) > 1 if titles is None else titles
             words = _draw_beside(figure, kind, found, options, inches, height, chosen, named)
         fit(figure, chosen)
-        figure.canvas.draw()
+        if kind in ("calibration", "recalibration"):
+            figure.canvas.draw()  # the strip hangs below its axes: the layout finds room for it on the second time
     results = [r for _, r in found]
     if kind == "training":
         text, how = captions.training(found)
@@ -206,7 +209,8 @@ def _record(run: Run) -> Any:
     return getattr(open_archive(run.archive), "history", None) or None
 
 
-def _empty() -> Figure:
+def empty_figure() -> Figure:
+    """Return a figure that no pyplot knows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -248,17 +252,31 @@ def _draw_over(figure: Figure, kind: str, found: list[tuple[Run, Any]], options:
         draw(result, ax=ax, color=RUN_COLORS[i % len(RUN_COLORS)], label=run.name, **extra, **options)
     if limits:
         ax.set_ylim(*limits)
-    _one_legend(ax)
+    _one_legend(figure, ax)
     return {"log": "logarithmic", "linear": "linear"}.get(words, words)
 
 
-def _one_legend(ax: Axes) -> None:
-    """Show each name once, outside of nobody's way."""
+def _one_legend(figure: Figure, ax: Axes) -> None:
+    """Show each name once: within the axes where there are few, below them where they would lie over the data."""
     handles, labels = ax.get_legend_handles_labels()
     once = dict(zip(reversed(labels), reversed(handles), strict=True))
-    if len(once) > 1:
-        names = list(dict.fromkeys(labels))
+    names = list(dict.fromkeys(labels))
+    if len(names) < 2:
+        return
+    if len(names) <= INSIDE:
         ax.legend([once[n] for n in names], names, frameon=False, loc="best")
+        return
+    from matplotlib.transforms import ScaledTranslation
+
+    width, height = (float(x) for x in figure.get_size_inches())
+    size = float(ax.xaxis.label.get_fontsize())
+    columns = max(1, min(len(names), int(width * 72 / (size * (0.58 * max(map(len, names)) + 3)))))
+    below = ax.transAxes + ScaledTranslation(0, -3.2 * size / 72, figure.dpi_scale_trans)
+    ax.legend(
+        [once[n] for n in names], names, loc="upper left", frameon=False, ncols=columns, bbox_to_anchor=(0, 0),
+        bbox_transform=below,
+    )  # fmt: skip
+    figure.set_size_inches(width, height + (1 + math.ceil(len(names) / columns)) * size * 1.45 / 72)
 
 
 def _draw_beside(
@@ -281,7 +299,7 @@ def _draw_beside(
         options.update(checks=False)
     if kind == "line":
         options.pop("zlim", None)
-    least = 1.7 if solid else 1.5 if kind == "plane" else 2.1
+    least = 1.7 if solid else {"plane": 1.5, "sharpness": 3.2, "eigenvalues": 2.6}.get(kind, 2.1)
     across = min(n, max(1, int(inches / least)), 4)
     across = math.ceil(n / math.ceil(n / across))
     down = math.ceil(n / across)

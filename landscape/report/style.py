@@ -41,7 +41,7 @@ class Style:
 
 #: 3.3 and 6.9 inches fit the columns of IEEE, ACM and ICML (NeurIPS and ICLR: a page of 5.5, say --width 5.5); 8 points
 #: are the size of a caption there, and 7 about the least that journals ask for.
-PAPER = Style("paper", 3.3, 6.9, 8.0, 7.0, 0.75, 600)
+PAPER = Style("paper", 3.3, 6.9, 8.0, 7.0, 0.75, 400)
 SCREEN = Style("screen", 5.2, 10.0, 10.0, 9.0, 1.0, 144)
 #: A slide of 13.3 x 7.5 inches: letters of 18 points are read from the last row.
 TALK = Style("talk", 6.2, 12.6, 18.0, 15.0, 1.8, 200)

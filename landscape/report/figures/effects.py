@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 14
 
 
-def draw_effects(response: Response, *, ax: Axes | None = None) -> Axes:
+def draw_effects(response: Response, *, ax: Axes | None = None, interactions: bool = True) -> Axes:
     """Draw the effects on one number: dots with 95% intervals, filled for main effects, hollow for interactions."""
-    shown = response.found.effects[:MOST_ROWS]
+    shown = (response.found.effects if interactions else response.found.main)[:MOST_ROWS]
     ax = ax or new_axes((6.0, 0.9 + 0.32 * len(shown)))
     for row, effect in enumerate(shown):
         value, low, high = response.numbers(effect)
