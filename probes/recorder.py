@@ -336,7 +336,6 @@ class Recorder:
             self._sink.event(self._run.step, "lost_rows", f"{self._sink.lost} rows could not be written")
         problem = self._sink.close()
         elapsed = self._sink.elapsed
-        self._opened.release()
         try:
             compact(
                 self.path,
@@ -350,6 +349,8 @@ class Recorder:
             )
         except ArchiveError as error:
             problem = str(error)
+        finally:
+            self._opened.release()  # not before: a reader shall not take a run for a killed one while it is compacted
         if problem is not None:
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
 

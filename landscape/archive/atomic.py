@@ -88,10 +88,24 @@ class Partial:
 def reserve(path: Path, size: int) -> None:
     """Append `size` zero bytes and sync, so that a full disk shows here as an OSError and not inside HDF5."""
     with open(path, "ab") as file:
-        for start in range(0, size, 1 << 20):
-            file.write(bytes(min(1 << 20, size - start)))
+        if not _allocate(file.fileno(), size):
+            for start in range(0, size, 1 << 20):
+                file.write(bytes(min(1 << 20, size - start)))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _allocate(fd: int, size: int) -> bool:
+    """Let the file system set room aside without writing it; False where it can't, or gives less than a promise."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(fd, os.fstat(fd).st_size, max(size, 1))
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            return False
+        raise
+    return True
 
 
 def sync_folder(folder: Path) -> None:

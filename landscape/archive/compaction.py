@@ -22,11 +22,13 @@ import numpy as np
 from ..errors import ArchiveError
 from .atomic import Partial, reserve
 from .groups import PLAIN_DIMENSION, encode, write_group
-from .history import EPOCHS, EVENTS, LIVE_RESULTS, PROBES, STEPS, Event, Probed, read_history
+from .history import COMPACTED, EPOCHS, EVENTS, PROBES, STEPS, Event, Probed, live_results, read_history, result_name
 from .reader import open_archive
 from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
-from .segments import SUFFIX, Opened, live_folder
+from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, segment_paths
 
+#: Beside the archive: what could not be read when a run was put into it.
+DAMAGED = ".damaged"
 #: Bytes of a chunk of rows (chosen by us: HDF5's own chunk cache holds one).
 _CHUNK = 1 << 20
 
@@ -48,7 +50,7 @@ def begin_run(
     folder = live_folder(path)
     if not path.parent.is_dir():
         raise ArchiveError(f"the folder {path.parent} does not exist; create it, or write somewhere else")
-    rows = [] if beside or not any(folder.glob(f"*{SUFFIX}")) else [folder]
+    rows = [] if beside or not segment_paths(folder) else [folder]
     held = [*([path] if path.exists() else []), *rows]
     if held and not force:
         raise ArchiveError(
@@ -66,7 +68,7 @@ def begin_run(
         partial = Partial(path)
         try:
             partial.write(content)
-            if rows:
+            if force and folder.exists():
                 shutil.rmtree(folder)
             partial.publish(partial.path)
         finally:
@@ -76,51 +78,127 @@ def begin_run(
     return path
 
 
-def compact(path: str | os.PathLike[str], status: str, **facts: Any) -> Path:
-    """Put what a run left in segments into its archive, and remove the segments; returns the archive's path.
+@dataclass(frozen=True)
+class Compacted:
+    """What went from segments into an archive: `rows` by quantity, events, Results of probes.
+
+    `torn` bytes were left by a kill behind the last whole block, and are nothing; `damaged` are files that could not be
+    read to their end, kept beside the archive. `leftovers` says that the archive held everything already.
+    """
+
+    path: Path
+    status: str
+    rows: Mapping[str, int]
+    events: int = 0
+    results: int = 0
+    torn: int = 0
+    damaged: tuple[Path, ...] = ()
+    leftovers: bool = False
+
+
+def compact(path: str | os.PathLike[str], status: str, **facts: Any) -> Compacted:
+    """Put what a run left in segments into its archive, and remove the segments.
 
     The archive appears whole or not at all, with this status and `facts` among its root attributes; where it can't be
-    written the segments stay, and are read as before. Memory is a few megabytes, whatever the run's length; the disk
-    holds the rows twice for a moment. Raises ArchiveError where there are no segments, or the disk is full.
+    written the segments stay, and are read as before. Killed at any moment, it leaves the segments, the archive, or
+    both, which readers tell apart. Memory is a few megabytes, whatever the run's length; the disk holds the rows twice
+    for a moment. Raises ArchiveError where there are no segments, or the disk is full.
     """
     path = Path(os.path.realpath(path))
     folder = live_folder(path)
-    segments = [Opened.mapped(p) for p in sorted(folder.glob(f"*{SUFFIX}"))]
-    if not segments:
-        raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
-    history = read_events(path)
-    plans = _plans(segments)
-    room = sum(plan.bytes for plan in plans) + 2 * sum(f.stat().st_size for f in folder.glob(f"{LIVE_RESULTS}/*/*.h5"))
+    partial = None
     try:
         partial = Partial(path)
-        aside = partial.aside
-        try:
-            shutil.copyfile(path, aside)
-            # And for HDF5's own bookkeeping: a chunk that isn't filled for each dataset, its index, the groups.
-            reserve(aside, room + len(plans) * (3 * _CHUNK) + (1 << 20))
-            with h5py.File(aside, "r+", locking=False) as file:
-                for plan in plans:
-                    _write_rows(file, plan, segments)
-                _mark_overtaken(file, plans, segments)
-                _write_events(file, history[0])
-                for probed in history[1]:
-                    _write_probed(file, probed)
-                about = {"status": status, "modified": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-                file.attrs.update(pack({**unpack(file.attrs), **about}))
-            with open(aside, "rb") as done:
-                os.fsync(done.fileno())
-            partial.publish(aside)
-        finally:
-            aside.unlink(missing_ok=True)
-            partial.discard()
+        done = _compact(path, folder, partial, status, facts)
     except (OSError, RuntimeError) as error:  # h5py's, where the HDF5 library has no errno to give
         reason = getattr(error, "strerror", None) or str(error)
         raise ArchiveError(
             f"{path} could not be written: {reason}; every row is in {folder}, and is read from there: make room, then "
             f"landscape repair {path}"
         ) from error
+    finally:
+        if partial is not None:
+            partial.discard()
     shutil.rmtree(folder, ignore_errors=True)
-    return path
+    return done
+
+
+def _compact(path: Path, folder: Path, partial: Partial, status: str, facts: Mapping[str, Any]) -> Compacted:
+    if not segment_paths(folder):
+        raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
+    with h5py.File(path, "r", locking=False) as file:
+        held = unpack(file.attrs)
+    before = set(held.get(COMPACTED, ()))
+    opened = _opened(folder)
+    segments = [s for s in opened if s.id not in before or not s.id]
+    if opened and not segments:
+        return Compacted(path, str(held.get("status", "")), {}, leftovers=True)
+    history = read_history(path, rows=False)
+    probed = [p for found in history.probed.values() for p in found]
+    results = live_results(folder, before)
+    plans = _plans(segments)
+    room = sum(plan.bytes for plan in plans) + 2 * sum(f.stat().st_size for f in results)
+    about = {
+        "status": status,
+        "modified": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sessions": 1 + max((int(s.facts.get("session", 0)) for s in segments), default=0),
+        COMPACTED: [*(s.id for s in opened), *map(result_name, live_results(folder))],
+        **facts,
+    }
+    written, unread = 0, []
+    aside = partial.aside
+    try:
+        shutil.copyfile(path, aside)
+        # And for HDF5's own bookkeeping: a chunk that isn't filled for each dataset, its index, the groups.
+        reserve(aside, room + len(plans) * (3 * _CHUNK) + (1 << 20))
+        with h5py.File(aside, "r+", locking=False) as file:
+            for plan in plans:
+                _write_rows(file, plan, segments)
+            _mark_overtaken(file, plans, segments)
+            _write_events(file, history.events)
+            for p in probed:
+                if p.file == path:
+                    _mark_probed(file, p)
+                elif _write_probed(file, p):
+                    written += 1
+                else:
+                    unread.append(p.file)
+            file.attrs.update(pack({**unpack(file.attrs), **about}))
+        with open(aside, "rb") as done:
+            os.fsync(done.fileno())
+        unread += [f for f in results if f not in {p.file for p in probed}]
+        kept = _keep(path, [*unread, *(s.path for s in segments if s.torn and s.goes_on())])
+        partial.publish(aside)
+    finally:
+        aside.unlink(missing_ok=True)
+    return Compacted(
+        path,
+        status,
+        {plan.name: plan.rows for plan in plans},
+        sum(len(s.events) for s in segments),
+        written,
+        sum(s.torn for s in segments),
+        kept,
+    )
+
+
+def _opened(folder: Path) -> list[Opened]:
+    found = []
+    for path in segment_paths(folder):
+        with contextlib.suppress(Unfinished):
+            found.append(Opened.mapped(path))
+    return found
+
+
+def _keep(path: Path, files: Sequence[Path]) -> tuple[Path, ...]:
+    """Link files that could not be read to their end into a folder beside the archive: nothing is thrown away."""
+    kept = []
+    for file in dict.fromkeys(files):
+        target = Path(f"{path}{DAMAGED}") / f"{uuid.uuid4().hex[:8]}-{file.parent.name}-{file.name}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+        kept.append(target)
+    return tuple(kept)
 
 
 def set_status(path: str | os.PathLike[str], status: str) -> None:
@@ -139,12 +217,6 @@ def set_status(path: str | os.PathLike[str], status: str) -> None:
             partial.discard()
     except (OSError, RuntimeError) as error:
         raise ArchiveError(f"{path} could not be written: {error}") from error
-
-
-def read_events(path: Path) -> tuple[tuple[Event, ...], tuple[Probed, ...]]:
-    """Return what happened in a run, and what its probes measured, of the archive and of what lies beside it."""
-    history = read_history(path)
-    return history.events, tuple(p for found in history.probed.values() for p in found)
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -177,9 +249,7 @@ def _plans(segments: Sequence[Opened]) -> list[_Plan]:
         about |= segment.facts.get("quantities", {})
         for quantity, names in segment.columns.items():
             columns.setdefault(quantity, {}).update(dict.fromkeys(names))
-        for quantity, *content in segment.blocks():
-            if quantity is not None:
-                rows[quantity] = rows.get(quantity, 0) + len(content[0])
+            rows[quantity] = rows.get(quantity, 0) + segment.count(quantity)
     return [_Plan(q, tuple(names), rows[q], about.get(q, {})) for q, names in columns.items() if rows.get(q)]
 
 
@@ -213,11 +283,7 @@ def _gathered(
             continue
         own = segment.columns[plan.name]
         places = None if own == names else [names.index(n) for n in own]
-        segment.rewind()
-        for quantity, *content in segment.blocks():
-            if quantity != plan.name:
-                continue
-            steps, values = content
+        for steps, values in segment.rows(plan.name):
             if places is not None:
                 wide = np.full((len(steps), len(names)), np.nan)
                 wide[:, places] = values
@@ -294,8 +360,7 @@ def _mark_overtaken(file: h5py.File, plans: Sequence[_Plan], segments: Sequence[
             row = len(steps) - (plan.rows if plan else 0)
             _mark(late, steps, slice(0, row), [s.facts for s in segments])
             for i, segment in enumerate(segments if plan else ()):
-                segment.rewind()
-                count = sum(len(c[0]) for q, *c in segment.blocks() if q == name)
+                count = segment.count(name)
                 _mark(late, steps, slice(row, row + count), [s.facts for s in segments[i + 1 :]])
                 row += count
             if late.any() and "superseded" in group:
@@ -337,23 +402,27 @@ def _write_events(file: h5py.File, events: Sequence[Event]) -> None:
         group[name].dims[0].attach_scale(scale)
 
 
-def _write_probed(file: h5py.File, probed: Probed) -> None:
-    """Write a Result that lies in the live folder; mark one that the archive holds already."""
-    if probed.group.startswith(f"/{PROBES}/"):
-        if probed.superseded and probed.group in file:
-            file[probed.group].attrs["superseded"] = np.int8(1)
-        return
-    with contextlib.suppress(ArchiveError):  # one that a kill left half was reported when it was read
-        name = f"{probed.step:08d}"
-        groups = file.require_group(f"{PROBES}/{probed.probe}")
-        number = sum(1 for n in groups if str(n).partition("-")[0] == name)
-        name = f"{name}-{number}" if number else name
-        subject = Subject(step=probed.step, epoch=probed.epoch)
-        about = {"superseded": np.int8(1)} if probed.superseded else {}
-        write_group(groups, name, encode(probed.result, subject), about)
+def _mark_probed(file: h5py.File, probed: Probed) -> None:
+    """Mark a Result that the archive holds already, where a resumed run has overtaken it."""
+    if probed.superseded and probed.group in file:
+        file[probed.group].attrs["superseded"] = np.int8(1)
 
 
-def repair(path: str | os.PathLike[str]) -> Path:
+def _write_probed(file: h5py.File, probed: Probed) -> bool:
+    """Write a Result that lies in the live folder; False if it can't be read."""
+    try:
+        encoded = encode(probed.result, Subject(step=probed.step, epoch=probed.epoch))
+    except ArchiveError:
+        return False
+    name = f"{probed.step:08d}"
+    groups = file.require_group(f"{PROBES}/{probed.probe}")
+    number = sum(1 for n in groups if str(n).partition("-")[0] == name)
+    name = f"{name}-{number}" if number else name
+    write_group(groups, name, encoded, {"superseded": np.int8(1)} if probed.superseded else {})
+    return True
+
+
+def repair(path: str | os.PathLike[str]) -> Compacted:
     """Finish the archive of a run that was killed: put its rows into it, with the status "interrupted".
 
     Raises ArchiveError where there is nothing to repair, or the run goes on.
@@ -361,6 +430,18 @@ def repair(path: str | os.PathLike[str]) -> Path:
     archive = open_archive(path)
     if archive.alive:
         raise ArchiveError(f"{path} is being written by a run that goes on; wait for its end, or stop it")
-    if not any(live_folder(path).glob(f"*{SUFFIX}")):
+    folder = live_folder(os.path.realpath(path))
+    if not segment_paths(folder):
+        if archive.status == "running":  # killed before its first row: there is nothing but the status to mend
+            set_status(path, "interrupted")
+            return Compacted(Path(os.path.realpath(path)), "interrupted", {})
         raise ArchiveError(f"{path} needs no repair: its status is {archive.status}, and nothing lies beside it")
-    return compact(path, "interrupted" if archive.status == "running" else archive.status)
+    try:
+        lock = hold(folder)  # nobody shall resume the run meanwhile
+    except OSError as error:
+        raise ArchiveError(f"{folder} cannot be written: {error.strerror or error}") from error
+    try:
+        return compact(path, "interrupted" if archive.status == "running" else archive.status)
+    finally:
+        if lock is not None:
+            os.close(lock)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,17 @@ from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .schema import unpack
-from .segments import SUFFIX, Rows, live_folder, read_live
+from .segments import Rows, live_folder, read_live, segment_paths
 
 #: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
 STEPS, EPOCHS, EVENTS, PROBES = "steps", "epochs", "events", "probes"
 #: Of the live folder: Results of probes, one small archive each, until the run ends.
 LIVE_RESULTS = "results"
+#: Root attribute: ids of segments, and names of files with Results, that the archive holds already. A kill between the
+#: archive's renaming and the folder's removal leaves both.
+COMPACTED = "compacted"
+#: How often an archive is read anew that its run finishes at this very moment.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -192,26 +197,57 @@ class _Lazily(Mapping[str, Series]):
         return len(self._readers)
 
 
-def read_history(path: str | os.PathLike[str]) -> History:
+def read_history(path: str | os.PathLike[str], *, rows: bool = True) -> History:
     """Return the record of the training that wrote the archive at `path`, of what lies beside it too.
 
-    Empty where there is none. Raises ArchiveError where a segment is no segment, or a group is damaged.
+    Empty where there is none. With `rows=False` without the quantities, in little memory, of a run that nobody writes
+    any more. Raises ArchiveError where a segment is no segment, or a group is damaged.
     """
     path = Path(path)
-    stored = _stored(path) if path.exists() else History()
+    for left in reversed(range(_TRIES)):
+        before = _identity(path)
+        try:
+            found = _read(path, rows)
+        except ArchiveError:
+            if not left or _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return found
+        # The run has ended meanwhile, and its rows went from the folder into the archive: read that.
+    raise ArchiveError(f"{path} was replaced {_TRIES} times while it was read; try again")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(path: Path, rows: bool) -> History:
+    stored, compacted = _stored(path) if path.exists() else (History(), frozenset())
     folder = live_folder(path)
-    if not any(folder.glob(f"*{SUFFIX}")):
+    if not segment_paths(folder):
         return stored
-    return _joined(stored, *_live(folder))
+    live, resumed = _live(folder, compacted, rows)
+    if live is None:
+        return stored
+    if rows:
+        # Now, not when they are asked for: by then the archive may hold the segments' rows, too.
+        stored = replace(stored, quantities=dict(stored.quantities))
+    return _joined(stored, live, resumed)
 
 
-def _stored(path: Path) -> History:
+def _stored(path: Path) -> tuple[History, frozenset[str]]:
     readers: dict[str, Callable[[], Series]] = {}
     cutters: dict[str, Callable[[int], Iterator[Series]]] = {}
     events: tuple[Event, ...] = ()
     probed = {}
     try:
         with h5py.File(path, "r", locking=False) as file:
+            compacted = frozenset(str(name) for name in unpack(file.attrs).get(COMPACTED, ()))
             for axis, parent in (("step", STEPS), ("epoch", EPOCHS)):
                 for name, _ in _groups(file.get(parent)):
                     readers[name] = partial(_series, path, f"{parent}/{name}", name, axis)
@@ -224,7 +260,7 @@ def _stored(path: Path) -> History:
         raise
     except Exception as error:  # of a damaged file, HDF5 raises nearly anything
         raise ArchiveError(f"the training's record in {path} is damaged: {error}") from error
-    return History(_Lazily(readers, cutters), events, probed)
+    return History(_Lazily(readers, cutters), events, probed), compacted
 
 
 def _current(quantities: Mapping[str, Series], name: str) -> Series:
@@ -300,14 +336,16 @@ def _probed(probe: str, name: str, group: h5py.Group, path: Path) -> Probed:
     return Probed(probe, step, subject.epoch, str(about.get("kind", "")), path, str(group.name), superseded)
 
 
-def _live(folder: Path) -> tuple[History, tuple[int, ...]]:
-    """Return what the segments hold, and the steps at which runs were resumed."""
-    rows, segments = read_live(folder)
+def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History | None, tuple[int, ...]]:
+    """Return what the segments hold that the archive doesn't (None: nothing), and the steps at which runs resumed."""
+    found, segments = read_live(folder, compacted, rows=rows)
+    if not segments:
+        return None, ()
     described: dict[str, Any] = {}
     for segment in segments:
         described |= segment.facts.get("quantities", {})
     quantities = {}
-    for name, r in rows.items():
+    for name, r in found.items():
         about = described.get(name, {})
         units, doc, axis = (str(about.get(k, d)) for k, d in (("units", ""), ("doc", ""), ("axis", "step")))
         quantities[name] = Series(r.names, r.steps, r.values, r.superseded, name, units, doc, axis)
@@ -317,22 +355,44 @@ def _live(folder: Path) -> tuple[History, tuple[int, ...]]:
     for i, segment in enumerate(segments):
         overtaken = min((at for at in resumed[i + 1 :] if at is not None), default=None)
         for e in segment.events:
-            late = overtaken is not None and e["step"] > overtaken
-            events.append(Event(e["step"], e["kind"], e.get("message", ""), e.get("seconds", float("nan")), late))
+            events.append(event_of(e, superseded=_late(e["step"], overtaken)))
     probed: dict[str, list[Probed]] = {}
-    for file in sorted((folder / LIVE_RESULTS).glob("*/*.h5")):
-        found = _live_results(file, sessions)
-        if found:
-            probed.setdefault(file.parent.name, []).extend(found)
+    for file in live_results(folder, compacted):
+        results = _live_results(file, sessions)
+        if results:
+            probed.setdefault(file.parent.name, []).extend(results)
     torn = sum(s.torn for s in segments)
     history = History(quantities, tuple(events), {n: tuple(p) for n, p in probed.items()}, torn)
     return history, tuple(at for at in resumed if at is not None)
 
 
+def event_of(found: Mapping[str, Any], *, superseded: bool = False) -> Event:
+    """Return an event as a segment holds it."""
+    seconds = found.get("seconds")
+    return Event(
+        found["step"],
+        found["kind"],
+        str(found.get("message", "")),
+        float(seconds) if isinstance(seconds, int | float) else float("nan"),
+        superseded,
+    )
+
+
+def live_results(folder: Path, without: Collection[str] = ()) -> list[Path]:
+    """Return the files of a live folder in which Results of probes lie, by probe and step; see `result_name`."""
+    return [p for p in sorted((folder / LIVE_RESULTS).glob("*/*.h5")) if result_name(p) not in without]
+
+
+def result_name(path: Path) -> str:
+    """Return how a file of Results is called among what an archive holds already."""
+    return f"{LIVE_RESULTS}/{path.parent.name}/{path.name}"
+
+
 def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probed]:
     """Return the Results of one file, `<step>-<session>.h5`; a later session that began before it has overtaken it."""
     found = []
-    own = int(path.stem.partition("-")[2] or 0)
+    session = path.stem.partition("-")[2]
+    own = int(session) if session.isdigit() else 0
     at = min((at for session, at in sessions if session > own), default=None)
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -341,7 +401,7 @@ def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probe
                     _, subject = read_attributes(group)
                     step, name = int(subject.step or 0), str(group.name)
                     found.append(Probed(path.parent.name, step, subject.epoch, kind, path, name, _late(step, at)))
-    except OSError:  # one that a kill left half, or that its run is writing: there is nothing in it yet
+    except Exception:  # one that a kill left half, or that its run is writing: there is nothing in it yet
         return []
     return found
 

@@ -122,8 +122,8 @@ class Archive:
         return read_history(self.path)
 
     @property
-    def alive(self) -> bool:
-        """Whether a recorder is at work on this archive now."""
+    def alive(self) -> bool | None:
+        """Whether a recorder is at work on this archive now; None where the file system can't tell."""
         return held(live_folder(self.path))
 
     @cached_property

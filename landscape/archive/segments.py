@@ -22,8 +22,10 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,12 @@ def live_folder(archive: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(archive)}{FOLDER}")
 
 
+def segment_paths(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the segments of a folder in the order in which they were begun."""
+    found = [p for p in Path(folder).glob(f"*{SUFFIX}") if p.stem.isdigit()]
+    return sorted(found, key=lambda p: int(p.stem))
+
+
 def hold(folder: Path) -> int | None:
     """Take the folder for one writer, and return the lock's descriptor; closing it lets go.
 
@@ -71,17 +79,18 @@ def hold(folder: Path) -> int | None:
     return fd
 
 
-def held(folder: Path) -> bool:
-    """Whether a writer holds the folder now."""
+def held(folder: Path) -> bool | None:
+    """Whether a writer holds the folder now; None where the file system has no locks to tell by."""
+    if fcntl is None:
+        return None
     try:
         fd = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
         return False
     try:
-        if fcntl is not None:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno == errno.EWOULDBLOCK
+        return True if error.errno == errno.EWOULDBLOCK else None
     finally:
         os.close(fd)
     return False
@@ -118,6 +127,11 @@ class Segment:
     values: Mapping[str, np.ndarray]
     events: tuple[Mapping[str, Any], ...]
     torn: int
+    id: str = ""
+
+
+class Unfinished(ArchiveError):
+    """A segment whose header a kill left half written: there are no rows in it."""
 
 
 def read_segment(path: str | os.PathLike[str]) -> Segment:
@@ -130,42 +144,27 @@ def read_segment(path: str | os.PathLike[str]) -> Segment:
     try:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
-        raise ArchiveError(in_words(error, path)) from error
+        raise ArchiveError(in_words(error, path, "read")) from error
     opened = Opened(path, data)
-    steps: dict[str, list[np.ndarray]] = {name: [] for name in opened.columns}
-    values: dict[str, list[np.ndarray]] = {name: [] for name in opened.columns}
-    events: list[Mapping[str, Any]] = []
-    for quantity, *content in opened.blocks():
-        if quantity is None:
-            events += content[0]
-        else:
-            steps[quantity].append(content[0])
-            values[quantity].append(content[1])
-    return Segment(
-        path,
-        opened.facts,
-        opened.columns,
-        {n: _joined(s, (0,), "<i8") for n, s in steps.items()},
-        {n: _joined(v, (0, len(opened.columns[n])), "<f8") for n, v in values.items()},
-        tuple(events),
-        len(data) - opened.end,
-    )
+    steps: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
+    for quantity, names in opened.columns.items():
+        found = list(opened.rows(quantity))
+        steps[quantity] = _joined([s for s, _ in found], (0,), "<i8")
+        values[quantity] = _joined([v for _, v in found], (0, len(names)), "<f8")
+    return Segment(path, opened.facts, opened.columns, steps, values, opened.events, opened.torn, opened.id)
 
 
 class Opened:
-    """A segment whose blocks are views of `data`, its bytes in memory or mapped: `columns`, `facts`, `blocks()`.
+    """A segment whose rows are views of `data`, its bytes in memory or mapped: `columns`, `facts`, `rows(quantity)`.
 
-    `end` is where the last whole block ends, once `blocks()` has been gone through.
+    Its blocks are found once, and cost 16 bytes of memory each. Raises ArchiveError for what is no segment,
+    `Unfinished` for one that holds nothing yet.
     """
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self._data = path, data
-        self.columns, self.facts, self._first = _header(memoryview(data.data), path)
-        self.end = self._first
-
-    def rewind(self) -> None:
-        """Begin with the first block again."""
-        self.end = self._first
+        self.columns, self.facts, self.id, self.first = read_header(memoryview(data.data), path)
 
     @classmethod
     def mapped(cls, path: Path) -> Opened:
@@ -173,32 +172,89 @@ class Opened:
         try:
             return cls(path, np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8))
         except OSError as error:
-            raise ArchiveError(in_words(error, path)) from error
+            raise ArchiveError(in_words(error, path, "read")) from error
 
-    def blocks(self) -> Iterator[tuple[Any, ...]]:
-        """Yield (quantity, steps (r,), values (r, k)) or (None, events) for each whole block, in their order."""
-        names, memory = list(self.columns), memoryview(self._data.data)
-        for quantity, rows, start, stop in _blocks(memory, self.end, [len(c) for c in self.columns.values()]):
-            self.end = stop
+    @cached_property
+    def _blocks(self) -> tuple[dict[str | None, array[int]], int]:
+        """Where each quantity's blocks begin and how many rows they have, in turn; and where the last one ends."""
+        names, place = list(self.columns), self.first
+        found: dict[str | None, array[int]] = {name: array("Q") for name in (None, *names)}
+        memory = memoryview(self._data.data)
+        for quantity, rows, start, stop in whole_blocks(memory, place, [len(c) for c in self.columns.values()]):
+            place = stop
             if quantity is None:
-                yield None, json.loads(bytes(memory[start:stop]))
-                continue
-            middle = start + 8 * rows
-            values = self._data[middle:stop].view("<f8").reshape(rows, len(self.columns[names[quantity]]))
-            yield names[quantity], self._data[start:middle].view("<i8"), values
+                found[None].extend((start, stop - start))
+            else:
+                found[names[quantity]].extend((start, rows))
+        return found, place
+
+    @property
+    def torn(self) -> int:
+        """Bytes behind the last whole block."""
+        return len(self._data) - self._blocks[1]
+
+    @cached_property
+    def events(self) -> tuple[Mapping[str, Any], ...]:
+        """What happened, in order."""
+        places = self._blocks[0][None]
+        found: list[Mapping[str, Any]] = []
+        for start, size in zip(places[::2], places[1::2], strict=True):
+            found += read_events(self._data[start : start + size].tobytes(), self.path)
+        return tuple(found)
+
+    def goes_on(self) -> bool:
+        """Whether there are whole blocks behind the torn bytes: then the file is damaged, not merely cut short."""
+        data = self._data[len(self._data) - self.torn :].tobytes()
+        widths = [len(c) for c in self.columns.values()]
+        for magic in (BLOCK, EVENTS):
+            place = data.find(magic, 1)
+            while place >= 0:
+                for _, _, start, stop in whole_blocks(memoryview(data), place, widths):
+                    if zlib.crc32(data[start:stop]) == ROWS.unpack_from(data, place)[4]:
+                        return True
+                    break
+                place = data.find(magic, place + 1)
+        return False
+
+    def count(self, quantity: str) -> int:
+        """Return how many rows of a quantity there are."""
+        return sum(self._blocks[0].get(quantity, array("Q"))[1::2])
+
+    def rows(self, quantity: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield a quantity's rows block by block: steps (r,), values (r, columns)."""
+        places = self._blocks[0].get(quantity, array("Q"))
+        for start, rows in zip(places[::2], places[1::2], strict=True):
+            yield rows_of(self._data, start, rows, len(self.columns[quantity]))
 
 
-def read_live(folder: str | os.PathLike[str]) -> tuple[dict[str, Rows], list[Segment]]:
-    """Join the segments of a run: ({quantity: its rows}, the segments in order). Columns are the union of all."""
-    paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
+def read_live(
+    folder: str | os.PathLike[str], without: Collection[str] = (), *, rows: bool = True
+) -> tuple[dict[str, Rows], list[Segment]]:
+    """Join the segments of a run: ({quantity: its rows}, the segments in order). Columns are the union of all.
+
+    Segments whose id is among `without` are passed over. A segment that was never finished counts as torn. With
+    `rows=False` facts and events alone are read, in little memory, of segments that nobody writes any more.
+    """
+    paths = segment_paths(folder)
     if not paths:
         raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
-    segments = [read_segment(path) for path in paths]
+    segments = []
+    for path in paths:
+        try:
+            segment = read_segment(path) if rows else _without_rows(Opened.mapped(path))
+        except Unfinished:
+            segment = Segment(path, {}, {}, {}, {}, (), path.stat().st_size)
+        if not segment.id or segment.id not in without:
+            segments.append(segment)
     joined = {}
-    for quantity in dict.fromkeys(q for s in segments for q in s.columns):
+    for quantity in dict.fromkeys(q for s in segments for q in s.columns) if rows else ():
         names = tuple(dict.fromkeys(n for s in segments for n in s.columns.get(quantity, ())))
         joined[quantity] = _quantity(quantity, names, segments)
     return joined, segments
+
+
+def _without_rows(opened: Opened) -> Segment:
+    return Segment(opened.path, opened.facts, opened.columns, {}, {}, opened.events, opened.torn, opened.id)
 
 
 def _quantity(quantity: str, names: tuple[str, ...], segments: Sequence[Segment]) -> Rows:
@@ -228,18 +284,33 @@ def _quantity(quantity: str, names: tuple[str, ...], segments: Sequence[Segment]
     return Rows(names, steps, values, superseded)
 
 
-def _header(memory: memoryview, path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Any], int]:
-    if len(memory) < HEAD.size or bytes(memory[:8]) != MAGIC:
-        raise ArchiveError(f"{path} is no segment of a run: it doesn't begin as one")
-    length = HEAD.unpack_from(memory)[1]
+def read_header(memory: memoryview | bytes, path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, Any], str, int]:
+    """Return a segment's columns, facts, id and where its first block begins, from its first bytes.
+
+    Raises `Unfinished` where the header is longer than that, ArchiveError where it is none.
+    """
+    begin = bytes(memory[: HEAD.size])
+    if (MAGIC.startswith(begin[: len(MAGIC)]) and len(begin) < HEAD.size) or not any(begin):
+        raise Unfinished(f"{path} is a segment whose header was never finished: it holds no rows")
+    if not begin.startswith(MAGIC):
+        raise ArchiveError(
+            f"{path} is no segment of a run: it doesn't begin as one; move it out of the folder to read the others"
+        )
+    end = HEAD.size + HEAD.unpack(begin)[1]
+    if len(memory) < end:
+        raise Unfinished(f"{path} is a segment whose header was never finished: it holds no rows")
     try:
-        header = json.loads(bytes(memory[HEAD.size : HEAD.size + length]))
-    except ValueError:
-        raise ArchiveError(f"{path} is a segment whose header was never finished: it holds no rows") from None
-    return {q: tuple(names) for q, names in header["columns"].items()}, header["facts"], HEAD.size + length
+        header = json.loads(bytes(memory[HEAD.size : end]))
+        columns = {str(q): tuple(str(n) for n in names) for q, names in header["columns"].items()}
+        return columns, dict(header["facts"]), str(header.get("id", "")), end
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArchiveError(
+            f"{path} is a segment with a damaged header ({error}); restore it from a copy, or move it out of the "
+            "folder to read the others"
+        ) from error
 
 
-def _blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[tuple[int | None, int, int, int]]:
+def whole_blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[tuple[int | None, int, int, int]]:
     """Yield (quantity, rows, where the payload starts, where it ends) of every whole block; no quantity for events."""
     while place + ROWS.size <= len(memory):
         magic, quantity, rows, size, checksum = ROWS.unpack_from(memory, place)
@@ -253,11 +324,27 @@ def _blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[t
         place = stop
 
 
+def rows_of(data: np.ndarray, start: int, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (rows,) and values (rows, width) of a payload that starts there, as views of `data`."""
+    middle = start + 8 * rows
+    stop = middle + 8 * rows * width
+    return data[start:middle].view("<i8"), data[middle:stop].view("<f8").reshape(rows, width)
+
+
+def read_events(payload: bytes, path: Path) -> list[Mapping[str, Any]]:
+    """Return the events of a payload; raises ArchiveError where they are damaged."""
+    try:
+        return [{**e, "step": int(e["step"]), "kind": str(e["kind"])} for e in json.loads(payload)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArchiveError(f"{path} has damaged events ({error}); restore it from a copy, or move it away") from error
+
+
 def _joined(parts: list[np.ndarray], empty: tuple[int, ...], kind: str) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.empty(empty, dtype=kind)
+    # A copy of a single one, too: its numbers lie where the file had them, which need not be aligned.
+    return np.concatenate(parts) if len(parts) > 1 else parts[0].copy() if parts else np.empty(empty, dtype=kind)
 
 
-def in_words(error: OSError, path: Path) -> str:
+def in_words(error: OSError, path: Path, what: str = "write") -> str:
     """Return one line on what the system refused, and what to do."""
     hint = {
         errno.ENOSPC: "the disk is full: make room",
@@ -267,4 +354,4 @@ def in_words(error: OSError, path: Path) -> str:
         errno.EACCES: "no permission: choose another folder",
         errno.ENOENT: "it is gone",
     }.get(error.errno or 0, error.strerror or type(error).__name__)
-    return f"can't write {path}: {hint}"
+    return f"can't {what} {path}: {hint}"
