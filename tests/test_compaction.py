@@ -16,7 +16,7 @@ from recorded_world import begin, session, standing
 
 from landscape import open_archive
 from landscape.archive import compaction
-from landscape.archive.compaction import compact, repair
+from landscape.archive.compaction import compact, gather, repair
 from landscape.archive.history import History
 from landscape.archive.segments import hold, live_folder
 from landscape.errors import ArchiveError
@@ -80,7 +80,7 @@ def run(tmp_path) -> Path:
 class TestRoundTrip:
     def test_compacting_changes_nothing_that_is_read(self, run):
         before = read(run)
-        done = compact(run, "complete", steps=60)
+        done = gather(run, "complete", steps=60)
         assert not live_folder(run).exists()
         archive = open_archive(run)
         assert (archive.status, archive.attributes["steps"], archive.attributes["sessions"]) == ("complete", 60, 3)
@@ -316,7 +316,7 @@ class TestWhateverHappens:
         data = bytearray(path.read_bytes())
         data[data.index(b"LSBK")] ^= 1
         path.write_bytes(data)
-        done = compact(run, "complete")
+        done = gather(run, "complete")
         assert done.torn > 0
         (kept,) = done.damaged
         assert kept.parent == run.with_name("run.h5.damaged")
@@ -325,7 +325,7 @@ class TestWhateverHappens:
     def test_a_torn_end_is_not_damage(self, run):
         path = live_folder(run) / "0003.rows"
         path.write_bytes(path.read_bytes()[:-7])
-        done = compact(run, "complete")
+        done = gather(run, "complete")
         assert done.torn > 0
         assert done.damaged == ()
 
@@ -333,7 +333,7 @@ class TestWhateverHappens:
         half = live_folder(run) / "results" / "curvature" / "00000020-0.h5"
         half.write_bytes(half.read_bytes()[:700])
         assert [p.step for p in open_archive(run).history.probed["curvature"]] == [0, 40, 40, 40, 60]
-        done = compact(run, "complete")
+        done = gather(run, "complete")
         assert (done.results, len(done.damaged)) == (5, 1)
         assert done.damaged[0].stat().st_size == 700
 

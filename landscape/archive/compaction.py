@@ -1,4 +1,4 @@
-"""Begin the archive of a run, and put the run's rows into it at the end: `begin_run`, `compact`.
+"""Begin the archive of a run, and put the run's rows into it at the end: `begin_run`, `compact`, `repair`.
 
 The rows go from mapped segments into the file a megabyte at a time, so that memory stays bounded however long the run
 was. Room for them is taken before HDF5 writes: a full disk inside the library would end the process.
@@ -96,7 +96,12 @@ class Compacted:
     leftovers: bool = False
 
 
-def compact(path: str | os.PathLike[str], status: str, **facts: Any) -> Compacted:
+def compact(path: str | os.PathLike[str], status: str, **facts: Any) -> Path:
+    """Do as `gather` does, and return the archive's path."""
+    return gather(path, status, **facts).path
+
+
+def gather(path: str | os.PathLike[str], status: str, **facts: Any) -> Compacted:
     """Put what a run left in segments into its archive, and remove the segments.
 
     The archive appears whole or not at all, with this status and `facts` among its root attributes; where it can't be
@@ -441,7 +446,7 @@ def repair(path: str | os.PathLike[str]) -> Compacted:
     except OSError as error:
         raise ArchiveError(f"{folder} cannot be written: {error.strerror or error}") from error
     try:
-        return compact(path, "interrupted" if archive.status == "running" else archive.status)
+        return gather(path, "interrupted" if archive.status == "running" else archive.status)
     finally:
         if lock is not None:
             os.close(lock)
