@@ -61,18 +61,23 @@ class Checkpoint:
 
         Computed when it is first asked for, because it costs about three times as much as reading the file.
         """
-        digest = hashlib.sha256()
-        for name in sorted(self.weights):
-            value = self.weights[name].detach().cpu().contiguous()
-            digest.update(f"{name}\0{tuple(value.shape)}\0{value.dtype}\0".encode())
-            if value.numel():
-                digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint_of(self.weights)
 
     def __repr__(self) -> str:
         have = [f"{len(self.weights)} tensors", *(["optimizer"] if self.optimizer else [])]
         have += [f"{n} {v}" for n, v in (("step", self.step), ("epoch", self.epoch)) if v is not None]
         return f"Checkpoint({self.path!r}, {', '.join(have)})"
+
+
+def fingerprint_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 over the sorted names, shapes, dtypes and bytes of weights, hexadecimal."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tuple(value.shape)}\0{value.dtype}\0".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_checkpoint(
@@ -151,10 +156,12 @@ def save_checkpoint(
     *,
     task: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    task_loss: str = "",
     optimizer: torch.optim.Optimizer | None = None,
     step: int | None = None,
     epoch: int | None = None,
     recalibration: Recalibration | None = None,
+    further: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> None:
     """Write a checkpoint that names its task, so that `landscape probe` needs nothing else.
@@ -169,9 +176,12 @@ def save_checkpoint(
         task: "file.py:name", a function marked @task in a file below the current directory, or a task of
             landscape itself ("landscape.probes.demo.digits:digits").
         settings: plain values that the task was called with.
+        task_loss: a loss of the registry that stood in for the task's own, such as "focal(gamma=2)": `landscape probe`
+            measures with it (a fact `loss=` is only shown).
         optimizer: its state is kept, with the names of its parameters.
         recalibration: of `recalibrate`, for this model; `load_recalibration` gives it back.
         facts: plain values (text, numbers, True, None, lists and dicts of these), such as loss="focal".
+        further: facts whose names are those of arguments here, such as {"optimizer": "sgd(momentum=0.9)"}.
 
     Raises CheckpointError for a task that a checkpoint may not name, sharded tensors, or a path that cannot be
     written; TypeError for facts or settings that are not plain.
@@ -179,14 +189,19 @@ def save_checkpoint(
     for label, number in (("step", step), ("epoch", epoch)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(f"{label} is a whole number or None, got {type(number).__name__}")
+    facts = {**(further or {}), **facts}
     for label, values in (("settings", dict(settings or {})), ("facts", facts)):
         for name, value in values.items():
             _check_plain(value, f"{label} {name!r}")
     if settings and task is None:
         raise CheckpointError("settings belong to a task; give task='file.py:name' too")
     own: dict[str, Any] = {"format": _FORMAT, "version": _version(), "task": None, "facts": _plain_copy(facts)}
+    if task_loss and task is None:
+        raise CheckpointError("task_loss belongs to a task; give task='file.py:name' too")
     if task is not None:
         own |= _task_entry(task, settings or {})
+    if task_loss:
+        own["task_loss"] = task_loss
     if recalibration is not None:
         from .calibration.stored import pack
 
@@ -199,7 +214,7 @@ def save_checkpoint(
         content["optimizer"] = _to_cpu(optimizer.state_dict())
         own["optimizer_parameters"] = _parameter_names(optimizer, module)
     content |= {"step": step, "epoch": epoch, "landscape": own}
-    _write_whole(Path(path), content)
+    write_whole(path, content)
 
 
 # Reading ------------------------------------------------------------------------------------------------------
@@ -250,7 +265,9 @@ def _reference(own: Mapping[str, Any], notes: list[str]) -> TaskReference | None
     if not isinstance(reference, str) or not isinstance(settings, dict | None):
         notes.append("the task that the file names is no text with settings: ignored")
         return None
-    return TaskReference(reference, dict(settings or {}), sha256 if isinstance(sha256, str) else None)
+    loss = own.get("task_loss")
+    known = (sha256 if isinstance(sha256, str) else None, loss if isinstance(loss, str) else "")
+    return TaskReference(reference, dict(settings or {}), *known)
 
 
 def _with_names(optimizer: dict[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -349,7 +366,11 @@ def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module | None)
     return None if any(n is None for g in groups for n in g) else groups  # type: ignore[return-value]
 
 
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+def write_whole(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a torch file that appears whole or not at all: beside its target, flushed to disk, renamed.
+
+    Raises CheckpointError where it can't be written; what was there before is then untouched.
+    """
     target = Path(os.path.realpath(path))  # a link (last.pt) stays a link
     if not target.parent.is_dir():
         raise CheckpointError(f"{path} cannot be written: the folder {target.parent} does not exist; make it first")

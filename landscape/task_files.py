@@ -34,12 +34,14 @@ _TEMPLATE = "mark it: `from landscape import Task, task`, and @task above the fu
 class TaskReference:
     """How a checkpoint names its task: "file.py:name" or "landscape.module:name", with the settings it was given.
 
-    `sha256` is of the file when the checkpoint was written; None if it was not kept.
+    `sha256` is of the file when the checkpoint was written; None if it was not kept. `loss` is a loss of the registry
+    (a string as for `landscape.losses.build`, in which nothing is evaluated) that stood in for the task's own, or "".
     """
 
     reference: str
     settings: dict[str, Any] = field(default_factory=dict)
     sha256: str | None = None
+    loss: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,19 @@ def load_task(spec: str, **settings: Any) -> Task:
     Raises TaskError where there is no such function, it is not marked @task (a file is then not imported), it
     does not take the settings, it fails (file, line and error are named), or returns no Task.
     """
+    with _found(spec) as (function, path):
+        return _call(function, settings, path)
+
+
+def function_of(spec: str) -> tuple[Callable[..., Any], Path]:
+    """Return the function marked @task that the user names, and its file, without calling it; as `load_task`."""
+    with _found(spec) as found:
+        return found
+
+
+@contextlib.contextmanager
+def _found(spec: str) -> Iterator[tuple[Callable[..., Any], Path]]:
+    """Yield the function that the user names and its file, whose folder is on sys.path until the end."""
     if not isinstance(spec, str):
         raise TypeError(f"expected 'file.py:name', got {type(spec).__name__}")
     where, name = _split(spec)
@@ -77,13 +92,13 @@ def load_task(spec: str, **settings: Any) -> Task:
             raise TaskError(f"{where} has no function marked @task; {_TEMPLATE}. Nothing was run")
         with _importable(path.parent):
             module = _import_file(path, source)
-            return _call(_function(module, name, where), settings, path)
+            yield _function(module, name, where), path
+        return
     if os.sep in where or Path(where).exists():
         raise TaskError(f"{where} is no Python file; name a task as path/to/file.py:name or package.module:name")
     with _importable(Path.cwd(), clear=False):
         module = _import_module(where)
-        path = Path(module.__file__ or where)
-        return _call(_function(module, name, where), settings, path)
+        yield _function(module, name, where), Path(module.__file__ or where)
 
 
 def load_named_task(
@@ -108,6 +123,10 @@ def load_named_task(
             task = _call(_function(_import_file(path, source), name, where), given, path)
     else:
         task = _call(_function(_import_module(where), name, where), given, path)
+    if reference.loss:
+        from .training.task_loss import with_loss  # after the file, which may have registered the loss
+
+        task = with_loss(task, reference.loss)
     warnings = ()
     if reference.sha256 and reference.sha256 != _sha256(source):
         warnings = (f"{where} changed since the checkpoint was written; the model, loss or data may be others",)

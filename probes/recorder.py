@@ -78,6 +78,7 @@ class Recorder:
         checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
         task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
             `landscape probe step-*.pt` needs nothing else.
+        task_loss: a loss of the registry that stands in for the task's own, in their strings; see `save_checkpoint`.
         facts: settings of the run for tables and reports (loss="focal", schedule="cosine", batch_size=128, ...).
         resume: go on with the archive that is there (and begin one where there is none). `load_state_dict` says at
         which
@@ -104,6 +105,7 @@ class Recorder:
         checkpoints: When | None = None,
         task_reference: str | None = None,
         task_settings: Mapping[str, Any] | None = None,
+        task_loss: str = "",
         facts: Mapping[str, Any] | None = None,
         resume: bool = False,
         force: bool = False,
@@ -121,6 +123,7 @@ class Recorder:
         self._rank, self._world = rank()
         self._checkpoints = checkpoints
         self._reference, self._task_settings = task_reference, dict(task_settings or {})
+        self._task_loss = task_loss
         self._facts = dict(facts or {})
         self._opened = Opened()
         if self._rank == 0:
@@ -260,10 +263,11 @@ class Recorder:
             self._run.model,
             task=self._reference,
             settings=self._task_settings if self._reference else None,
+            task_loss=self._task_loss if self._reference else "",
             optimizer=self._run.followed[0].optimizer,
             step=self._run.step,
             epoch=self._run.epoch,
-            **{**known, **facts, "recorder": self.state_dict()},
+            further={**known, **facts, "recorder": self.state_dict()},
         )
         return target
 

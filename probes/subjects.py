@@ -47,7 +47,7 @@ class Prepared:
             task=self.reference,
             step=self.checkpoint.step,
             epoch=self.checkpoint.epoch,
-            name=Path(self.checkpoint.path).stem,
+            name=str(self.checkpoint.facts.get("name") or Path(self.checkpoint.path).stem),
             facts={**self.run, **self.facts, **measured, "draw_seed": self.task.seed, **circumstances},
         )
 
@@ -130,6 +130,7 @@ class Tasks:
     def _named(self, named: TaskReference, path: str) -> LoadedTask:
         """Return the task that a checkpoint names, loaded once for all that name it with the same settings."""
         text = call_text(named.reference, {**named.settings, **self.settings})
+        text += f" with the loss {named.loss}" if named.loss else ""
         if text not in self._loaded:
             self.say(f"task: {text}, named by {path}")
             self._loaded[text] = load_named_task(named, root=self.root, settings=self.settings)
@@ -140,9 +141,17 @@ class Tasks:
         """Return a warning where the user's own --task leaves out settings that the checkpoint keeps for its task."""
         kept = checkpoint.task.settings if self.task is not None and checkpoint.task is not None else {}
         left = [f"{k}={v}" for k, v in kept.items() if k not in self.settings]
-        if not left:
-            return ()
-        return (f"the checkpoint's own task was called with {', '.join(left)}; --task was not: pass them with --set",)
+        said = []
+        if left:
+            said.append(
+                f"the checkpoint's own task was called with {', '.join(left)}; --task was not: pass them with --set"
+            )
+        if self.task is not None and checkpoint.task is not None and checkpoint.task.loss:
+            said.append(
+                f"the checkpoint was trained with the loss {checkpoint.task.loss}; --task measures its own loss: leave "
+                "--task out to measure with that one"
+            )
+        return tuple(said)
 
 
 def _with_data(task: Task, reference: str) -> Task:
