@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("check", "Try a task on one batch: does it load, what will work, how long will it take."),
         "probe": ("probe", "Measure checkpoints: loss, curvature, sharpness, surface, calibration."),
         "calibrate": ("calibrate", "Calibrate saved predictions or checkpoints; write a calibrated model."),
+        "sweep": ("sweep", "Train every combination of losses, schedules, optimizers ...; record and measure each."),
     },
     "Read": {
         "report": ("report", "Draw archives as one self-contained HTML page, or in another format."),

@@ -124,6 +124,80 @@ class Names(click.ParamType):
         return names
 
 
+class Expressions(click.ParamType):
+    """Names with settings, separated by the commas outside of their brackets: `focal(gamma=2, alpha=1),mse`."""
+
+    name = "a,b(x=1),..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        found, depth = [""], 0
+        for letter in value:
+            depth += (letter in "([") - (letter in ")]")
+            if letter == "," and not depth:
+                found.append("")
+            else:
+                found[-1] += letter
+        found = [text.strip() for text in found]
+        if not all(found):
+            self.fail(f"{value!r} has an empty entry", param, ctx)
+        return tuple(found)
+
+
+class Numbers(click.ParamType):
+    """Numbers separated by commas; `whole` ones only, and a `word` that may stand for one."""
+
+    name = "1,2,..."
+
+    def __init__(self, *, whole: bool = False, word: str = "") -> None:
+        self.whole, self.word = whole, word
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        found: list[Any] = []
+        for text in value.split(","):
+            if self.word and text.strip() == self.word:
+                found.append(self.word)
+                continue
+            try:
+                found.append(int(text) if self.whole else float(text))
+            except ValueError:
+                kind = "whole number" if self.whole else "number"
+                self.fail(f"{text.strip()!r} is no {kind}{f' (nor {self.word})' if self.word else ''}", param, ctx)
+        return tuple(found)
+
+
+class Assigned(click.ParamType):
+    """`name=expression`, the name with dots."""
+
+    name = "name=schedule"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = value.partition("=")
+        if not equals or not name.strip() or not text.strip() or "(" in name:
+            self.fail(f"{value!r} assigns nothing; type weight_decay='ramp(0, 1e-4)'", param, ctx)
+        return name.strip(), text.strip()
+
+
+class Varied(click.ParamType):
+    """`key=value,value`: a setting of a task's function with its values."""
+
+    name = "key=a,b"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[Any, ...]]:
+        if isinstance(value, tuple):
+            return value
+        name, _, text = value.partition("=")
+        found = [Setting().convert(f"{name}={part}", param, ctx)[1] for part in text.split(",")]
+        return name.strip(), tuple(found)
+
+
 _SUBJECT = (
     click.option(
         "--set", "settings", type=Setting(), multiple=True, help="Setting of the task's function; repeatable."

@@ -136,10 +136,10 @@ def _take(
     if isinstance(data, IterableDataset):
         loader = DataLoader(data, batch_size=batch_size)
         return _walk(loader, split, max_samples, rebatch, notes), None
-    if _is_columns(data):
+    if is_columns(data):
         return _take_columns(data, split, max_samples, batch_size, generator)
     indexed = hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)
-    if indexed or isinstance(data, Dataset) or _is_samples(data):
+    if indexed or isinstance(data, Dataset) or is_samples(data):
         n = len(data)  # type: ignore[arg-type]
         chosen = _subset(n, max_samples, generator)
         dataset = data if chosen is None else Subset(data, chosen)  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def _take_columns(
     batches = []
     for start in range(0, n_taken, batch_size):
         part = {k: v[start : start + batch_size] for k, v in columns.items()}
-        batches.append(_mapping_like(data, part) if isinstance(data, Mapping) else tuple(part.values()))
+        batches.append(mapping_like(data, part) if isinstance(data, Mapping) else tuple(part.values()))
     return batches, n
 
 
@@ -267,7 +267,7 @@ def _subset(n: int, max_samples: int | None, generator: torch.Generator) -> list
     return sorted(torch.randperm(n, generator=generator)[:max_samples].tolist())
 
 
-def _is_columns(data: Any) -> bool:
+def is_columns(data: Any) -> bool:
     """Say whether `data` is (X, y) or {name: tensor}: arrays whose rows belong together, not batches."""
     if isinstance(data, Mapping):
         values: Sequence[Any] = list(data.values())
@@ -278,7 +278,7 @@ def _is_columns(data: Any) -> bool:
     return bool(values) and all(isinstance(v, torch.Tensor | np.ndarray) and v.ndim > 0 for v in values)
 
 
-def _is_samples(data: Any) -> bool:
+def is_samples(data: Any) -> bool:
     """Say whether a list holds single samples, not batches: a batch holds no number without a dimension."""
     if not isinstance(data, list) or not data:
         return False
@@ -321,7 +321,7 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 def _map_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
     """Return a container of the same kind with each part changed; the batch itself where it is no container."""
     if isinstance(batch, Mapping):
-        return _mapping_like(batch, {k: change(v) for k, v in batch.items()})
+        return mapping_like(batch, {k: change(v) for k, v in batch.items()})
     if isinstance(batch, PackedSequence):
         return batch
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -336,7 +336,7 @@ def _map_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
     return batch
 
 
-def _mapping_like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
+def mapping_like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
     """Return these parts in a mapping of the batch's kind: user code may look for them as attributes."""
     if hasattr(batch, "to_tuple"):  # a Transformers ModelOutput
         return type(batch)(**parts)
@@ -430,7 +430,7 @@ def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
             raise ValueError("the samples of these batches have different shapes")
         return torch.cat(list(batches))
     if isinstance(first, Mapping) and all(type(b) is type(first) and b.keys() == first.keys() for b in batches):
-        return _mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
+        return mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
     if isinstance(first, list | tuple) and all(type(b) is type(first) for b in batches):
         if not hasattr(first, "_fields") and all(_is_rows(b, n) for b, n in zip(batches, sizes, strict=True)):
             return type(first)(row for b in batches for row in b)

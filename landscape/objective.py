@@ -288,20 +288,9 @@ class Objective:
         return self._call(self._forward, batch)
 
     def _forward(self, batch: Any) -> tuple[Any, Any]:
-        task = self.task
-        if task.batch_loss is not None:
-            return task.batch_loss(self.model, batch), None
-        if task.forward is not None:
-            return task.forward(self.model, batch)
-        if isinstance(batch, Mapping):
-            return self.model(**batch), batch
-        if isinstance(batch, tuple | list) and len(batch) == 2:
-            return self.model(batch[0]), batch[1]
-        held = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-        raise TaskError(
-            f"a batch of {held} is neither (x, y) nor a dict: say how to use it with "
-            "forward=lambda model, batch: (outputs, target)"
-        )
+        if self.task.batch_loss is not None:
+            return self.task.batch_loss(self.model, batch), None
+        return forward_of(self.task, self.model, batch)
 
     def loss_value(self, outputs: Any, target: Any) -> Any:
         """Return what the task's loss returns for these outputs (for a batch_loss task: the outputs are its loss)."""
@@ -564,24 +553,7 @@ class Objective:
     def _predicted(
         self, batch: Any, outputs: Any, target: Any
     ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
-        """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
-        ignore = known_ignore_index(self.task.loss)
-        if self.task.predict is not None:
-            pair = self.task.predict(self.model, batch)
-            if not (isinstance(pair, tuple) and len(pair) == 2):
-                raise TaskError(f"predict returned a {type(pair).__name__}; expected (logits, labels)")
-            logits, labels = pair
-            if (
-                isinstance(labels, torch.Tensor)
-                and labels.is_floating_point()
-                and bool((labels == labels.round()).all())
-            ):
-                labels = labels.long()  # predict says that these are class labels
-            return default_prediction(logits, labels, None, ignore), labels
-        if self.task.batch_loss is not None:
-            return None, None
-        labels = default_target(target)
-        return default_prediction(outputs, labels, self.task.loss, ignore), labels
+        return prediction_of(self.task, self.model, batch, outputs, target)
 
     def _hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
         """Return (right, all) of batch i; labels that were looked at once, and are all there, are only compared."""
@@ -635,6 +607,40 @@ def as_objective(task: Task | Objective, split: str = "train") -> Iterator[Objec
         return
     with Objective(task, split) as objective:
         yield objective
+
+
+def forward_of(task: Task, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Return (outputs, target) of a batch: by the task's `forward`, else as for a pair (x, y) or a dict."""
+    if task.forward is not None:
+        return task.forward(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch), batch
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return model(batch[0]), batch[1]
+    held = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+    raise TaskError(
+        f"a batch of {held} is neither (x, y) nor a dict: say how to use it with "
+        "forward=lambda model, batch: (outputs, target)"
+    )
+
+
+def prediction_of(
+    task: Task, model: nn.Module, batch: Any, outputs: Any, target: Any
+) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
+    """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
+    ignore = known_ignore_index(task.loss)
+    if task.predict is not None:
+        pair = task.predict(model, batch)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TaskError(f"predict returned a {type(pair).__name__}; expected (logits, labels)")
+        logits, labels = pair
+        if isinstance(labels, torch.Tensor) and labels.is_floating_point() and bool((labels == labels.round()).all()):
+            labels = labels.long()  # predict says that these are class labels
+        return default_prediction(logits, labels, None, ignore), labels
+    if task.batch_loss is not None:
+        return None, None
+    labels = default_target(target)
+    return default_prediction(outputs, labels, task.loss, ignore), labels
 
 
 def _place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list[str]]:

@@ -38,6 +38,7 @@ RESULT_MODULES = (
     "landscape.calibration.recalibrated",
     "landscape.calibration.samples",
     "landscape.performance",
+    "landscape.training.rates",
 )
 #: Packages that are searched for `@measurement` functions. A new file in one of them is found by itself.
 MEASUREMENT_PACKAGES = ("landscape", "landscape.curvature", "landscape.surface", "landscape.calibration")

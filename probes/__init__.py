@@ -32,6 +32,14 @@ _NAMES = {
     "Inspection": "landscape.probes.inspection",
     "inspect_task": "landscape.probes.inspection",
     "plan_run": "landscape.probes.posthoc",
+    "Sweep": "landscape.probes.sweep.study",
+    "Cell": "landscape.probes.sweep.grid",
+    "CellResult": "landscape.probes.sweep.outcome",
+    "How": "landscape.probes.sweep.cell",
+    "grid": "landscape.probes.sweep.grid",
+    "train_cell": "landscape.probes.sweep.cell",
+    "collect": "landscape.probes.sweep.collecting",
+    "range_test": "landscape.probes.sweep.range_test",
     "probe_checkpoints": "landscape.probes.posthoc",
 }
 
@@ -57,6 +65,14 @@ if TYPE_CHECKING:
     from .rates import LearningRate as LearningRate
     from .recorder import Recorder as Recorder
     from .surface import SurfaceProbe as SurfaceProbe
+    from .sweep.cell import How as How
+    from .sweep.cell import train_cell as train_cell
+    from .sweep.collecting import collect as collect
+    from .sweep.grid import Cell as Cell
+    from .sweep.grid import grid as grid
+    from .sweep.outcome import CellResult as CellResult
+    from .sweep.range_test import range_test as range_test
+    from .sweep.study import Sweep as Sweep
     from .terms import LossTerms as LossTerms
     from .updates import Updates as Updates
     from .when import at as at

@@ -1,0 +1,148 @@
+"""What a sweep will cost, from a few steps of each kind of cell: time of training and measuring, room on the disk."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from landscape.errors import LandscapeError, TrainingError
+
+from ..prediction import measure_speed, predict
+from ..selection import choose, samples_to_draw
+from .cell import How, in_a_line, one_thread_on_cpu
+from .grid import Cell
+from .parts import Parts
+from .study import Sweep
+from .training import Training, evaluate
+
+#: Steps that are timed, after two to warm up, or as many as take this long (chosen by us: enough for a median).
+STEPS, SECONDS = 20, 0.5
+#: Columns that the recorder's default writes at each step: three for each parameter tensor, and about so many more.
+_COLUMNS, _MORE = 3, 16
+#: Bytes of the measurements of a final checkpoint (a plane, a line, tables; measured: 0.2 to 0.4 MB).
+_RESULTS = 500_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one cell is expected to take: seconds of training and measuring (NaN: unknown), bytes it leaves, and needs.
+
+    `steps` are the optimizer steps of its run, `bytes` what stays, `most` what it holds for a while beside that.
+    """
+
+    cell: Cell
+    steps: int
+    training: float
+    measuring: float
+    bytes: int
+    most: int
+
+    @property
+    def seconds(self) -> float:
+        """All its seconds; a part that isn't known counts as none."""
+        return sum(s for s in (self.training, self.measuring) if math.isfinite(s))
+
+
+def estimate(sweep: Sweep) -> tuple[Estimate, ...]:
+    """Return what each cell of a sweep will take; nothing is written.
+
+    Cells that differ in seed, schedule, rate or epochs alone share their timing. Costs about 25 steps, an evaluation
+    and 20 passes over a batch for each other combination. Raises TrainingError for mistakes, as `Sweep.check`.
+    """
+    mistakes: dict[str, list[Cell]] = {}
+    timed: dict[str, tuple[float, float, float, int, int]] = {}
+    known: dict[str, tuple[int, int]] = {}
+    with one_thread_on_cpu(sweep.how.device):
+        for parts in sweep.variants(mistakes):
+            kind = _kind(parts.cell)
+            if kind not in timed:
+                timed[kind] = _time(parts, sweep.how)
+            known[_without_seed(parts.cell)] = (parts.batches.per_epoch, parts.total)
+    if mistakes:
+        sweep.check()
+        raise TrainingError(next(iter(mistakes)))
+    found = []
+    for cell in sweep.cells:
+        step, evaluation, measuring, checkpoint, row = timed[_kind(cell)]
+        _, total = known[_without_seed(cell)]
+        every = sweep.how.evaluate
+        evaluations = math.ceil(cell.epochs / every) if every else 0
+        kept = cell.epochs // sweep.how.checkpoints if sweep.how.checkpoints else 0
+        rows = total * row if sweep.how.record else 0
+        size = checkpoint * (1 + kept) + rows + _RESULTS
+        found.append(Estimate(cell, total, total * step + evaluations * evaluation, measuring, size, checkpoint + rows))
+    return tuple(found)
+
+
+def _kind(cell: Cell) -> str:
+    """Return what decides a step's time."""
+    name = cell.optimizer.partition("(")[0]
+    return repr((cell.loss, name, cell.batch_size, cell.clip is None, sorted(cell.settings.items())))
+
+
+def _without_seed(cell: Cell) -> str:
+    return repr({k: v for k, v in cell.axes.items() if k != "seed"})
+
+
+def _time(parts: Parts, how: How) -> tuple[float, float, float, int, int]:
+    """Return (seconds a step, seconds an evaluation, seconds of measuring, bytes of a checkpoint, bytes of a row)."""
+    weights = copy.deepcopy(parts.model.state_dict())
+    training = Training(parts)
+    parts.model.train()
+    seconds: list[float] = []
+    batches = parts.batches.epoch(0)
+    while len(seconds) < STEPS + 2 and sum(seconds[2:]) < SECONDS and training.step < parts.total:
+        batch = next(batches, None)
+        if batch is None:
+            if training.position < parts.batches.per_epoch:
+                break
+            batches, training.position = parts.batches.epoch(0), 0
+            continue
+        start = time.perf_counter()
+        training.take(batch)
+        _wait(parts.device)
+        seconds.append(time.perf_counter() - start)
+    step = statistics.median(seconds[2:] or seconds)
+    start = time.perf_counter()
+    if parts.task.test is not None and how.evaluate:
+        evaluate(parts)
+        _wait(parts.device)
+    evaluation = time.perf_counter() - start
+    tensors = [*parts.model.state_dict().values()]
+    tensors += [t for s in parts.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    checkpoint = sum(t.numel() * t.element_size() for t in tensors) + 10_000
+    parts.model.load_state_dict(weights)
+    parameters = sum(1 for _ in parts.model.parameters())
+    return step, evaluation, _measuring(parts, how), checkpoint, 8 * (_COLUMNS * parameters + _MORE)
+
+
+def _measuring(parts: Parts, how: How) -> float:
+    """Return the seconds that the measurements of a final checkpoint take, NaN where that can't be told."""
+    if not how.measure:
+        return 0.0
+    task = parts.task.replace(max_samples=samples_to_draw(parts.task, how.preset, how.max_samples))
+    try:
+        speed = measure_speed(task)
+        samples = task.draw(task.splits[0]).samples
+        return sum(
+            p.seconds for p in predict(choose(how.only, how.preset, how.options), speed, samples) if p.seconds > 0
+        )
+    except LandscapeError as error:
+        raise TrainingError(f"the final checkpoints can't be measured: {in_a_line(error)}") from error
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def total_seconds(found: Sequence[Estimate], workers: int = 1) -> float:
+    """Return the time of all cells on so many workers, if none waits for another."""
+    longest = max((e.seconds for e in found), default=0.0)
+    return max(sum(e.seconds for e in found) / workers, longest)

@@ -1,0 +1,276 @@
+"""`Sweep`: the trainings of a grid in one folder: checked before any of them begins, run, resumed, collected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.errors import LandscapeError, TrainingError
+from landscape.tasks import Task
+
+from ..selection import choose
+from ..subjects import resolve_device
+from .bars import Bars
+from .cell import How, Tell, failed, in_a_line, train_cell
+from .collecting import Collected, collect
+from .grid import Cell, grid, read_cells
+from .manifest import Manifest, claim, read_manifest
+from .outcome import CellResult, read_result, write_result
+from .parts import Parts, make_parts, try_loss
+from .recording import chosen_probes
+from .sources import Source
+from .stopping import Stop, listening
+from .workers import run_in_workers
+
+if TYPE_CHECKING:
+    from .estimate import Estimate
+
+#: Mistakes that are told at once; more would only hide the first.
+_SHOWN = 5
+
+
+class Sweep:
+    """Trainings over every combination of what is listed, or of the cells given.
+
+        sweep = Sweep("digits.py:digits", loss=["cross_entropy", "focal(gamma=2)"], schedule=["cosine"], seeds=3,
+                      out="runs")
+        for result in sweep.run(workers=2).results: print(result.cell.label, result.metrics["test_accuracy"])
+
+    The same seed gives the same first weights and the same order of the data in all cells, so that what differs is due
+    to the cell. Each cell gets a folder below `out` (see `landscape.probes.train_cell`).
+
+    Args:
+        task: "file.py:name", or a function that returns a Task. A loss from the sweep takes the place of the task's.
+        out: the folder of the sweep.
+        cells: instead of lists: a file of cells (.json, .jsonl, .csv), or cells of `landscape.probes.grid`.
+        how: recording and measuring.
+        lists: what `landscape.probes.grid` takes: loss, schedule, optimizer, batch_size, lr (a list each, or one),
+            seeds, epochs, settings, vary, drive, clip.
+
+    Raises LandscapeError for cells that can't be written so; `check` finds what else is wrong before anything trains.
+    """
+
+    def __init__(
+        self,
+        task: str | Callable[..., Task],
+        out: str | Path = "runs",
+        *,
+        cells: str | Path | Sequence[Cell] | None = None,
+        how: How | None = None,
+        **lists: Any,
+    ) -> None:
+        self.source = Source(task)
+        self.out = Path(out)
+        self.how = how or How()
+        if cells is None:
+            several = ("loss", "schedule", "optimizer", "batch_size", "lr")
+            given: dict[str, Any] = {
+                k: [v] if k in several and isinstance(v, str | int | float) else v for k, v in lists.items()
+            }
+            self.cells = grid(**{k: v for k, v in given.items() if v is not None})
+        elif isinstance(cells, str | Path):
+            self.cells = read_cells(cells, **lists)
+        else:
+            self.cells = tuple(cells)
+        self.manifest = Manifest(self.source.spec, self.source.sha256, self.cells, _plain_how(self.how))
+
+    # ------------------------------------------------------------------------------------------- checking
+
+    def check(self) -> tuple[str, ...]:
+        """Find what can't be before anything is trained; return what is worth knowing.
+
+        Names, parameters, batch sizes and schedules of every cell are tried, each loss on one batch of each task (a
+        gradient), first weights compared between seeds. Raises TrainingError that names the first few mistakes.
+        """
+        choose(self.how.only, self.how.preset, self.how.options)
+        chosen_probes(self.how.probes)
+        mistakes: dict[str, list[Cell]] = {}
+        notes: dict[str, None] = dict.fromkeys([self.source.note] if self.source.note else [])
+        for parts in self.variants(mistakes):
+            notes |= dict.fromkeys(parts.notes)
+        if mistakes:
+            shown = [_mistake(text, cells, len(self.cells)) for text, cells in list(mistakes.items())[:_SHOWN]]
+            more = len(mistakes) - len(shown)
+            raise TrainingError("; ".join(shown) + (f"; and {more} more" if more > 0 else ""))
+        return tuple(notes)
+
+    def variants(self, mistakes: dict[str, list[Cell]]) -> Iterator[Parts]:
+        """Yield the parts of one cell for each combination without its seed, its loss tried; note what goes wrong."""
+        tasks: dict[str, Task] = {}
+        tried: set[tuple[str, str]] = set()
+        seen: set[str] = set()
+        device = resolve_device(self.how.device)
+        for cell in self.cells:
+            key = repr({k: v for k, v in cell.axes.items() if k != "seed"})
+            if key in seen:
+                continue
+            seen.add(key)
+            setting = repr(sorted(cell.settings.items()))
+            try:
+                if setting not in tasks:
+                    tasks[setting] = self.source.make(cell.settings, cell.seed)
+                parts = make_parts(cell, tasks[setting], device)
+                if (setting, cell.loss) not in tried:
+                    try_loss(parts)
+                    tried.add((setting, cell.loss))
+            except LandscapeError as error:
+                mistakes.setdefault(in_a_line(error), []).append(cell)
+                continue
+            yield parts
+
+    def estimate(self) -> tuple[Estimate, ...]:
+        """Return what each cell will take, from a few steps of each kind; nothing is written. See `Estimate`."""
+        from .estimate import estimate
+
+        return estimate(self)
+
+    # ------------------------------------------------------------------------------------------- running
+
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        workers: int = 1,
+        only: Sequence[Cell] | None = None,
+        retry: bool = False,
+        time_limit: float | None = None,
+        allow_changed: bool = False,
+        progress: bool = False,
+        check: bool = True,
+        say: Callable[[str], None] | None = None,
+        stop: Stop | None = None,
+    ) -> Collected:
+        """Train what isn't finished yet, and return all cells' results; `collect` writes them to results.csv and .json.
+
+        A cell that diverges or fails is a result with its reason, and the sweep goes on. SIGTERM, SIGUSR1, SIGHUP and
+        Ctrl-C let the cells under way save themselves and leave (status "interrupted", `stopped` of what is returned).
+
+        Args:
+            resume: go on with the sweep that is in the folder.
+            workers: processes; on GPUs one each. 1 trains in this process.
+            only: the cells to train now (a share, in an array of jobs); by default all.
+            retry: train failed cells again, from their last saved state where there is one.
+            time_limit: seconds after which cells save themselves and none is begun.
+            allow_changed: go on although the task's file changed.
+            progress: two levels of bars on stderr. check: look for mistakes first. say: told what is worth knowing.
+
+        Raises LandscapeError before anything is trained: see `check`, `claim`.
+        """
+        say = say or (lambda text: None)
+        if workers < 1:
+            raise TrainingError(f"workers={workers} must be at least 1")
+        if workers > 1 and not self.source.spec:
+            raise TrainingError("several workers load the task by themselves: name it as 'file.py:name'")
+        if workers > 1 and not all(isinstance(p, str) for p in self.how.probes or ()):
+            raise TrainingError("several workers can't be handed probes: name them, or train with workers=1")
+        there = read_manifest(self.out)
+        if there is not None:
+            claim(self.out, self.manifest, resume=resume, changed=allow_changed)
+        if check:
+            for note in self.check():
+                say(f"note: {note}")
+        if there is None:
+            claim(self.out, self.manifest, resume=resume, changed=allow_changed)
+        cells = tuple(only) if only is not None else self.cells
+        todo = []
+        for cell in cells:
+            found = read_result(cell, self.out / cell.name)
+            if retry and found.status == "failed":
+                found = replace(found, status="interrupted", reason="to be tried again")
+                write_result(found)
+            if not found.finished:
+                todo.append(cell)
+        if len(todo) < len(cells):
+            say(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already")
+        stop = stop or Stop()
+        if time_limit is not None:
+            stop.deadline = time.monotonic() + time_limit
+        with listening(stop), Bars(len(cells), len(cells) - len(todo), enabled=progress) as bars:
+            if workers == 1 or len(todo) < 2:
+                self._run_here(todo, stop, bars, say)
+            else:
+                self._run_in_workers(todo, workers, stop, bars, say)
+        return collect(self.out, self.manifest, stopped=stop.signal, late=stop.late)
+
+    def _run_here(self, todo: Sequence[Cell], stop: Stop, bars: Bars, say: Callable[[str], None]) -> None:
+        for cell in todo:
+            if stop.asked:
+                return
+            bars.begin(cell)
+
+            def tell(c: Cell, training: Any) -> None:
+                bars.move(
+                    c, {"step": training.step, "loss": training.last_loss, **training.metrics}, training.parts.total
+                )
+
+            result = attempt(
+                cell, self.source, self.out / cell.name, self.how, stop=stop, tell=tell, say=bars.saying(say)
+            )
+            bars.end(result)
+            _tell_end(result, bars.saying(say))
+
+    def _run_in_workers(
+        self, todo: Sequence[Cell], workers: int, stop: Stop, bars: Bars, say: Callable[[str], None]
+    ) -> None:
+        limit = None if stop.deadline is None else stop.deadline - time.monotonic()
+        setup = {"task": self.source.spec, "how": self.manifest.how, "seconds": limit}
+
+        def ended(result: CellResult) -> None:
+            bars.end(result)
+            _tell_end(result, bars.saying(say))
+
+        run_in_workers(
+            todo,
+            self.out,
+            setup,
+            workers,
+            stop=stop,
+            began=bars.begin,
+            told=lambda cell, progress: bars.move(cell, progress, int(progress.get("steps", 0))),
+            ended=ended,
+            say=bars.saying(say),
+        )
+
+
+def attempt(
+    cell: Cell,
+    source: Source,
+    folder: str | Path,
+    how: How,
+    *,
+    stop: Stop | None = None,
+    tell: Tell | None = None,
+    say: Callable[[str], None] | None = None,
+) -> CellResult:
+    """Train a cell as `train_cell`, and make what it raises a result too: one cell never ends a sweep."""
+    try:
+        return train_cell(cell, source, folder, how, stop=stop, tell=tell, say=say)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        try:
+            result = failed(cell, folder, error)
+            write_result(result)
+        except LandscapeError:  # the folder is another cell's, or can't be written
+            result = CellResult(cell, str(folder), status="failed", reason=in_a_line(error))
+        return result
+
+
+def _plain_how(how: How) -> dict[str, Any]:
+    """Return how cells are trained as plain data; probes by their names."""
+    named = [p if isinstance(p, str) else p.name for p in how.probes] if how.probes is not None else None
+    return {**asdict(replace(how, probes=None)), "probes": named}
+
+
+def _mistake(text: str, cells: Sequence[Cell], of: int) -> str:
+    if len(cells) == of:
+        return text
+    return f"cell {cells[0].index} ({cells[0].label}): {text}"
+
+
+def _tell_end(result: CellResult, say: Callable[[str], None]) -> None:
+    if result.status != "complete":
+        say(f"{result.cell.label}: {result.status}: {result.reason}")
