@@ -18,6 +18,7 @@ RUN, LONG = 1 << 10, 1 << 16
 DOT = 1 << 13
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm of each tensor as (k,) in float64, on the tensors' device.
 
@@ -49,6 +50,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([n.double() for n in found if n is not None])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of a training that diverges
 def host_norms(tensors: Sequence[Tensor | None]) -> np.ndarray:
     """Return (1 + k,) on the host: the joint norm and each tensor's, NaN for None, of tensors on a CPU.
 
@@ -92,6 +94,7 @@ def _plain(t: Tensor) -> Tensor:
     return t if t.numel() else t.new_zeros(1)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def host_squares(vectors: Sequence[np.ndarray]) -> list[float]:
     """Return x . x of each float vector, computed in float64.
 

@@ -107,6 +107,7 @@ class Updates:
         updates, weights, distance, cosine = (torch.as_tensor(v, dtype=torch.float64) for v in self._changed())
         return Step(updates, weights, distance, cosine)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def rows(self) -> tuple[Any, Any, Any]:
         """Return what changed since the last call as rows: (1 + k,) norms of updates, (1 + k,) of weights, the whole
         first in each, and (ratio, distance, cosine). NumPy arrays of a small model on a CPU, tensors elsewhere.
@@ -120,6 +121,7 @@ class Updates:
         three = torch.stack([update / weight, distance, cosine])
         return torch.cat([update[None], updates]), torch.cat([weight[None], weights]), three
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _changed(self) -> tuple[Any, Any, Any, Any]:
         updates, weights, distance, along, before = self._held.step()
         first, self._first = self._first, False
@@ -159,6 +161,7 @@ class _OnHost:
     def _read(self, which: int) -> None:
         torch.cat([p.detach().reshape(-1) for p in self._parameters], out=self._tensors[which])
 
+    @np.errstate(over="ignore", invalid="ignore")  # of a training that diverges: its norms are inf and NaN
     def step(self) -> tuple[np.ndarray, np.ndarray, float, float, float]:
         self._read(0)
         now, parts = self._now, self._parts
