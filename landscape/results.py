@@ -165,6 +165,12 @@ class Result:
         lines += [f"  {name}: {_shortened(value)}" for name, value in self.summary().items()]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the scalars, and the figure."""
+        from .report.notebook import result_html  # draws, so that it loads where a notebook asks
+
+        return result_html(self)
+
     def summary(self) -> dict[str, Any]:
         """Return what `landscape probe --json` shows; by default every scalar variable."""
         return {k: v.data.item() for k, v in self.variables().items() if not v.dims}

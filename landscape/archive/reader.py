@@ -167,6 +167,12 @@ class Archive:
         kinds = ", ".join(dict.fromkeys(entry.kind for entry in self.entries))
         return f"<Archive {str(self.path)!r}: {self.status}, {len(self.entries)} results ({kinds or 'none'})>"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the checkpoints, and a figure."""
+        from ..report.notebook import archive_html  # draws, so that it loads where a notebook asks
+
+        return archive_html(self)
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[h5py.File]:
         if self._closed:

@@ -361,8 +361,10 @@ def training(found: Sequence[tuple[Run, Any]]) -> tuple[str, str]:
     steps = [int(s.steps[-1]) for _, h in found if (s := h.get("loss")) is not None and len(s.steps)]
     told = f"The training{'' if len(found) == 1 else 's'}"
     told += f" over {_range(steps)} optimizer steps" if steps else ""
-    told += ": loss of each step's batch (faint) and its running mean, learning rate, gradient norm and, where it was "
-    told += "measured, λ max against the largest eigenvalue at which the optimizer is stable (dashed)."
+    told += (
+        ": loss of each step's batch and gradient norm (faint) with their running means, learning rate and, where it "
+    )
+    told += "was measured, λ max against the largest eigenvalue at which the optimizer is stable (dashed)."
     kinds: dict[str, int] = {}
     for _, history in found:
         for event in history.events:

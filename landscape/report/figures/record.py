@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..palette import INK, MUTED, RUN_COLORS
+from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
 from .registry import tidy
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Steps over which the running mean of the loss is taken, as a share of the run (chosen by us).
 SMOOTHED = 0.02
+#: Thresholds are drawn up to this many times the largest eigenvalue (chosen by us).
+FAR = 100.0
 #: Events that are marked, and their colors.
 MARKED = {"spike": RUN_COLORS[4], "not_finite": RUN_COLORS[1], "skipped_step": MUTED}
 
@@ -63,18 +65,21 @@ def _rows(record: Any, name: str, column: str) -> tuple[np.ndarray, np.ndarray]:
     return steps[known], values[known]
 
 
-def _loss(ax: Axes, record: Any, color: str, label: str) -> bool:
-    steps, values = _rows(record, "loss", "loss")
+def _smoothed(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label: str) -> bool:
+    """Draw each step faintly and the running mean over it; a logarithmic axis where all are positive and far apart."""
     if not len(steps):
         return False
-    ax.plot(steps, values, color=color, linewidth=0.6, alpha=0.3)
+    ax.plot(steps, values, color=color, linewidth=0.6, alpha=0.25)
     window = max(1, int(SMOOTHED * len(values)))
-    if window > 1:
-        smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-        ax.plot(steps[window - 1 :], smooth, color=color, linewidth=1.5, label=label or None)
+    smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    ax.plot(steps[window - 1 :], smooth, color=color, linewidth=1.5, label=label or None)
     if (values > 0).all() and values.max() > 20 * values.min():
         ax.set_yscale("log")
     return True
+
+
+def _loss(ax: Axes, record: Any, color: str, label: str) -> bool:
+    return _smoothed(ax, *_rows(record, "loss", "loss"), color, label)
 
 
 def _rate(ax: Axes, record: Any, color: str, label: str) -> bool:
@@ -86,20 +91,18 @@ def _rate(ax: Axes, record: Any, color: str, label: str) -> bool:
 
 
 def _gradient(ax: Axes, record: Any, color: str, label: str) -> bool:
-    steps, values = _rows(record, "gradient_norm", "global")
-    ax.plot(steps, values, color=color, linewidth=0.8)
-    if len(values) and (values > 0).all():
-        ax.set_yscale("log")
-    return bool(len(steps))
+    return _smoothed(ax, *_rows(record, "gradient_norm", "global"), color, label)
 
 
 def _curvature(ax: Axes, record: Any, color: str, label: str) -> bool:
     steps, values = _rows(record, "curvature", "lambda_max")
     at, limit = _rows(record, "curvature", "threshold")
     ax.plot(steps, values, "o-", color=color, markersize=3, linewidth=1.2)
-    ax.plot(at, limit, color=INK, linewidth=1.0, linestyle="--")
     if len(values) and (values > 0).all():
         ax.set_yscale("log")
+        # A learning rate that goes to 0 takes the threshold to infinity: the picture ends well above the eigenvalues.
+        limit = np.where(limit <= FAR * values.max(), limit, np.nan)
+    ax.plot(at, limit, color=color, linewidth=1.0, linestyle="--")
     return bool(len(steps))
 
 
