@@ -1,0 +1,408 @@
+"""Nothing that was recorded is lost, and nothing that goes wrong with recording stops a training."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recorded_training import small, steps
+
+from landscape import open_archive
+from landscape.archive import live
+from landscape.archive.compaction import repair
+from landscape.archive.segments import live_folder
+from landscape.errors import ArchiveError, MeasurementError
+from landscape.probes import (
+    CurvatureProbe,
+    Found,
+    GradientNoise,
+    GradientNorms,
+    Probe,
+    Recorder,
+    SurfaceProbe,
+    at,
+    every,
+)
+
+# A training whose numbers are known beforehand: step t has the loss t and the gradient norm t of its one weight.
+CHILD = """
+import sys, time, torch
+from torch import nn
+from landscape.probes import GradientNorms, Recorder
+path, steps, flush, resume = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), len(sys.argv) > 4
+model = nn.Linear(1, 1, bias=False)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+with Recorder(path, model, optimizer, probes=[GradientNorms()], flush_seconds=flush, resume=resume) as rec:
+    if resume:
+        rec.load_state_dict({"step": int(sys.argv[4]), "epoch": 0})
+    print("ready", flush=True)
+    while rec.step < steps:
+        t = rec.step + 1
+        rec.log(loss=float(t))
+        model.weight.grad = torch.full((1, 1), float(t))
+        optimizer.step()
+        time.sleep(0.0005)
+print("done", flush=True)
+"""
+
+
+FORGETFUL = """
+rec = Recorder(path, model, optimizer, probes=[GradientNorms()])
+for t in range(steps):
+    rec.log(loss=float(t))
+    optimizer.step()
+"""
+
+
+def child(path, steps, flush, *resume):
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(path), str(steps), str(flush), *map(str, resume)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+class TestKills:
+    # Fifty children, each killed at a moment of its own: a minute and a half of imports.
+    @pytest.mark.slow
+    def test_at_fifty_moments_every_flushed_row_is_there_and_right_and_the_run_resumes(self, tmp_path):
+        rng, flush = np.random.default_rng(0), 0.05
+        lost = []
+        for i in range(50):
+            path = tmp_path / f"{i}" / "run.h5"
+            process = child(path, 10**9, flush)
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0.0, 0.6))
+            kill(process)
+            archive = open_archive(path)
+            assert (archive.status, archive.alive) == ("running", False)
+            h = archive.history
+            rows = len(h["loss"].steps) if "loss" in h else 0
+            if rows:
+                np.testing.assert_array_equal(h["loss"].steps, np.arange(1, rows + 1))
+                np.testing.assert_array_equal(h["loss"].column("loss"), np.arange(1, rows + 1))
+                np.testing.assert_array_equal(h["gradient_norm"].column("global"), h["gradient_norm"].steps)
+                # What the last interval wrote is missing at most: `time` says when each row was made.
+                lost.append(h["time"].values[-1, 0])
+            if i % 10 == 0 and rows:
+                resumed = child(path, rows + 20, flush, rows - 1)
+                assert resumed.communicate(timeout=120)[0] == "ready\ndone\n"
+                h = open_archive(path).history
+                assert h["loss"].superseded.sum() == 1
+                np.testing.assert_array_equal(h.current()["loss"].column("loss"), np.arange(1, rows + 21))
+                assert open_archive(path).status == "complete"
+            elif rows:
+                repair(path)
+                repaired = open_archive(path)
+                assert repaired.status == "interrupted"
+                np.testing.assert_array_equal(repaired.history["loss"].values, h["loss"].values)
+        assert len(lost) > 30
+
+    def test_nothing_before_the_last_flush_is_missing(self, tmp_path):
+        process = child(tmp_path / "run.h5", 10**9, 0.1)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(1.0)
+        before = open_archive(tmp_path / "run.h5")
+        assert before.alive
+        seen = len(before.history["loss"].steps)
+        time.sleep(0.4)
+        later = len(open_archive(tmp_path / "run.h5").history["loss"].steps)
+        kill(process)
+        assert 0 < seen < later <= len(open_archive(tmp_path / "run.h5").history["loss"].steps)
+
+
+class TestEnds:
+    def test_an_exception_is_archived_and_goes_on(self, tmp_path):
+        model, optimizer = small()
+
+        def train() -> None:
+            with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+                steps(model, optimizer, 3, rec)
+                raise ZeroDivisionError("of all things")
+
+        with pytest.raises(ZeroDivisionError):
+            train()
+        archive = open_archive(tmp_path / "run.h5")
+        assert archive.status == "failed"
+        assert [e.message for e in archive.history.events if e.kind == "failed"] == ["ZeroDivisionError: of all things"]
+        assert len(archive.history["loss"].steps) == 3
+
+    def test_ctrl_c_is_interrupted(self, tmp_path):
+        model, optimizer = small()
+
+        def train() -> None:
+            with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+                steps(model, optimizer, 3, rec)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train()
+        assert open_archive(tmp_path / "run.h5").status == "interrupted"
+
+    def test_a_loop_without_with_that_forgets_to_close(self, tmp_path):
+        code = CHILD[: CHILD.index("with Recorder")] + FORGETFUL
+        command = [sys.executable, "-c", code, str(tmp_path / "run.h5"), "5", "60"]
+        subprocess.run(command, check=True, timeout=120)
+        archive = open_archive(tmp_path / "run.h5")
+        assert archive.status == "interrupted"
+        assert len(archive.history["loss"].steps) == 5
+
+    def test_a_recorder_that_never_saw_a_step(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer):
+            pass
+        archive = open_archive(tmp_path / "run.h5")
+        assert (archive.status, archive.attributes["steps"]) == ("complete", 0)
+
+
+class TestResuming:
+    def test_goes_on_from_a_checkpoint_and_keeps_what_it_overtakes(self, tmp_path):
+        path = tmp_path / "run.h5"
+        model, optimizer = small()
+        with Recorder(path, model, optimizer, checkpoints=at([20])) as rec:
+            steps(model, optimizer, 30, rec)
+        saved = torch.load(tmp_path / "step-00000020.pt", weights_only=True)
+        model, optimizer = small()
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        with Recorder(path, model, optimizer, resume=True) as rec:
+            rec.load_state_dict(saved["landscape"]["facts"]["recorder"])
+            assert rec.step == 20
+            steps(model, optimizer, 20, rec, seed=9)
+        archive = open_archive(path)
+        assert archive.attributes["sessions"] == 2
+        loss = archive.history["loss"]
+        assert (len(loss.steps), int(loss.superseded.sum())) == (50, 10)
+        np.testing.assert_array_equal(archive.history.current()["loss"].steps, np.arange(1, 41))
+        assert [e.step for e in archive.history.events if e.kind == "resumed"] == [20]
+
+    def test_without_a_checkpoint_it_goes_on_from_the_last_row(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 4, rec)
+            rec.end_epoch()
+        with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+            assert (rec.step, rec.epoch) == (4, 1)
+            steps(model, optimizer, 2, rec)
+        np.testing.assert_array_equal(open_archive(tmp_path / "run.h5").history["loss"].steps, np.arange(1, 7))
+
+    def test_where_nothing_is_there_it_begins(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+            steps(model, optimizer, 2, rec)
+        assert open_archive(tmp_path / "run.h5").status == "complete"
+
+    def test_a_resumed_run_decides_as_it_did_where_a_budget_ruled(self, tmp_path):
+        class Slow(Probe):
+            name, expensive, when = "slow", True, every(steps=1, budget=0.5)
+
+            def __init__(self):
+                self.at: list[int] = []
+
+            def measure(self, run, now):
+                self.at.append(now.step)
+                time.sleep(0.01)
+                return Found()
+
+        path = tmp_path / "run.h5"
+        model, optimizer = small()
+        first = Slow()
+        with Recorder(path, model, optimizer, probes=[first]) as rec:
+            for _ in range(30):
+                steps(model, optimizer, 1, rec)
+                time.sleep(0.004)
+        assert 3 < len(first.at) < 30  # some were left out
+        again = Slow()
+        with Recorder(path, model, optimizer, probes=[again], resume=True) as rec:
+            rec.load_state_dict({"step": 10, "epoch": 0})
+            steps(model, optimizer, 20, rec)
+        assert again.at == [s for s in first.at if s > 10]
+
+
+class TestTroubleWithTheDisk:
+    def test_a_full_disk_is_reported_once_and_counted_and_training_goes_on(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_WAITING", 0)
+        model, optimizer = small()
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        rec = Recorder(tmp_path / "run.h5", model, optimizer, flush_seconds=60)
+        steps(model, optimizer, 20, rec)
+        rec._sink.flush()
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            size = max(p.stat().st_size for p in live_folder(tmp_path / "run.h5").glob("*.rows"))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, before[1]))
+            steps(model, optimizer, 20, rec)
+            rec._sink.flush()
+            with pytest.warns(RuntimeWarning, match="training goes on"):
+                steps(model, optimizer, 20, rec)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                steps(model, optimizer, 5, rec)  # said once
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        rec._sink.flush()
+        steps(model, optimizer, 5, rec)
+        with pytest.warns(RuntimeWarning, match="could not be written"):
+            rec.close()
+        archive = open_archive(tmp_path / "run.h5")
+        assert archive.attributes["lost_rows"] > 0
+        found = archive.history["loss"].steps
+        np.testing.assert_array_equal(found[:20], np.arange(1, 21))
+        assert found[-1] == 70
+        assert [e.kind for e in archive.history.events if e.kind == "lost_rows"]
+
+    def test_a_full_disk_at_the_end_leaves_the_segments(self, tmp_path, monkeypatch):
+        model, optimizer = small()
+
+        def full(path, size):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("landscape.archive.compaction.reserve", full)
+        with (
+            pytest.warns(RuntimeWarning, match=r"No space left.*landscape repair"),
+            Recorder(tmp_path / "run.h5", model, optimizer) as rec,
+        ):
+            steps(model, optimizer, 5, rec)
+        monkeypatch.undo()
+        assert len(open_archive(tmp_path / "run.h5").history["loss"].steps) == 5
+        repair(tmp_path / "run.h5")
+        assert not live_folder(tmp_path / "run.h5").exists()
+        assert len(open_archive(tmp_path / "run.h5").history["loss"].steps) == 5
+
+    def test_a_folder_that_is_deleted_on_the_way(self, tmp_path):
+        import shutil
+
+        model, optimizer = small()
+        rec = Recorder(tmp_path / "a" / "run.h5", model, optimizer, flush_seconds=60)
+        steps(model, optimizer, 5, rec)
+        rec._sink.flush()
+        shutil.rmtree(tmp_path / "a")
+        steps(model, optimizer, 5, rec)
+        rec._sink.flush()
+        with pytest.warns(RuntimeWarning):
+            rec.close()
+        assert len(open_archive_beside(tmp_path / "a" / "run.h5")) == 5
+
+    def test_a_folder_that_can_not_be_written_is_said_before_training(self, tmp_path):
+        model, optimizer = small()
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ArchiveError, match="cannot be written"):
+            Recorder(tmp_path / "file" / "run.h5", model, optimizer)
+        with Recorder(tmp_path / "run.h5", model, optimizer):
+            pass  # and the model is free for another recorder
+
+    def test_where_locks_are_refused_it_goes_on_without(self, tmp_path, monkeypatch):
+        import errno
+        import fcntl
+
+        def refused(fd, how):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refused)
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 5, rec)
+        assert len(open_archive(tmp_path / "run.h5").history["loss"].steps) == 5
+
+
+def open_archive_beside(path: Path) -> np.ndarray:
+    from landscape.archive.history import read_history
+
+    return read_history(path)["loss"].steps
+
+
+class TestBadInput:
+    def test_a_probe_that_raises_is_switched_off_and_said_once(self, tmp_path):
+        class Bad(Probe):
+            name = "bad"
+
+            def on_gradients(self, run, step):
+                if step.number == 3:
+                    raise RuntimeError("no more")
+
+        model, optimizer = small()
+        with (
+            pytest.warns(RuntimeWarning, match="'bad' failed and is switched off.*no more") as said,
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[Bad(), GradientNorms()]) as rec,
+        ):
+            steps(model, optimizer, 6, rec)
+        assert len(said) == 1
+        h = open_archive(tmp_path / "run.h5").history
+        assert [(e.step, e.message) for e in h.events if e.kind == "probe_failed"] == [
+            (2, "bad: RuntimeError: no more")
+        ]
+        assert len(h["gradient_norm"].steps) == 6
+
+    @pytest.mark.parametrize("probe", [CurvatureProbe(), SurfaceProbe(), GradientNoise(source="samples")])
+    def test_a_probe_that_needs_a_task_says_so_and_training_goes_on(self, tmp_path, probe):
+        model, optimizer = small()
+        with (
+            pytest.warns(RuntimeWarning, match="task="),
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[probe]) as rec,
+        ):
+            steps(model, optimizer, 2, rec)
+
+    def test_an_optimizer_of_other_parameters(self, tmp_path):
+        model, _ = small()
+        with pytest.raises(MeasurementError, match="none of them the model's"):
+            Recorder(tmp_path / "run.h5", model, small()[1])
+        assert not (tmp_path / "run.h5").exists()
+
+    def test_two_recorders_on_one_model(self, tmp_path):
+        model, optimizer = small()
+        with (
+            Recorder(tmp_path / "a.h5", model, optimizer),
+            pytest.raises(MeasurementError, match="has a recorder already"),
+        ):
+            Recorder(tmp_path / "b.h5", model, optimizer)
+
+    def test_an_archive_that_exists(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 3, rec)
+        with pytest.raises(ArchiveError, match="resume=True"):
+            Recorder(tmp_path / "run.h5", model, optimizer)
+        with Recorder(tmp_path / "run.h5", model, optimizer, force=True) as rec:
+            steps(model, optimizer, 2, rec)
+        assert len(open_archive(tmp_path / "run.h5").history["loss"].steps) == 2
+
+    def test_an_archive_in_use_by_another_process(self, tmp_path):
+        process = child(tmp_path / "run.h5", 10**9, 0.1)
+        assert process.stdout.readline() == "ready\n"
+        model, optimizer = small()
+        for options in ({"force": True}, {"resume": True}):
+            with pytest.raises(ArchiveError, match="being written by another recorder"):
+                Recorder(tmp_path / "run.h5", model, optimizer, **options)
+        kill(process)
+
+    def test_what_is_no_optimizer_or_no_probe(self, tmp_path):
+        model, optimizer = small()
+        with pytest.raises(TypeError, match=r"torch.optim.Optimizer"):
+            Recorder(tmp_path / "run.h5", model, "sgd")
+        with pytest.raises(TypeError, match=r"make one: GradientNorms\(\)"):
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms])
+        with pytest.raises(MeasurementError, match="two probes are called 'gradients'"):
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms(), GradientNorms()])
+
+    def test_a_state_that_comes_too_late(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 1, rec)
+            with pytest.raises(MeasurementError, match="before the first step"):
+                rec.load_state_dict({"step": 0, "epoch": 0})

@@ -1,0 +1,156 @@
+"""What expensive probes measure while a model trains is what the same measurement says afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from recorded_training import small, steps, task_of
+from torch import nn
+
+import landscape as ls
+from landscape import load_checkpoint, open_archive
+from landscape.dynamics.noise import NoiseScale
+from landscape.probes import (
+    CalibrationProbe,
+    CurvatureProbe,
+    Embeddings,
+    GradientNoise,
+    GradientNorms,
+    Recorder,
+    SurfaceProbe,
+    Updates,
+    at,
+    every,
+)
+from landscape.probes.demo.digits import REFERENCE, digits
+
+
+class TestExpensiveProbes:
+    def run(self, tmp_path, **options):
+        model, optimizer = small()
+        task = task_of(model)
+        probes = [
+            GradientNorms(),
+            Updates(),
+            CalibrationProbe(),
+            CurvatureProbe(k=2, when=every(steps=5), draws=8),
+            SurfaceProbe(5, when=at([0, 10])),
+            Embeddings("0", every(steps=5)),
+            GradientNoise(source="samples", samples=16, when=every(steps=10)),
+        ]
+        with Recorder(tmp_path / "run.h5", model, optimizer, task=task, probes=probes, **options) as rec:
+            for epoch in range(2):
+                steps(model, optimizer, 5, rec, seed=epoch)
+                with torch.no_grad():
+                    x, y = task.train
+                    rec.observe(model(x), y)
+                    rec.observe(model(x), y, split="test")
+                rec.end_epoch()
+        return model, open_archive(tmp_path / "run.h5")
+
+    def test_training_is_bit_for_bit_the_same_with_all_of_them(self, tmp_path):
+        recorded, _ = self.run(tmp_path)
+        model, optimizer = small()
+        for epoch in range(2):
+            steps(model, optimizer, 5, seed=epoch)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), recorded.parameters(), strict=True))
+
+    def test_each_equals_the_same_measurement_afterwards(self, tmp_path):
+        model, archive = self.run(tmp_path)
+        task = task_of(model)
+        h = archive.history
+        with ls.Hessian(task) as H:
+            pairs = ls.eigenpairs(H, 2, tol=1e-5)
+        np.testing.assert_array_equal(h["eigenvalue"].steps, [0, 5, 10])
+        np.testing.assert_allclose(h["eigenvalue"].values[-1], pairs.values, rtol=1e-3)
+        curvature = h["curvature"]
+        assert curvature.column("threshold")[0] == pytest.approx(2 * 1.9 / 0.1)
+        np.testing.assert_allclose(
+            curvature.column("margin"), 1 - curvature.column("lambda_max") / curvature.column("threshold")
+        )
+        x, y = task.train
+        with torch.no_grad():
+            logits = model(x)
+        expected = ls.calibration_error(logits=logits, labels=y)
+        calibration = h["calibration"]
+        np.testing.assert_array_equal(calibration.steps, [5, 10])
+        assert calibration.column("ece")[-1] == expected.ece
+        assert calibration.column("test.nll")[-1] == expected.nll
+        assert calibration.column("temperature")[-1] == pytest.approx(ls.fit_temperature(logits, y).value)
+        assert [p.step for p in h.probed["surface"]] == [0, 10]
+        center = h.probed["surface"][-1].result.center_loss
+        assert center == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-6)
+        assert h.probed["calibration"][-1].result.ece == expected.ece
+        assert [int(e) for e in h["epoch"].column("epoch")] == [1, 2]
+
+    def test_the_noise_scale_of_single_samples_is_the_naive_one(self, tmp_path):
+        model, optimizer = small()
+        task = task_of(model)
+        with Recorder(
+            tmp_path / "n.h5",
+            model,
+            optimizer,
+            task=task,
+            probes=[GradientNoise(source="samples", samples=40, when=at([0]))],
+        ) as rec:
+            x, y = task.train
+            each = []
+            for i in range(40):
+                loss = nn.functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
+                each.append(
+                    torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+                )
+            steps(model, optimizer, 1, rec)
+        G = torch.stack(each)
+        n = len(G)
+        variance = float(G.var(0, unbiased=True).sum())
+        squared = float(G.mean(0).square().sum()) - variance / n
+        found = open_archive(tmp_path / "n.h5").history["noise_scale"]
+        np.testing.assert_allclose(found.values[0][1:], [squared, variance], rtol=1e-4)
+
+    def test_the_noise_scale_of_micro_batches_is_the_naive_one(self, tmp_path):
+        model, optimizer = small()
+        g = torch.Generator().manual_seed(1)
+        b, parts = 6, 4
+        small_squares, big = [], []
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNoise(b, when=every(steps=1))]) as rec:
+            for _ in range(3):
+                total, squares = 0, []
+                for _ in range(parts):
+                    x, y = torch.randn(b, 4, generator=g), torch.randint(0, 3, (b,), generator=g)
+                    loss = nn.functional.cross_entropy(model(x), y)
+                    own = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+                    flat = torch.cat([p.reshape(-1) for p in own]).double()
+                    squares.append(float(flat.square().sum()))
+                    total = total + flat / parts
+                    (loss / parts).backward()
+                small_squares.append(np.mean(squares))
+                big.append(float(total.square().sum()))
+                rec.clip_grad_norm_(0.1)  # of no account: the noise scale is that of what was accumulated
+                optimizer.step()
+                optimizer.zero_grad()
+        scale = NoiseScale()
+        expected = []
+        for s, B in zip(small_squares, big, strict=True):
+            scale.add(float(s), B, b, b * parts)
+            expected.append([scale.value, scale.squared_gradient, scale.variance])
+        np.testing.assert_allclose(open_archive(tmp_path / "run.h5").history["noise_scale"].values, expected, rtol=1e-4)
+
+    def test_checkpoints_along_the_way_name_their_task(self, tmp_path):
+        task = digits()
+        model = task.model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with Recorder(
+            tmp_path / "run.h5", model, optimizer, probes=[], checkpoints=every(epochs=1), task_reference=REFERENCE
+        ) as rec:
+            x, y = task.train
+            for _ in range(2):
+                nn.functional.cross_entropy(model(x[:32]), y[:32]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                rec.end_epoch()
+        found = sorted(p.name for p in tmp_path.glob("step-*.pt"))
+        assert found == ["step-00000001.pt", "step-00000002.pt"]
+        checkpoint = load_checkpoint(tmp_path / found[-1], digits())
+        assert (checkpoint.step, checkpoint.epoch) == (2, 2)
