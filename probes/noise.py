@@ -68,7 +68,7 @@ class GradientNoise(Probe):
         self._parameters: list[Any] = []
         self._before: list[Tensor] | None = None
         self._squares: list[Tensor] = []
-        self._small: Tensor | None = None
+        self._averages: list[Tensor] = []
         self._listening = self._queued = False
 
     def everywhere(self, run: Run) -> bool:
@@ -95,7 +95,7 @@ class GradientNoise(Probe):
     # ------------------------------------------------------------------------------------- micro-batches
 
     def ready(self, run: Run, number: int) -> None:
-        self._listening, self._before, self._squares, self._small = True, None, [], None
+        self._listening, self._before, self._squares, self._averages = True, None, [], []
 
     def _accumulated(self, parameter: Tensor) -> None:
         """One gradient of a backward pass has arrived: be called again when all have."""
@@ -122,14 +122,21 @@ class GradientNoise(Probe):
         group = model.process_group
         world = torch.distributed.get_world_size(group)
 
-        def average(state: Any, bucket: Any) -> Any:
+        def average(state, bucket):  # without annotations: DDP takes none but its own classes themselves
             buffer = bucket.buffer()
             if self._listening:
-                square = tensor_norms([buffer]).square()[0]
-                self._small = square if self._small is None else self._small + square
+                self._squares.append(tensor_norms([buffer]).square()[0])
             buffer.div_(world)
             work: Any = torch.distributed.all_reduce(buffer, group=group, async_op=True)
-            return work.get_future().then(lambda done: done.value()[0])
+
+            def averaged(done):
+                value = done.value()[0]
+                if self._listening:
+                    # Here, before anything clips it.
+                    self._averages.append(tensor_norms([value]).square()[0])
+                return value
+
+            return work.get_future().then(averaged)
 
         model.register_comm_hook(None, average)
         self._world, self._group = world, group
@@ -139,25 +146,20 @@ class GradientNoise(Probe):
     def on_gradients(self, run: Run, step: Step) -> None:
         if self.source == "samples" or step.followed is not run.followed[0]:
             return
-        present = [p.grad for p in self._parameters if p.grad is not None]
+        if not self._squares:
+            return
         if self.source == "ranks":
-            if self._small is None:
-                return
-            small = self._small / self._world
+            parts = self._world
+            small, big = torch.stack(self._squares).sum() / parts, torch.stack(self._averages).sum()
             torch.distributed.all_reduce(small, group=self._group)
-            parts, factor = self._world, 1.0
         else:
             parts = len(self._squares)
             if parts < 2:
                 return  # a step of one batch has no smaller one to compare with
-            # What was added is a share of the mean: 1/parts of each micro-batch's own gradient.
-            factor = float(parts) ** 2 if self.accumulation == "mean" else 1.0
-            small = torch.stack(self._squares).mean() * factor
-        big = torch.linalg.vector_norm(tensor_norms(present)).square()
-        if self.source == "micro-batches":
-            total = self._before if self._before is not None else present
-            # Of what was accumulated, not of what clipping made of it.
-            big = tensor_norms(total).square().sum() / (1.0 if self.accumulation == "mean" else float(parts) ** 2)
+            # What was accumulated, not what clipping made of it; a share of the mean, or a sum of gradients.
+            accumulated = [] if self._before is None else self._before
+            small, big = torch.stack(self._squares).mean(), tensor_norms(accumulated).square().sum()
+            small, big = (small * parts**2, big) if self.accumulation == "mean" else (small, big / parts**2)
         if step.scale is not None:
             small, big = small / step.scale.double() ** 2, big / step.scale.double() ** 2
         self._listening = False

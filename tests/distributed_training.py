@@ -1,0 +1,107 @@
+"""Two processes that train together, each recorded: run by test_recorder_distributed.py, one process for each rank.
+
+Prints nothing; writes what each rank saw to `<folder>/rank<r>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from landscape.probes import CurvatureProbe, GradientNoise, GradientNorms, LearningRate, Recorder, Updates, every
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+def batch(rank: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(5, 6, generator=g), torch.randint(0, 3, (5,), generator=g)
+
+
+def naive(tensors) -> list[float]:
+    each = [math.sqrt(float((t.detach().double() ** 2).sum())) for t in tensors]
+    return [math.sqrt(sum(v * v for v in each)), *each]
+
+
+def train(folder: Path, name: str, rank: int, wrap, probes, *, recorded: bool = True, accumulate: bool = False) -> dict:
+    """Train, and return what this rank computed by itself."""
+    model = wrap(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    seen: dict[str, list] = {"gradients": [], "local": [], "updates": []}
+    rec = Recorder(folder / name / "run.h5", model, optimizer, probes=probes) if recorded else None
+    for step in range(4):
+        x, y = batch(rank, step)
+        if accumulate and isinstance(model, DistributedDataParallel):
+            with model.no_sync():
+                nn.functional.cross_entropy(model(x), y).backward()
+        loss = nn.functional.cross_entropy(model(x), y)
+        if rec is not None:
+            rec.log(loss=loss)
+        loss.backward()
+        whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
+        seen["gradients"].append(naive(whole))
+        before = [_whole(p).clone() for p in model.parameters()]
+        if rec is not None:
+            rec.clip_grad_norm_(0.5)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen["updates"].append(
+            naive(_whole(p).double() - b.double() for p, b in zip(model.parameters(), before, strict=True))
+        )
+        alone = net()
+        alone.load_state_dict(
+            {n.removeprefix("module."): b for (n, _), b in zip(model.named_parameters(), before, strict=True)}
+        )
+        own = torch.autograd.grad(nn.functional.cross_entropy(alone(x), y), list(alone.parameters()))
+        seen["local"].append(naive(own)[0] ** 2)
+    if rec is not None:
+        rec.close()
+    seen["weights"] = [_whole(p).flatten().tolist() for p in model.parameters()]
+    return seen
+
+
+def _whole(p) -> torch.Tensor:
+    return (p.full_tensor() if hasattr(p, "full_tensor") else p).detach()
+
+
+def sharded(model: nn.Sequential) -> nn.Module:
+    for layer in (model[0], model[2]):
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def main(folder: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    where = Path(folder)
+    own = lambda: [GradientNorms(), Updates(), LearningRate()]  # noqa: E731
+    found = {
+        "ddp": train(where, "ddp", rank, DistributedDataParallel, own()),
+        "ddp bare": train(where, "", rank, DistributedDataParallel, (), recorded=False),
+        "accumulated": train(where, "accumulated", rank, DistributedDataParallel, own(), accumulate=True),
+        "noise": train(
+            where, "noise", rank, DistributedDataParallel, [GradientNoise(5, source="ranks", when=every(steps=1))]
+        ),
+        "fsdp": train(where, "fsdp", rank, sharded, [*own(), CurvatureProbe()]),
+        "fsdp bare": train(where, "", rank, sharded, (), recorded=False),
+        "fsdp budget": train(where, "budget", rank, sharded, [GradientNorms(every(steps=1, budget=1e-9))]),
+    }
+    (where / f"rank{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
