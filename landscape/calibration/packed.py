@@ -46,8 +46,7 @@ class PackedSums:
 
     def add(self, keys: torch.Tensor, confidence: torch.Tensor) -> None:
         """Add confidences, which `fits` and `room` must have allowed."""
-        shifted = np.add(confidence.numpy(), _SHIFT, dtype=np.float64)
-        self.table.scatter_add_(0, keys, torch.from_numpy(shifted.view(np.int64)))
+        self.table.scatter_add_(0, keys, confidence.double().add_(_SHIFT).view(torch.int64))
         self.held += len(keys)
 
     def take(self, counts: torch.Tensor, sums: torch.Tensor) -> None:

@@ -12,6 +12,9 @@ from .exponentials import exponentiate
 # Class scores whose float64 copy is held at a time on a CPU: 512 KiB, which stays in a core's own cache (measured: the
 # best of 16,384 to 262,144, with 1,000 classes).
 _CACHED = 1 << 16
+# Limits of rows this close to each other leave few to be looked at again when all are held against the least (chosen by
+# us).
+_ALIKE = 100.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,7 @@ class Finder:
         self.mass += total.reciprocal() @ odds
         limit = total * self.share
         if odds.device.type == "cpu":
-            # NumPy compares and lists four times as fast as torch here.
-            flat = torch.from_numpy(np.flatnonzero(odds.numpy() > limit.numpy()[:, None]))
+            flat = torch.from_numpy(_above(odds.numpy(), limit.numpy()))
             rows = flat // self.classes
             classes, found = flat - rows * self.classes, odds.view(-1)[flat]
         else:
@@ -134,6 +136,18 @@ class Finder:
         """Return what was found."""
         rows, classes, probability = (torch.cat(column) for column in zip(*self.parts, strict=True))
         return Likely(rows, classes, probability, self.mass)
+
+
+def _above(odds: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Return the flat places of what exceeds the limit of its row, rising.
+
+    NumPy compares and lists four times as fast as torch, and with one number four times as fast as with one a row.
+    """
+    lowest, highest = np.fmin.reduce(limit), np.fmax.reduce(limit)
+    if not highest <= _ALIKE * lowest:
+        return np.flatnonzero(odds > limit[:, None])
+    flat = np.flatnonzero(odds > lowest)
+    return flat[odds.reshape(-1)[flat] > limit[flat // odds.shape[1]]]
 
 
 def least(x: torch.Tensor) -> float:
