@@ -15,7 +15,9 @@ from .collect import collect
 from .counting import Counted, Counts, GroupSums
 from .evaluate import evaluate
 from .inputs import Form, Predictions, kept, lay_out, verify
-from .scoring import View, blocks, faulty, in_range, score, sound, within_unit
+from .ranks import gather_states, moved
+from .scoring import View, blocks, within_unit
+from .sift import sift
 from .table import Calibration
 from .totals import Totals
 
@@ -224,42 +226,27 @@ class CalibrationAccumulator:
         # Logits that are probabilities: looked for in every batch on the CPU, in the first on an accelerator, where
         # each look waits for the device.
         suspect = predictions.kind == "logits" and (not self._deferred or not self._updates)
-        classes = 2 if predictions.binary else predictions.classes
         share = 1 / self.bins if self._counted.tabled and not predictions.binary else None
         for i, part in enumerate(parts):
-            rows, fine = len(part.truth), True
-            keep = lost = None
-            if self._deferred:
-                keep = torch.ones_like(part.truth, dtype=torch.bool)
-                if self.ignore_index is not None:
-                    keep = part.truth != self.ignore_index
-                there = (part.truth >= 0) & (part.truth < classes)
-                keep, lost = keep & there, keep & ~there
-                part = dataclasses.replace(part, truth=part.truth.where(keep, 0))
-            elif self.ignore_index is not None:
-                counted = part.truth != self.ignore_index
-                part = part if bool(counted.all()) else part.select(counted.nonzero().reshape(-1))
-            if not len(part.truth):
-                start += rows
-                continue
-            scored = None
-            if keep is not None or in_range(part.truth, classes):
-                scored = score(part, view, self.scores, share, keep)
-                if keep is not None and lost is not None:
-                    bad = faulty(scored, part)
-                    lost |= keep & bad
-                    keep &= ~bad
-                    first = torch.where(lost.any(), (self._updates << 32) + start + lost.int().argmax(), _NEVER)
-                    self._fault = torch.minimum(self._fault, first)
-                else:
-                    fine = sound(scored, part)
-                suspect = suspect and within_unit(scored)
-            if scored is None or not fine or (suspect and i == len(parts) - 1):
-                for warning in verify(kept(predictions, self.ignore_index)).warnings:
-                    self._warnings[warning] = None
-            if scored is not None:
-                self._counts.add(part, scored, keep, group)
-            start += rows
+            found = sift(
+                part,
+                view,
+                ignore_index=self.ignore_index,
+                deferred=self._deferred,
+                scores=self.scores,
+                share=share,
+            )
+            if found is not None:
+                if found.lost is not None:
+                    first = (self._updates << 32) + start + found.lost.int().argmax()
+                    self._fault = torch.minimum(self._fault, torch.where(found.lost.any(), first, _NEVER))
+                suspect = suspect and (found.scored is None or within_unit(found.scored))
+                if not found.fine or (suspect and i == len(parts) - 1):
+                    for warning in verify(kept(predictions, self.ignore_index)).warnings:
+                        self._warnings[warning] = None
+                if found.scored is not None:
+                    self._counts.add(found.part, found.scored, found.keep, group)
+            start += len(part.truth)
 
     # ---------------------------------------------------------------------------------------------- together
 
@@ -301,15 +288,12 @@ class CalibrationAccumulator:
         Every rank must call it, those without a sample too. Costs one all_gather_object of the states (0.2 MiB each,
         and the pairs that are kept).
         """
-        import torch.distributed as dist
-
-        states: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(states, _to(self.state_dict(), torch.device("cpu")), group=group)
+        states = gather_states(self.state_dict(), group)
         device = None if self._counts is None else self._counts.device
         total = CalibrationAccumulator(**self._arguments())
         for state in states:
             total.merge(CalibrationAccumulator(**self._arguments()).load_state_dict(state))
-        return self.load_state_dict(total.state_dict() if device is None else _to(total.state_dict(), device))
+        return self.load_state_dict(total.state_dict() if device is None else moved(total.state_dict(), device))
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -425,12 +409,3 @@ class CalibrationAccumulator:
 def _named(seen: tuple[Any, ...]) -> str:
     form, classes, kind, grouped = seen
     return f"{kind} of {classes} classes ({form}{', grouped' if grouped else ''})"
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Return plain data with its tensors on the device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    return type(value)(_to(v, device) for v in value) if isinstance(value, list | tuple) else value
