@@ -158,11 +158,13 @@ def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json
 def _text(outcome: ProbeOutcome, report: str | None) -> str:
     from landscape.report.numbers import count, seconds
 
+    from .glance import checks
     from .summary import summarize
 
     sizes = f"{count(outcome.parameters)} parameters, {count(outcome.samples)} samples"
     where = f"{outcome.dtype} on {outcome.device}, {seconds(outcome.seconds)}"
     rows = [["not measured", f"{name}: {reason}"] for name, reason in outcome.missing.items()]
+    rows += checks(list(outcome.results.values()))
     rows += [["note", text] for text in outcome.notes]
     rows += [["archive", str(outcome.archive)], *([["report", report]] if report else [])]
     head = f"{outcome.checkpoint}  {outcome.task}\n{sizes}, {where}"

@@ -12,6 +12,7 @@ from landscape.report.numbers import interval, number, uncertain
 from landscape.report.runs import make_run
 from landscape.results import Result, kind_of
 
+from .bars import reliability
 from .output import table
 from .told import WORDS
 
@@ -28,7 +29,7 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
     run = make_run("", good)
     for measure in measures([run]):
         value = measure.read(run)
-        if value.known:
+        if value.known and measure.key != "margin":  # stability says it in its own words
             text = " ".join(part for part in value.text() if part)
             groups.setdefault(measure.group.lower(), []).append(f"{measure.label} {text}")
     for result in good:
@@ -38,7 +39,12 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
             own = {"plane": _surface, "line": _surface, "recalibration": _recalibration, **WORDS}
             found = own.get(kind_of(result), _numbers)(result)
             groups.setdefault(kind_of(result).replace("_", " "), []).extend(found)
-    return table([*([name, "   ".join(texts)] for name, texts in groups.items()), *rows], indent=2)
+    told = [[name, "   ".join(texts)] for name, texts in groups.items()]
+    diagram = run.get("calibration")
+    if diagram is not None:
+        lines = reliability(diagram)
+        told += [["reliability", lines[0]], ["", lines[1]]]
+    return table([*told, *rows], indent=2)
 
 
 def _comparisons(result: Any) -> dict[str, list[str]]:

@@ -143,7 +143,7 @@ def test_a_measurement_of_ones_own_is_one_file(world):
     assert re.search(
         r"^largest_weight \*  \(largest_weight\)  The largest weight", done("list", "--task", "measures.py:tiny"), re.M
     )
-    assert re.search(r"largest_weight 0001.*\n(?s:.*)value +\S+ ± 0.25", done("show", found["archive"]))
+    assert re.search(r"largest_weight 0001.*\n(?s:.*)value +\S+ ± 0.25", done("show", "--full", found["archive"]))
     assert "largest_weight" in (world / "r.html").read_text().replace(" ", "_")
 
     text = done("probe", "mine.pt", "--only", "largest_weight", "-o", "again.h5")

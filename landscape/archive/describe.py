@@ -134,7 +134,7 @@ def _entry(entry: Entry) -> Iterator[str]:
     rows = list(_rows(result))
     column = min(40, max((len(name) for name, _ in rows), default=0))
     for name, text in rows:
-        yield from _wrapped(f"{_printable(name):<{column}}  {text}", "      ", " " * (8 + column))
+        yield from _wrapped(f"{printable(name):<{column}}  {text}", "      ", " " * (8 + column))
     shown = {k: v for k, v in result.settings.items() if v is not None}
     if shown:
         yield from _wrapped(f"settings: {_pairs(shown)}", "      ", "        ")
@@ -234,7 +234,7 @@ def number(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.5g}"
-    return _printable(str(value))
+    return printable(str(value))
 
 
 def uncertain(value: float, stderr: float) -> str:
@@ -261,7 +261,7 @@ def _field(name: str, text: str) -> Iterator[str]:
 def _wrapped(text: str, indent: str = "", later: str | None = None) -> Iterator[str]:
     """Yield lines of at most `WIDTH` columns; a word that is longer than a line is cut into lines."""
     yield from textwrap.wrap(
-        _printable(text),
+        printable(text),
         WIDTH,
         initial_indent=indent,
         subsequent_indent=indent + "  " if later is None else later,
@@ -271,7 +271,8 @@ def _wrapped(text: str, indent: str = "", later: str | None = None) -> Iterator[
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return text with control characters as "?", so that a name cannot drive the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
