@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy.linalg
-import scipy.special
 
 from ..results import Check
+from .chain import ERROR_PROBABILITY, Chain
 from .krylov import Basis, Probe, Ritz, Subspace
-
-#: Chance that a missed eigenvalue passes the audit (chosen by us).
-ERROR_PROBABILITY = 0.01
 
 
 @dataclass(frozen=True)
@@ -21,7 +17,8 @@ class Audit:
     """How an audit went: `clear` (nothing missed beyond `level`), `found` (something was), or `undecided`.
 
     `chance` is the probability that a missed eigenvalue would have stayed unseen (0: excluded for certain), and
-    `reached` the level beyond which that probability is below `ERROR_PROBABILITY`.
+    `reached` the level beyond which that probability is below `ERROR_PROBABILITY`. `beyond` counts the Ritz values
+    that lay beyond that level at the time: as many eigenvalues as A has there.
     """
 
     verdict: Literal["clear", "found", "undecided"]
@@ -30,6 +27,7 @@ class Audit:
     chance: float
     reached: float
     products: int
+    beyond: int = 0
 
     def check(self, name: str) -> Check:
         """Return this outcome as a check of the result; its value is the chance of an oversight."""
@@ -53,19 +51,17 @@ def audit(space: Subspace, ritz: Ritz, end: int, level: float, budget: int) -> t
     doi:10.1016/0024-3795(68)90050-5): A has as many eigenvalues beyond the level as V^T A V has, exactly if
     S = Q A Q + P^T gain(level) P (on the complement of V, P the pending vectors) has none. S is probed by Lanczos
     from a fresh random vector r, which costs one product a step. A Ritz value of S beyond the level proves that
-    something is missing. If none shows up, let u be an eigenvector of S with eigenvalue mu beyond the level: with
-    p_i the orthonormal polynomials of the probe, (r.u)^2 <= 1 / sum_i p_i(mu)^2 <= 1 / sum_i p_i(level)^2, while
-    r.u for a uniform r in N dimensions follows (r.u)^2 ~ Beta(1/2, (N-1)/2). So the chance that u hides is that
-    Beta's distribution function at the bound; the probe stops when it falls below `ERROR_PROBABILITY`. This holds
+    something is missing. If none shows up, the chance that an eigenvector of S with an eigenvalue beyond the level
+    hides from r is that of `chain.hiding_chance`; the probe stops when it falls below `ERROR_PROBABILITY`. This holds
     whenever the probe stops, since the bound holds at every step. For isolated eigenvalues it takes 3 to 10 products.
     Rounding errors are left out of this reasoning: they can only make u easier to see.
 
     Spends at least one and at most `budget` products. The probe is returned for `Subspace.absorb`.
     """
-    free = space.n - len(space)
+    chain = Chain(space.n - len(space))
     gain = ritz.gain(level)
     lift = space.tensor(gain)
-    probe, alphas, betas, columns, across = Basis(space.n, space.dtype, space.device), [], [], [], []
+    probe, columns, across = Basis(space.n, space.dtype, space.device), [], []
     unit, _, _ = space.orthogonalize(space.random(), space.basis, product=False)
     beta, verdict, chance = 0.0, "undecided", 1.0
     while unit is not None and len(probe) < budget:
@@ -76,53 +72,22 @@ def audit(space: Subspace, ritz: Ritz, end: int, level: float, budget: int) -> t
         unit, c, beta = space.orthogonalize(product, space.basis, probe)
         across.append(c[: len(space)])
         columns.append(c[len(space) :])
-        alphas.append(end * c[-1])
-        betas.append(beta)
-        top = scipy.linalg.eigvalsh_tridiagonal(alphas, betas[:-1])[-1]
-        chance = hiding_chance(alphas, betas, end * level, free) if top < end * level else 1.0
-        if top >= end * level or chance <= ERROR_PROBABILITY:
-            verdict = "found" if top >= end * level else "clear"
+        chain.append(float(c[-1]), beta)
+        if end * (chain.top(end) - level) >= 0:
+            verdict = "found"
             break
-    within = np.diag(betas[:-1], -1)
+        chance = chain.chance(level, end)
+        if chance <= ERROR_PROBABILITY:
+            verdict = "clear"
+            break
+    within = np.diag(chain.betas[:-1], -1)
     for i, column in enumerate(columns):
         within[: i + 1, i] = column
-    reached = end * _reached(alphas, betas, end * level, free) if verdict == "undecided" else level
-    record = Audit(verdict, end, level, chance, reached, len(probe))
+    reached = chain.reached(level, end) if verdict == "undecided" else level
+    record = Audit(verdict, end, level, chance, reached, len(probe), beyond(ritz.values, level, end))
     return record, Probe(probe, np.stack(across, axis=1), within, gain, unit, beta)
 
 
-def hiding_chance(alphas: list[float], betas: list[float], level: float, dimension: int) -> float:
-    """Return how likely a random start hides an eigenvector beyond `level` from the Lanczos run that it began.
-
-    `alphas` (m,) and `betas` (m,) are the recurrence's coefficients, the last beta leading to the vector not yet
-    multiplied; `level` lies above every Ritz value; `dimension` is that of the space the start was drawn from.
-    """
-    before, now, total = 0.0, 1.0, 1.0
-    for i, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
-        if beta == 0:
-            return 0.0  # an invariant subspace: what lies outside has no part in the start at all
-        before, now = now, ((level - alpha) * now - (betas[i - 1] * before if i else 0.0)) / beta
-        total += now * now
-        if total > 1e200:
-            return 0.0
-    return float(scipy.special.betainc(0.5, max(dimension - 1, 1) / 2, 1 / total))
-
-
-def _reached(alphas: list[float], betas: list[float], level: float, dimension: int) -> float:
-    ritz = scipy.linalg.eigvalsh_tridiagonal(alphas, betas[:-1])
-    low = max(level, float(ritz[-1]))
-    width = max(float(ritz[-1] - ritz[0]), betas[-1], abs(low), np.finfo(float).tiny)
-
-    def hides(x: float) -> bool:
-        return hiding_chance(alphas, betas, x, dimension) > ERROR_PROBABILITY
-
-    step = width
-    while hides(low + step):
-        step *= 2
-        if step > 1e12 * width:
-            return float(np.inf)
-    inner = 0.0
-    for _ in range(20):  # to a millionth of the step: a reported level needs no more
-        middle = (inner + step) / 2
-        inner, step = (middle, step) if hides(low + middle) else (inner, middle)
-    return low + step
+def beyond(values: np.ndarray, level: float, end: int) -> int:
+    """Return how many of `values` lie beyond the level (end +1: above, -1: below)."""
+    return int((end * (values - level) > 0).sum())

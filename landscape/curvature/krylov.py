@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
+from .chain import Chain
 
 #: A block of basis vectors is allocated at once, of at most this many bytes and rows (chosen by us).
 _BLOCK_BYTES, _BLOCK_ROWS = 1 << 26, 64
@@ -85,7 +86,7 @@ class Ritz:
 
     `coupling` (p, j) is how far A carries each Ritz vector onto each pending vector, `outside` (j,) its norm,
     and `residuals` (j,) the full ||A v - lambda v||, with what the projected matrix lacks of symmetry and what the
-    rounding of v itself adds.
+    rounding of v itself adds (`rounding`).
     """
 
     values: np.ndarray
@@ -93,6 +94,7 @@ class Ritz:
     coupling: np.ndarray
     outside: np.ndarray
     residuals: np.ndarray
+    rounding: float
 
     @property
     def scale(self) -> float:
@@ -110,7 +112,8 @@ class Subspace:
     One pending vector makes this Lanczos (H tridiagonal), several make it band Lanczos (Ruhe 1979,
     doi:10.1090/S0025-5718-1979-0521282-9), and after `restart` it is thick-restart Lanczos (Wu and Simon 2000,
     doi:10.1137/S0895479898334605): H is kept whole, so that all of them are the same few lines. H's column is
-    what was measured, its row what symmetry predicts; their difference measures how symmetric A is.
+    what was measured, its row what symmetry predicts; their difference measures how symmetric A is. `chain` is the
+    recurrence from the first vector for as long as nothing else came in between.
     Orthogonalization is classical Gram-Schmidt against everything, twice, with one transfer to the host for
     each product; H and C are float64 on the host.
     """
@@ -136,6 +139,7 @@ class Subspace:
         self.pending = Basis(n, dtype, device)
         self.projected = np.zeros((0, 0))
         self.coupling = np.zeros((0, 0))
+        self.chain = Chain(n, share=0.0)
 
     def __len__(self) -> int:
         return len(self.basis)
@@ -149,11 +153,18 @@ class Subspace:
         self.products += 1
         return self._multiply(vector)
 
+    def begin(self, vector: Tensor, share: float) -> None:
+        """Make `vector` the first one; `share` of its unit vector is uniformly random (see `Chain`)."""
+        self.inject(vector)
+        # Two dimensions are too few for the reasoning about a start that is random in part.
+        self.chain = Chain(self.n, share if self.n > 2 else float(share >= 1))
+
     def inject(self, vector: Tensor | None = None) -> None:
         """Make `vector` (a random one by default) pending, orthogonal to all there is.
 
         A vector that lies in the subspace already gives way to a random one.
         """
+        self.chain.growing = False
         unit = None
         while unit is None:
             unit, _, _ = self.orthogonalize(
@@ -177,9 +188,15 @@ class Subspace:
             self.pending.append(unit)
             self.coupling = np.vstack([self.coupling, beta * np.eye(1, j + 1, j)])
         self._compare(c[:j], row)
+        if self.chain.growing:
+            # At a breakdown what was dropped as rounding may have been as large as this.
+            floor = _BREAKDOWN * torch.finfo(self.dtype).eps * self.norm
+            self.chain.append(float(c[j]), beta if unit is not None else floor)
+            self.chain.growing = unit is not None
 
     def absorb(self, probe: Probe) -> None:
         """Join the vectors that a probe has multiplied to the basis: not one product is spent twice."""
+        self.chain.growing = False
         m, p = len(probe.basis), len(self.pending)
         along = np.stack([_host(probe.basis.dot(self.pending[i])) for i in range(p)]) if p else np.zeros((0, m))
         lifted = probe.gain @ along
@@ -212,10 +229,11 @@ class Subspace:
         outside = np.linalg.norm(coupling, axis=0)
         inside = np.linalg.norm(self.projected @ weights - weights * values, axis=0)
         rounding = _ROUNDING * torch.finfo(self.dtype).eps * np.abs(values).max(initial=0.0)
-        return Ritz(values, weights, coupling, outside, np.sqrt(outside**2 + inside**2 + rounding**2))
+        return Ritz(values, weights, coupling, outside, np.sqrt(outside**2 + inside**2 + rounding**2), float(rounding))
 
     def restart(self, weights: np.ndarray) -> None:
         """Keep only the Ritz vectors `weights` (j, l) and the pending vectors: no information on them is lost."""
+        self.chain.growing = False
         self.basis.compress(self.tensor(weights))
         self.projected = weights.T @ self.projected @ weights
         self.coupling = self.coupling @ weights

@@ -20,7 +20,7 @@ from ..results import Check, Cost
 from .krylov import Ritz, Subspace
 from .operands import account_of, dimension_of, origin_of
 from .reference import arpack_eigenpairs, pyhessian_eigenpairs
-from .search import Search, Wanted, Which
+from .search import Search, Stop, Wanted, Which
 from .spectrum import Eigenpairs
 
 Method = Literal["lanczos", "arpack", "pyhessian"]
@@ -42,6 +42,7 @@ def eigenpairs(
     start: Any = None,
     seed: int = 0,
     *,
+    stop: Stop = "residual",
     k_smallest: int | None = None,
     max_products: int | None = None,
     memory: int | None = None,
@@ -54,10 +55,12 @@ def eigenpairs(
     Lanczos with full reorthogonalization; a restart keeps the Ritz vectors when the basis outgrows its memory; a
     breakdown (an invariant subspace was found) goes on with a fresh random vector. A pair has converged when its
     residual ||A v - lambda v|| <= tol * |lambda_1|, lambda_1 the eigenvalue of largest magnitude seen. Then each end
-    asked for is audited from a fresh random vector (`audit.py` has the reasoning): the run goes on until, with 99%
-    confidence, no eigenvalue beyond lambda_k + 2 tol |lambda_1| is missing, repeated ones included; or until the
-    audit has cost as many products as the run before it (at least 20). The checks "multiplicity" (for the largest) and
-    "multiplicity_smallest" say how it went. An operator that is not symmetric is found out, and not audited.
+    asked for is audited: the run goes on until, with 99% confidence, no eigenvalue beyond lambda_k + 2 tol |lambda_1|
+    is missing, repeated ones included; or until that has cost as many products as the run before it (at least 20). For
+    k = 1 the run's own random start proves it (`chain.py`), at no cost or a product or two; beyond that, where a copy
+    that the run can't see would change the values, a fresh random vector does (`audit.py`). The checks "multiplicity"
+    (for the largest) and "multiplicity_smallest" say how it went, and `bounds` how far each eigenvalue may be from its
+    value. An operator that is not symmetric is found out, and not audited.
 
     Args:
         A: symmetric operator with `shape` (n, n), `dtype` (float32 or float64), `device` and `A @ v` for v (n,), for
@@ -69,6 +72,10 @@ def eigenpairs(
             default 1e-3 is PyHessian's, whose tolerance is on the change of the value).
         start: where to start: a vector (n,), taken as it is, or a subspace (n, j) such as earlier eigenvectors, of
             which the sum is taken plus a random tenth. None: random.
+        stop: "residual" as above; "value": a pair has converged when its eigenvalue is proven to lie within
+            tol |lambda_1| of the value (estimated, where the audit is left out), and nothing beyond lambda_k + tol
+            |lambda_1| may be missing. A value's error is about its residual's square, so that this needs fewer products
+            without the audit (20 for 22 on a trained MLP), and as many with it; residuals and vectors are cruder.
         seed: of every random vector; they are drawn on the CPU, so that all devices see the same.
         k_smallest: number of smallest eigenpairs with which="both"; k if not given.
         max_products: products to spend at most, audit included (default 1,000 + 50 for each pair: chosen by us).
@@ -87,17 +94,19 @@ def eigenpairs(
         MeasurementError: k or tol out of range, a start that does not fit, a product that is not finite.
         TypeError: A is not an operator of real floating-point numbers.
 
-    Costs one product a step (13 to 20 for the 5 largest of a trained network's Hessian, 3 to 8 more for the audit), and
+    Costs one product a step (13 to 20 for the 5 largest of a trained network's Hessian, 3 to 8 more for the audit, for
+    k = 1 about 10 in all), and
     4 n j operations for the orthogonalization at step j. Sources: Parlett, The Symmetric Eigenvalue Problem, 1998,
     doi:10.1137/1.9781611971163, chapter 13; Wu and Simon 2000, doi:10.1137/S0895479898334605, for the restart.
     """
     if method != "lanczos":
         given = {"start": start, "memory": memory, "max_products": max_products}
+        given["stop"] = None if stop == "residual" else stop
         return _second_opinion(A, k, which, tol, seed, k_smallest, method, progress, given)
     began = time.perf_counter()
     n, dtype, device = dimension_of(A)
     wanted = Wanted(which, k, k_smallest)
-    _check_settings(wanted, n, tol, dtype, max_products)
+    _check_settings(wanted, n, tol, dtype, max_products, stop)
     rows = _rows(memory, wanted, n, dtype)
     limit = max_products if max_products is not None else 1000 + 50 * wanted.count
     passes = _passes(A)
@@ -105,18 +114,21 @@ def eigenpairs(
     # An operator that prepares a model for each product prepares it once for all of them.
     with A if hasattr(A, "__enter__") else nullcontext(), bar:
         space = Subspace(_multiplier(A, n, dtype, bar), n, dtype, device, seed, getattr(A, "locate", None))
-        space.inject(_start_vector(start, space))
-        search = Search(space, wanted, tol, limit, rows, verify, bar)
+        space.begin(*_start_vector(start, space))
+        search = Search(space, wanted, tol, limit, rows, verify, bar, stop)
         search.solve()
         strategy, remarks = account_of(A)  # before the operator lets go of its graphs
     operator, split = origin_of(A)
     ritz = space.ritz()
     first, second = (*wanted.pick(ritz.values), np.zeros(0, int))[:2]
-    converged = ritz.residuals <= tol * ritz.scale
-    complete = bool(converged[[*first, *second]].all())
+    bounds, bounds_second = (*search.bounds(ritz), np.zeros(0))[:2]
+    pairs = np.concatenate([first, second])
+    errors = ritz.residuals[pairs] if stop == "residual" else search.errors(ritz, pairs)
+    close = errors <= tol * ritz.scale
+    complete = bool(close.all())
     others = np.delete(ritz.values, [*first, *second]) if verify else np.zeros(0)
     checks = (
-        _convergence(ritz, [*first, *second], tol, space.products, limit),
+        _convergence(errors / (ritz.scale or 1.0), stop, tol, space.products, limit),
         _symmetry(space, tol),
         *search.checks(),
     )
@@ -127,6 +139,7 @@ def eigenpairs(
             "k": int(k),
             "k_smallest": int(wanted.k_smallest),
             "tol": tol,
+            "stop": stop,
             "seed": seed,
             "max_products": limit,
             "basis": rows,
@@ -136,19 +149,22 @@ def eigenpairs(
         },
         checks=checks,
         warnings=tuple(c.message for c in checks if c.level == "fail" or (c.level == "warn" and verify)),
-        notes=remarks,
+        notes=(*remarks, *_unresolved(ritz.values[pairs], ritz.residuals[pairs], np.append(bounds, bounds_second))),
         values=ritz.values[first],
         residuals=ritz.residuals[first],
-        converged=converged[first],
+        converged=close[: len(first)],
+        bounds=bounds,
         smallest=ritz.values[second],
         smallest_residuals=ritz.residuals[second],
-        smallest_converged=converged[second],
+        smallest_converged=close[len(first) :],
+        smallest_bounds=bounds_second,
         complement=float(others.max()) if len(others) else math.nan,
         complement_smallest=float(others.min()) if len(others) else math.nan,
         products=space.products,
         parameters=n,
         operator=operator,
         which=which,
+        stop=stop,
         split=split,
         vectors=_vectors(space, ritz, first),
         smallest_vectors=_vectors(space, ritz, second),
@@ -178,14 +194,29 @@ def _second_opinion(
     return pyhessian_eigenpairs(A, k, tol, seed, progress=progress)
 
 
-def _convergence(ritz: Ritz, pairs: list[int], tol: float, products: int, limit: int) -> Check:
-    worst = float(ritz.residuals[pairs].max()) / (ritz.scale or 1.0)
-    late = int((ritz.residuals[pairs] > tol * ritz.scale).sum())
+def _convergence(errors: np.ndarray, stop: Stop, tol: float, products: int, limit: int) -> Check:
+    """Judge the pairs' errors, as shares of |lambda_1|: residuals, or the values' own."""
+    worst, late = float(errors.max()), int((errors > tol).sum())
     if late:
         advice = "raise max_products" if products >= limit else "the products are too inaccurate for this tol: raise it"
-        text = f"{late} of {len(pairs)} eigenpairs have not converged after {products} products: {advice}"
+        text = f"{late} of {len(errors)} eigenpairs have not converged after {products} products: {advice}"
         return Check("convergence", "warn", text, worst, tol)
-    return Check("convergence", "pass", "every residual is within tol", worst, tol)
+    what = {"residual": "residual", "value": "eigenvalue's own error"}[stop]
+    return Check("convergence", "pass", f"every {what} is within tol", worst, tol)
+
+
+def _unresolved(values: np.ndarray, residuals: np.ndarray, bounds: np.ndarray) -> tuple[str, ...]:
+    """Name the values that are smaller than their own error: tol is relative to |lambda_1|, and they may be zero."""
+    errors = np.where(np.isfinite(bounds), bounds, residuals)
+    small = values[np.abs(values) <= errors]
+    if not len(small):
+        return ()
+    largest = float(np.abs(small).max())
+    which = "all eigenvalues" if len(small) == len(values) else f"{len(small)} of {len(values)} eigenvalues"
+    return (
+        f"{which}, up to {largest:.3g} in magnitude, are no larger than their own error: tol is a share of "
+        "|lambda_1|; lower it to resolve them",
+    )
 
 
 def _symmetry(space: Subspace, tol: float) -> Check:
@@ -224,9 +255,13 @@ def _multiplier(A: Any, n: int, dtype: torch.dtype, bar: Any) -> Callable[[Tenso
     return multiply
 
 
-def _check_settings(wanted: Wanted, n: int, tol: float, dtype: torch.dtype, max_products: int | None) -> None:
+def _check_settings(
+    wanted: Wanted, n: int, tol: float, dtype: torch.dtype, max_products: int | None, stop: Stop
+) -> None:
     if wanted.which not in get_args(Which):
         raise MeasurementError(f"which={wanted.which!r} is unknown; choose from {', '.join(get_args(Which))}")
+    if stop not in get_args(Stop):
+        raise MeasurementError(f"stop={stop!r} is unknown; choose from {', '.join(get_args(Stop))}")
     if wanted.given is not None and wanted.which != "both":
         raise MeasurementError(f"k_smallest={wanted.given} needs which='both', got which={wanted.which!r}")
     for name, k in (("k", wanted.k), ("k_smallest", wanted.k_smallest)):
@@ -266,10 +301,10 @@ def _rows(memory: int | None, wanted: Wanted, n: int, dtype: torch.dtype) -> int
     return min(n, LONGEST, memory // row)
 
 
-def _start_vector(start: Any, space: Subspace) -> Tensor:
-    """Return the vector (n,) to begin with."""
+def _start_vector(start: Any, space: Subspace) -> tuple[Tensor, float]:
+    """Return the vector (n,) to begin with, and which share of its unit vector is uniformly random (see `Chain`)."""
     if start is None:
-        return space.random()
+        return space.random(), 1.0
     given = torch.as_tensor(start).detach()
     if given.ndim not in (1, 2) or given.shape[0] != space.n or 0 in given.shape:
         raise MeasurementError(
@@ -282,7 +317,8 @@ def _start_vector(start: Any, space: Subspace) -> Tensor:
     if (sizes == 0).any():
         raise MeasurementError("start is zero, or has a zero column; pass a vector with a direction or leave it out")
     if given.ndim == 1:
-        return given / sizes
+        return given / sizes, 0.0
     noise = space.random()
     total = (given / sizes).sum(dim=1) / math.sqrt(given.shape[1])
-    return total + RANDOM_PART / torch.linalg.vector_norm(noise) * noise
+    mixed = total + RANDOM_PART / torch.linalg.vector_norm(noise) * noise
+    return mixed, RANDOM_PART / float(torch.linalg.vector_norm(mixed))

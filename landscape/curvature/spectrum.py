@@ -17,17 +17,29 @@ class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
 
     `values` (k,) are ordered algebraically, largest first (`which="magnitude"`: by |value|; "smallest": smallest
     first); `smallest` holds the other end of `which="both"`, smallest first, else it is empty. `converged` means
-    residual <= tol * |lambda_1|, with lambda_1 the eigenvalue of largest magnitude seen. What the search for missed
-    and repeated eigenvalues found stands in the checks "multiplicity" and "multiplicity_smallest". `vectors` (n, k)
-    and `smallest_vectors` (n, j) are device tensors beside the result: they are not archived.
+    residual <= tol * |lambda_1|, with lambda_1 the eigenvalue of largest magnitude seen; with `stop` "value" it means
+    that the eigenvalue itself is within that of its value (proven where an audit was clear, else estimated), and the
+    residual may be larger. What the search for missed and repeated eigenvalues found stands in the checks
+    "multiplicity" and "multiplicity_smallest"; where it is clear, `bounds` hold how far each eigenvalue can be from
+    its value, with the confidence of that check. `vectors` (n, k) and `smallest_vectors` (n, j) are device tensors
+    beside the result: they are not archived.
     """
 
     values: np.ndarray = array("rank", units="loss / parameter^2", doc="eigenvalues, in the order of `which`")
     residuals: np.ndarray = array("rank", units="loss / parameter^2", doc="||A v - lambda v|| of each pair")
-    converged: np.ndarray = array("rank", doc="residual <= tol * |lambda_1|")
+    converged: np.ndarray = array("rank", doc="residual <= tol * |lambda_1|; stop='value': the value's own error")
     smallest: np.ndarray = array("rank_smallest", units="loss / parameter^2", doc="the smallest, ascending")
     smallest_residuals: np.ndarray = array("rank_smallest", units="loss / parameter^2", doc="their residuals")
     smallest_converged: np.ndarray = array("rank_smallest", doc="their convergence")
+    bounds: np.ndarray | None = array(
+        "rank",
+        units="loss / parameter^2",
+        doc="the eigenvalue is at most this far from its value; NaN: not proven",
+        default=None,
+    )
+    smallest_bounds: np.ndarray | None = array(
+        "rank_smallest", units="loss / parameter^2", doc="their bounds", default=None
+    )
     complement: float = array(
         units="loss / parameter^2",
         doc="largest Ritz value seen in the orthogonal complement of the pairs returned; NaN if not looked",
@@ -40,6 +52,7 @@ class Eigenpairs(Result, kind="eigenvalues", section="curvature"):
     parameters: int = array(doc="dimension n of the operator", default=0)
     operator: str = "Hessian"
     which: str = "largest"
+    stop: str = "residual"
     split: str = ""
     vectors: Any = beside("torch.Tensor (n, k)")
     smallest_vectors: Any = beside("torch.Tensor (n, j)")

@@ -67,7 +67,7 @@ def _table(runs: Sequence[Run]) -> Table:
         Column("split"),
         *(Column(known[k].label, numeric=True, note=known[k].note) for k in ("lambda_max", "lambda_min", "trace")),
         Column("Frobenius norm", numeric=True, note="root of the sum of the squared eigenvalues"),
-        Column("converged", numeric=True, note="eigenpairs whose residual is within the tolerance, of those asked for"),
+        Column("converged", numeric=True, note="eigenpairs within the tolerance, of those asked for"),
         Column("parameters", numeric=True, note="dimension of the operator"),
         Column("products", numeric=True, note="operator-vector products spent on eigenvalues, trace and norm"),
     ]
