@@ -5,6 +5,9 @@ of a million predictions of 1,000 classes from float32 logits 3 times as fast as
 within 1e-9 of float64; an interval at most 3 times the cost of the measure itself on a million samples; memory that
 does not depend on the number of samples. Ways are timed in turn, by processor time, so that a busy machine hits all
 alike, though others' traffic on the memory slows most what goes through it most: read ratios.
+
+What limits the logits: a float64 exponential takes 0.8 ns on an AMD Zen 4 (NumPy's; torch's 1.7), reading and the top
+0.2, widening and the sum 0.3, while all of torchmetrics in float32 takes 3.4 there: the factor of 3 is not reached.
 """
 
 from __future__ import annotations
