@@ -54,11 +54,14 @@ class Logged:
     def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
         """Record one row of named values; a new name is a new column."""
         columns = self._columns.get(quantity, ())
-        new = [n for n in values if n not in columns]
-        if new:
-            columns = self._columns[quantity] = (*columns, *new)
-            self._run.declare(Quantity(quantity, columns, "", doc))
-        row = [_light(values[n]) if n in values else torch.nan for n in columns]
+        if tuple(values) == columns:
+            row = [_light(v) for v in values.values()]
+        else:
+            new = [n for n in values if n not in columns]
+            if new:
+                columns = self._columns[quantity] = (*columns, *new)
+                self._run.declare(Quantity(quantity, columns, "", doc))
+            row = [_light(values[n]) if n in values else torch.nan for n in columns]
         self._run.record(quantity, step, _row(row))
 
 
@@ -78,15 +81,14 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _light(value: Any) -> Any:
     """Return a number, or a tensor without its graph on the device where it is."""
-    if not isinstance(value, Tensor):
+    if type(value) is float or not isinstance(value, Tensor):
         return float(value)
-    if hasattr(value, "full_tensor"):
+    if type(value) is not Tensor and hasattr(value, "full_tensor"):
         value = value.full_tensor()  # type: ignore[operator]
-    value = value.detach()
     if value.numel() != 1:
         raise ValueError(f"a logged value has one element, got a tensor of shape {tuple(value.shape)}")
-    # A copy: the loop may change it in place before it is written.
-    return float(value) if value.device.type == "cpu" else value.reshape(()).double()
+    # On a device a copy: the loop may change it in place before it is written.
+    return value.item() if value.is_cpu else value.detach().reshape(()).double()
 
 
 def _mean(found: list[Any]) -> Any:
@@ -97,4 +99,5 @@ def _row(values: list[Any]) -> Any:
     held = next((v for v in values if isinstance(v, Tensor)), None)
     if held is None:
         return values
-    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=held.device) for v in values])
+    # Filled, not copied: a copy from the host would wait for the device.
+    return torch.stack([v if isinstance(v, Tensor) else held.new_full((), v) for v in values])

@@ -67,13 +67,11 @@ class Followed:
         found = [i for i, t in enumerate(tensors) if t is not None]
         present: list[Any] = [tensors[i] for i in found]
         norms = sharded_norms(present) if self.sharded else tensor_norms(present)
-        row = norms.new_full((1 + len(tensors),), torch.nan)
-        row[0] = torch.linalg.vector_norm(norms)
+        joint = torch.linalg.vector_norm(norms)
         if len(found) == len(tensors):
-            row[1:] = norms
-        else:
-            row[torch.tensor(found, device=row.device, dtype=torch.long) + 1] = norms
-        return row
+            return torch.cat([joint[None], norms])
+        each, absent = iter(norms.unbind()), norms.new_full((), torch.nan)
+        return torch.stack([joint, *(absent if t is None else next(each) for t in tensors)])
 
 
 class Step:

@@ -64,4 +64,7 @@ def _row(values: list[Any]) -> Any:
     held = next((v for v in values if isinstance(v, torch.Tensor)), None)
     if held is None:
         return values
-    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=held.device).reshape(()) for v in values])
+    wide = held.detach().double().reshape(())
+    return torch.stack(
+        [v.detach().double().reshape(()) if isinstance(v, torch.Tensor) else wide.new_full((), v) for v in values]
+    )

@@ -271,6 +271,10 @@ class Recorder:
         )
         return target
 
+    def flush(self) -> None:
+        """Write every row now, from this thread: before a program does something that may end it."""
+        self._sink.flush()
+
     @property
     def step(self) -> int:
         """Optimizer steps taken so far."""

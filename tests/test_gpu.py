@@ -15,6 +15,7 @@ from landscape import (
     Preconditioned,
     Task,
     eigenpairs,
+    open_archive,
     plane,
     random_direction,
     sharpness,
@@ -23,6 +24,7 @@ from landscape import (
 from landscape.curvature.batch_sharpness import measure_batch_sharpness
 from landscape.curvature.coherence import measure_coherence
 from landscape.curvature.second_opinion import measure_reference
+from landscape.probes import GradientNorms, LearningRate, Recorder, Updates
 
 pytestmark = pytest.mark.gpu
 
@@ -107,3 +109,57 @@ def test_coherence_and_batch_sharpness():
     assert (a.sigma, a.eigenvalue) == pytest.approx((b.sigma, b.eigenvalue), rel=1e-8)
     a, b = (measure_batch_sharpness(task, batch=16) for task in both())
     assert a.value == pytest.approx(b.value, rel=1e-8)
+
+
+def test_the_recorder_waits_for_nothing_in_a_step_and_says_what_the_cpu_says(tmp_path):
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3)).double().to(device)
+        model.unused = nn.Parameter(torch.zeros(2, dtype=torch.float64, device=device))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        g = torch.Generator().manual_seed(1)
+        batches = [
+            (torch.randn(16, 6, generator=g).double(), torch.randint(0, 3, (16,), generator=g)) for _ in range(6)
+        ]
+        batches = [(x.to(device), y.to(device)) for x, y in batches]
+        path = tmp_path / device / "run.h5"
+        with Recorder(path, model, optimizer, probes=[GradientNorms(), Updates(), LearningRate()]) as rec:
+            for i, (x, y) in enumerate(batches):
+                if device == "cuda" and i == 2:  # what is made once is made
+                    torch.cuda.synchronize()
+                    torch.cuda.set_sync_debug_mode("error")
+                loss = nn.functional.cross_entropy(model(x), y)
+                rec.log(loss=loss, part=0.5)
+                optimizer.zero_grad()
+                loss.backward()
+                rec.clip_grad_norm_(1.0)
+                optimizer.step()
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(open_archive(path).history)
+    for name in ("loss", "gradient_norm", "gradient_norm_before", "clip", "update_norm", "weight_norm", "update"):
+        np.testing.assert_allclose(found[1][name].values, found[0][name].values, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_recorder_unscales_and_counts_skipped_steps(tmp_path, fused):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cuda", init_scale=1024.0)
+    expected = []
+    with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms()]) as rec:
+        for i in range(4):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 6, device="cuda")).square().mean()).backward()
+            if i == 1:
+                model.weight.grad[0, 0] = torch.inf
+            else:
+                expected.append(float(model.weight.grad.double().norm()) / scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        rec.log(done=1)
+    h = open_archive(tmp_path / "run.h5").history
+    assert h["skipped"].column("steps").sum() == 1
+    norms = h["gradient_norm"].column("weight")
+    np.testing.assert_allclose(norms[np.isfinite(norms)], expected, rtol=1e-5)
