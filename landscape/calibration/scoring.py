@@ -149,20 +149,26 @@ def _score_several(
     y, logits = block.truth, block.kind == "logits"
     finder = None if share is None else Finder(share, keep, block.classes, y.device)
     swept = sweep(block.scores, logits, scores, finder, keep is not None, shifted)
-    high, own = (block.scores.gather(1, k[:, None])[:, 0].double() for k in (swept.top, y))
+
+    def of_class(k: torch.Tensor) -> torch.Tensor:
+        return block.scores.gather(1, k[:, None])[:, 0].double()
+
+    high = of_class(swept.top)
     if logits and not shifted and not (least(high) > -_SAFE and largest(high) < _SAFE):
         return _score_several(block, scores, share, keep, shifted=True)
     low, total, squares = swept.low, swept.total, swept.squares
     hit = (swept.top == y).long()
     likely = None if finder is None else finder.likely()
-    sums = None
+    sure, sums = (high, total) if not logits else (total.reciprocal() if shifted else high.exp() / total, None)
+    if squares is None and finder is None:
+        return Scored(sure, hit, hit, low, high, sums, predicted=swept.top)
+    own = of_class(y)
     if logits:
         own = own - high if shifted else own
-        sure = total.reciprocal() if shifted else high.exp() / total
         nll = total.log() - own
         chance = own.exp_().div_(total)
     else:
-        sure, chance, sums = high, own, total
+        chance = own
         nll = -own.log() + 0.0  # no -0.0
     if squares is None:
         return Scored(sure, hit, hit, low, high, sums, own=chance, predicted=swept.top, likely=likely)
