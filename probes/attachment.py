@@ -71,6 +71,11 @@ class Attachment:
         """The number of the coming step, or of the one that is being taken."""
         return self.taken + 1
 
+    def skipped(self) -> None:
+        """The coming step is skipped; a zero_grad that follows says nothing new."""
+        self._stepped = True
+        self._owner.thrown_away(self.followed, self.number)
+
     def _pre(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
         if owner.closed:

@@ -54,7 +54,7 @@ class GradientNorms(Probe):
 
     def clip(self, run: Run, followed: Followed, clip: Clip) -> None:
         """Take note of a clipping, for the step that comes."""
-        if not self._clips:
+        if followed.name not in self._clips:
             columns = ("global", *(followed.names if self.layers else ()))
             doc = "Euclidean norm of the gradient before clipping"
             run.declare(Quantity(f"gradient_norm_before{followed.suffix}", columns, "loss / weight", doc))

@@ -20,6 +20,8 @@ class Logged:
         #: Whether the loop logs behind its step: nothing had been logged when the first one was taken.
         self._behind: bool | None = None
         self._late_for: int | None = None
+        #: The last step whose loss is known.
+        self._known = -1
         self._columns: dict[str, tuple[str, ...]] = {}
 
     def add(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -29,18 +31,27 @@ class Logged:
             return {}
         named = _flat(values)
         if self._behind and self._late_for is not None:
-            step, self._late_for = self._late_for, None
-            self.record("loss", step, named, _LOSS)
+            self._known, self._late_for = self._late_for, None
+            self.record("loss", self._known, named, _LOSS)
         else:
             for name, value in named.items():
                 self._pending.setdefault(name, []).append(_light(value))
         terms = {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
         return terms
 
+    def add_at(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record values of a step that was taken; a loss that it has already stands."""
+        if "loss" in values and self._known != step:
+            self._known, self._late_for = step, None
+            self.record("loss", step, _flat({"loss": values["loss"]}), _LOSS)
+        rest = {n: v for n, v in values.items() if n != "loss"}
+        if rest:
+            self.record("logged", step, rest, "numbers that the loop logged")
+
     def commit(self, step: int) -> None:
         """Record what was logged for the step that was just taken."""
         if self._pending:
-            self._behind = False
+            self._behind, self._known = False, step
             pending, self._pending = self._pending, {}
             self.record("loss", step, {n: _mean(found) for n, found in pending.items()}, _LOSS)
         elif self._behind is not False:

@@ -173,6 +173,16 @@ class Recorder:
                         timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
         self.recording += time.perf_counter() - started
 
+    def log_at(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record named values of a step that was taken already, for loops that learn them later or elsewhere.
+
+        `loss` is the loss of that step, unless it has one; every other name goes to `logged`.
+        """
+        started = time.perf_counter()
+        if not self.closed:
+            self._logged.add_at(step, values)
+        self.recording += time.perf_counter() - started
+
     def observe(
         self,
         logits: Tensor | None = None,
@@ -180,16 +190,18 @@ class Recorder:
         *,
         split: str = "val",
         ignore_index: int | None = None,
+        everywhere: bool = False,
         **more: Any,
     ) -> None:
         """Count predictions that the loop made anyway; `end_epoch` (or `end_evaluation`) turns them into a calibration.
 
-        Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups. Costs no forward
-        pass.
+        In a distributed training those of the first process are counted, or `everywhere` those of each; see
+        `end_evaluation`. Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups.
+        Costs no forward pass.
         Raises MeasurementError for predictions that can't be counted.
         """
         started = time.perf_counter()
-        if not self.closed and self._rank == 0:
+        if not self.closed and (self._rank == 0 or everywhere):
             if split not in self._run.observed:
                 self._run.observed[split] = Observed(ignore_index)
             self._run.observed[split].update(logits, labels, **more)
@@ -233,6 +245,26 @@ class Recorder:
             if timed.due(self._attached[f.name].number):
                 timed.call(lambda p: self._note_clip(p, f, None, total_norm, float(max_norm)))
 
+    def clipping(self, limit: float, *, by_norm: bool = True, optimizer: str | None = None) -> None:
+        """Tell that the gradients are about to be clipped to this norm (or this value), where others do the clipping.
+
+        They have to be unscaled by then. Records the norms before; those after are measured when the step is taken.
+        """
+        f = self._named(optimizer)
+        started = time.perf_counter()
+        for timed in [] if self.closed else self._of(GradientNorms):
+            if timed.due(self._attached[f.name].number):
+                timed.call(lambda p: self._note_clipping(p, f, float(limit), by_norm))
+        self.recording += time.perf_counter() - started
+
+    def skipped_step(self, *, optimizer: str | None = None) -> None:
+        """Tell that the coming step is skipped (GradScaler found an overflow), in a loop that doesn't call zero_grad of
+        the optimizer, where the recorder would see it by itself.
+        """
+        name = self._named(optimizer).name
+        if not self.closed:
+            self._attached[name].skipped()
+
     def end_epoch(self) -> None:
         """Say that an epoch has ended: what was observed is evaluated, and probes that count epochs measure."""
         if self.closed:
@@ -245,9 +277,15 @@ class Recorder:
         self._between(ends_epoch=True)
         self.recording = before + time.perf_counter() - started
 
-    def end_evaluation(self) -> None:
-        """Evaluate what was observed, where an evaluation does not end an epoch."""
+    def end_evaluation(self, *, everywhere: bool = False) -> None:
+        """Evaluate what was observed, where an evaluation does not end an epoch.
+
+        `everywhere` brings together what each process of a distributed training observed (with the same word); every
+        process then has to call it.
+        """
         if not self.closed:
+            if everywhere and self._world > 1:
+                self._gather_observed()
             self._evaluate_observed()
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
@@ -279,6 +317,16 @@ class Recorder:
     def step(self) -> int:
         """Optimizer steps taken so far."""
         return self._run.step
+
+    @property
+    def followed(self) -> tuple[Followed, ...]:
+        """The optimizers, and what each of them moves."""
+        return self._run.followed
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps taken so far by each optimizer, by its name; one alone is called ""."""
+        return {name: attached.taken for name, attached in self._attached.items()}
 
     @property
     def epoch(self) -> int:
@@ -463,6 +511,16 @@ class Recorder:
             self._take(timed, Now(self._run.step, self._run.epoch, True), timed.forced)
         self._run.observed.clear()
 
+    def _gather_observed(self) -> None:
+        """Bring together what all processes observed. The logits kept for a temperature stay those of the first."""
+        told: list[Any] = [None] * self._world
+        own = {s: o.accumulator.ignore_index for s, o in self._run.observed.items()}
+        torch.distributed.all_gather_object(told, own)
+        for split, ignore_index in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
+            seen = self._run.observed.setdefault(split, Observed(ignore_index))
+            seen.accumulator.all_reduce()
+            seen.whole = False
+
     def _measure(self, now: Now) -> None:
         spent: dict[str, float] = {}
         for timed in self._slow:
@@ -535,6 +593,15 @@ class Recorder:
             assert coefficient is not None
             before = f.norms(gradients) / coefficient
         probe.clip(self._run, f, Clip(self._attached[f.name].number, before, coefficient, limit, versions(gradients)))
+
+    def _note_clipping(self, probe: GradientNorms, f: Followed, limit: float, by_norm: bool) -> None:
+        with torch.no_grad():
+            before = f.norms([p.grad for p in f.parameters])
+        coefficient: Any = clip_coefficient(torch.as_tensor(before[0]), limit) if by_norm else None
+        if by_norm and f.on_host:
+            coefficient = float(coefficient)
+        # No gradient has these versions: the norms after are measured, whatever the clipping did.
+        probe.clip(self._run, f, Clip(self._attached[f.name].number, before, coefficient, limit, ()))
 
     # --------------------------------------------------------------------------------------- small things
 
