@@ -34,96 +34,134 @@ from landscape.probes import (
 )
 
 # A training whose numbers are known beforehand: step t has the loss t and the gradient norm t of its one weight.
-CHILD = """
-import sys, time, torch
+TRAIN = """
+import os, signal, sys, time, torch
 from torch import nn
 from landscape.probes import GradientNorms, Recorder
-path, steps, flush, resume = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), len(sys.argv) > 4
+torch.set_num_threads(1)
+
+def train(path, steps, flush, *resume):
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    probes = [GradientNorms()]
+    with Recorder(path, model, optimizer, probes=probes, flush_seconds=float(flush), resume=bool(resume)) as rec:
+        if resume:
+            rec.load_state_dict({"step": int(resume[0]), "epoch": 0})
+        print("ready", os.getpid(), flush=True)
+        while rec.step < int(steps):
+            t = rec.step + 1
+            rec.log(loss=float(t))
+            model.weight.grad = torch.full((1, 1), float(t))
+            optimizer.step()
+            time.sleep(0.0005)
+    print("done", os.getpid(), flush=True)
+"""
+# One process that has imported everything, and forks a training for each line: fifty imports would take minutes.
+NURSERY = (
+    TRAIN
+    + """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    if os.fork() == 0:
+        train(*line.split())
+        os._exit(0)
+"""
+)
+FORGETFUL = """
 model = nn.Linear(1, 1, bias=False)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-with Recorder(path, model, optimizer, probes=[GradientNorms()], flush_seconds=flush, resume=resume) as rec:
-    if resume:
-        rec.load_state_dict({"step": int(sys.argv[4]), "epoch": 0})
-    print("ready", flush=True)
-    while rec.step < steps:
-        t = rec.step + 1
-        rec.log(loss=float(t))
-        model.weight.grad = torch.full((1, 1), float(t))
-        optimizer.step()
-        time.sleep(0.0005)
-print("done", flush=True)
-"""
-
-
-FORGETFUL = """
-rec = Recorder(path, model, optimizer, probes=[GradientNorms()])
-for t in range(steps):
+rec = Recorder(sys.argv[1], model, optimizer, probes=[GradientNorms()])
+for t in range(5):
     rec.log(loss=float(t))
     optimizer.step()
 """
 
 
-def child(path, steps, flush, *resume):
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path), str(steps), str(flush), *map(str, resume)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Nursery:
+    """Starts trainings in processes of their own."""
+
+    def __init__(self) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes
+        )
+
+    def begin(self, path, steps: int, flush: float, *resume: int) -> int:
+        """Start a training, and return its process once it is under way."""
+        self.process.stdin.write(" ".join(map(str, (path, steps, flush, *resume))) + "\n")
+        self.process.stdin.flush()
+        return self.next("ready")
+
+    def next(self, what: str) -> int:
+        said, pid = self.process.stdout.readline().split()
+        assert said == what
+        return int(pid)
 
 
-def kill(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+@pytest.fixture(scope="module")
+def nursery():
+    found = Nursery()
+    yield found
+    found.process.communicate()
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    while True:  # its parent reaps it
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.001)
 
 
 class TestKills:
-    # Fifty children, each killed at a moment of its own: a minute and a half of imports.
-    @pytest.mark.slow
-    def test_at_fifty_moments_every_flushed_row_is_there_and_right_and_the_run_resumes(self, tmp_path):
+    def test_at_fifty_moments_every_flushed_row_is_there_and_right_and_the_run_resumes(self, tmp_path, nursery):
         rng, flush = np.random.default_rng(0), 0.05
-        lost = []
+        with_rows = 0
         for i in range(50):
             path = tmp_path / f"{i}" / "run.h5"
-            process = child(path, 10**9, flush)
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0.0, 0.6))
-            kill(process)
+            pid = nursery.begin(path, 10**9, flush)
+            time.sleep(rng.uniform(0.0, 0.4))
+            kill(pid)
             archive = open_archive(path)
             assert (archive.status, archive.alive) == ("running", False)
             h = archive.history
             rows = len(h["loss"].steps) if "loss" in h else 0
-            if rows:
-                np.testing.assert_array_equal(h["loss"].steps, np.arange(1, rows + 1))
-                np.testing.assert_array_equal(h["loss"].column("loss"), np.arange(1, rows + 1))
-                np.testing.assert_array_equal(h["gradient_norm"].column("global"), h["gradient_norm"].steps)
-                # What the last interval wrote is missing at most: `time` says when each row was made.
-                lost.append(h["time"].values[-1, 0])
-            if i % 10 == 0 and rows:
-                resumed = child(path, rows + 20, flush, rows - 1)
-                assert resumed.communicate(timeout=120)[0] == "ready\ndone\n"
+            if not rows:
+                continue
+            with_rows += 1
+            np.testing.assert_array_equal(h["loss"].steps, np.arange(1, rows + 1))
+            np.testing.assert_array_equal(h["loss"].column("loss"), np.arange(1, rows + 1))
+            norms = h["gradient_norm"]
+            np.testing.assert_array_equal(norms.column("global"), norms.steps)
+            # Quantities of one step are written together: none is more than one flush behind another.
+            assert abs(len(norms.steps) - rows) <= 1
+            if i % 5 == 0:
+                nursery.begin(path, rows + 20, flush, rows - 1)
+                nursery.next("done")
                 h = open_archive(path).history
                 assert h["loss"].superseded.sum() == 1
                 np.testing.assert_array_equal(h.current()["loss"].column("loss"), np.arange(1, rows + 21))
                 assert open_archive(path).status == "complete"
-            elif rows:
+            else:
                 repair(path)
                 repaired = open_archive(path)
                 assert repaired.status == "interrupted"
                 np.testing.assert_array_equal(repaired.history["loss"].values, h["loss"].values)
-        assert len(lost) > 30
+        assert with_rows > 25
 
-    def test_nothing_before_the_last_flush_is_missing(self, tmp_path):
-        process = child(tmp_path / "run.h5", 10**9, 0.1)
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(1.0)
-        before = open_archive(tmp_path / "run.h5")
-        assert before.alive
-        seen = len(before.history["loss"].steps)
-        time.sleep(0.4)
-        later = len(open_archive(tmp_path / "run.h5").history["loss"].steps)
-        kill(process)
-        assert 0 < seen < later <= len(open_archive(tmp_path / "run.h5").history["loss"].steps)
+    def test_nothing_before_the_last_flush_is_missing(self, tmp_path, nursery):
+        pid = nursery.begin(tmp_path / "run.h5", 10**9, 0.1)
+        seen = []
+        for _ in range(3):
+            time.sleep(0.5)
+            archive = open_archive(tmp_path / "run.h5")
+            assert archive.alive
+            seen.append(len(archive.history["loss"].steps))
+        kill(pid)
+        seen.append(len(open_archive(tmp_path / "run.h5").history["loss"].steps))
+        assert 0 < seen[0] < seen[1] < seen[2] <= seen[3]
 
 
 class TestEnds:
@@ -155,8 +193,7 @@ class TestEnds:
         assert open_archive(tmp_path / "run.h5").status == "interrupted"
 
     def test_a_loop_without_with_that_forgets_to_close(self, tmp_path):
-        code = CHILD[: CHILD.index("with Recorder")] + FORGETFUL
-        command = [sys.executable, "-c", code, str(tmp_path / "run.h5"), "5", "60"]
+        command = [sys.executable, "-c", TRAIN + FORGETFUL, str(tmp_path / "run.h5")]
         subprocess.run(command, check=True, timeout=120)
         archive = open_archive(tmp_path / "run.h5")
         assert archive.status == "interrupted"
@@ -382,14 +419,13 @@ class TestBadInput:
             steps(model, optimizer, 2, rec)
         assert len(open_archive(tmp_path / "run.h5").history["loss"].steps) == 2
 
-    def test_an_archive_in_use_by_another_process(self, tmp_path):
-        process = child(tmp_path / "run.h5", 10**9, 0.1)
-        assert process.stdout.readline() == "ready\n"
+    def test_an_archive_in_use_by_another_process(self, tmp_path, nursery):
+        pid = nursery.begin(tmp_path / "run.h5", 10**9, 0.1)
         model, optimizer = small()
         for options in ({"force": True}, {"resume": True}):
             with pytest.raises(ArchiveError, match="being written by another recorder"):
                 Recorder(tmp_path / "run.h5", model, optimizer, **options)
-        kill(process)
+        kill(pid)
 
     def test_what_is_no_optimizer_or_no_probe(self, tmp_path):
         model, optimizer = small()
