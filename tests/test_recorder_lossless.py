@@ -116,6 +116,7 @@ def kill(pid: int) -> None:
 
 
 class TestKills:
+    @pytest.mark.slow  # half a minute, several on a busy machine
     def test_at_fifty_moments_every_flushed_row_is_there_and_right_and_the_run_resumes(self, tmp_path, nursery):
         rng, flush = np.random.default_rng(0), 0.05
         with_rows = 0
