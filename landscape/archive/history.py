@@ -218,6 +218,11 @@ def read_history(path: str | os.PathLike[str], *, rows: bool = True) -> History:
     raise ArchiveError(f"{path} was replaced {_TRIES} times while it was read; try again")
 
 
+def read_stored(path: str | os.PathLike[str]) -> History:
+    """Return the record that the archive itself holds, without what lies beside it."""
+    return _stored(Path(path))[0]
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()
