@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from landscape import load_task, open_archive, read_checkpoint
 from landscape.data import seed_all
 from landscape.errors import TrainingError
+from landscape.probes import GradientNorms, Sweep
 from landscape.probes.sweep.batches import Batches, _mixed
 from landscape.probes.sweep.cell import How, train_cell
 from landscape.probes.sweep.grid import Cell, grid
@@ -420,3 +421,17 @@ def test_data_that_change_their_length_are_said(world):
     result = train_cell(cell(), own, "c", BARE)
     assert result.status == "failed"
     assert "same length in every epoch" in result.reason
+
+
+def test_probes_that_are_handed_over_begin_anew_in_each_cell(tmp_path):
+    how = How(measure=False, probes=[GradientNorms()])
+    for seed in (0, 1):
+        folder = tmp_path / str(seed)
+        train_cell(cell(seed=seed, clip=0.1), "tasks.py:tiny", folder, how)
+        assert "gradient_norm_before" in open_archive(folder / "run.h5").history, "the second was told of no clipping"
+
+
+def test_cells_of_several_grids_get_folders_of_their_own(tmp_path):
+    cells = [cell(lr=lr) for lr in (0.1, 0.2)]
+    assert len({c.name for c in cells}) == 1
+    assert len({c.name for c in Sweep("tasks.py:tiny", tmp_path / "runs", cells=cells).cells}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,8 @@ def chosen_probes(probes: Sequence[Probe | str] | None) -> list[Probe] | None:
     for name in named:
         if name not in TRACKS:
             raise TrainingError(f"there is nothing to track called {name!r}{nearest(name, TRACKS)}")
-    given = [p for p in probes if not isinstance(p, str)]
+    # Probes keep what they learn of a run (eigenvectors to start from, what they declared): each run gets its own.
+    given = [copy.deepcopy(p) for p in probes if not isinstance(p, str)]
     return [*(given or default_probes()), *(TRACKS[n]() for n in named)]
 
 

@@ -16,7 +16,7 @@ from ..subjects import resolve_device
 from .bars import Bars
 from .cell import How, Tell, failed, in_a_line, train_cell
 from .collecting import Collected, collect
-from .grid import Cell, grid, read_cells
+from .grid import Cell, grid, named, read_cells
 from .manifest import Manifest, claim, read_manifest
 from .outcome import CellResult, read_result, write_result
 from .parts import Parts, make_parts, try_loss
@@ -45,7 +45,7 @@ class Sweep:
     Args:
         task: "file.py:name", or a function that returns a Task. A loss from the sweep takes the place of the task's.
         out: the folder of the sweep.
-        cells: instead of lists: a file of cells (.json, .jsonl, .csv), or cells of `landscape.probes.grid`.
+        cells: instead of lists: a file of cells (.json, .jsonl, .csv), or cells of `landscape.probes.grid` or your own.
         how: recording and measuring.
         lists: what `landscape.probes.grid` takes: loss, schedule, optimizer, batch_size, lr (a list each, or one),
             seeds, epochs, settings, vary, drive, clip.
@@ -74,7 +74,9 @@ class Sweep:
         elif isinstance(cells, str | Path):
             self.cells = read_cells(cells, **lists)
         else:
-            self.cells = tuple(cells)
+            own = tuple(cells)
+            # Written by hand, or of several grids: they would share their folders.
+            self.cells = own if len({c.name for c in own}) == len(own) else named(own)
         self.manifest = Manifest(self.source.spec, self.source.sha256, self.cells, _plain_how(self.how))
 
     # ------------------------------------------------------------------------------------------- checking
