@@ -11,10 +11,10 @@ from .options import Command
 
 @click.command(cls=Command, example="landscape export run.h5 -o surface.vtp --option height=log10")
 @click.argument("archive", metavar="ARCHIVE", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", metavar="FILE", type=click.Path(path_type=Path), help="The file to write.")
+@click.option("-o", "--output", "out", metavar="FILE", type=click.Path(path_type=Path), help="File or folder.")
 @click.option(
     "--format", "name", metavar="NAME",
-    help="loss-landscape, vtp, vtk, wandb or mlflow; by default what FILE's ending says.",
+    help="csv, parquet, tensorboard, loss-landscape, vtp, vtk, wandb or mlflow; by default what FILE's ending says.",
 )  # fmt: skip
 @click.option("--checkpoint", metavar="LABEL", help="Which checkpoint, where the archive holds several.")
 @click.option("--option", "options", metavar="KEY=VALUE", multiple=True, help="Option of the format; repeatable.")
@@ -25,6 +25,9 @@ def command(
     """Write an archive in another program's format.
 
     \b
+    csv, parquet    the training's record and results: a folder with a table for each quantity, events and
+                    results; a FILE with that ending gets one table with a row for each number
+    tensorboard     the same as a folder with an event file; options: points=10000 of each curve
     loss-landscape  the HDF5 surface file of tomgoldstein/loss-landscape
     vtp, vtk        a surface for ParaView; options: split=train|test, height=loss|log10|flat
     wandb           a run of Weights & Biases; options: project, entity, group, name, mode=offline, dir, columns=all

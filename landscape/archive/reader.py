@@ -121,6 +121,18 @@ class Archive:
         """Return the record of the training, of what lies beside the file too; false where there is none."""
         return read_history(self.path)
 
+    def to_xarray(self, *, superseded: bool = False) -> Any:
+        """Return the training's record as an xarray.DataTree, a dataset for each quantity: see `frames.to_xarray`."""
+        from .frames import to_xarray
+
+        return to_xarray(self, superseded=superseded)
+
+    def to_pandas(self, quantity: str | None = None, *, superseded: bool = False) -> Any:
+        """Return the training's record, or one quantity of it, as a DataFrame by step: see `frames.to_pandas`."""
+        from .frames import to_pandas
+
+        return to_pandas(self, quantity, superseded=superseded)
+
     @property
     def alive(self) -> bool | None:
         """Whether a recorder is at work on this archive now; None where the file system can't tell."""
