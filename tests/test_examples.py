@@ -36,7 +36,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_every_example_is_tested_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*TASKS, "probe_script.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*TASKS, "probe_script.py", "gallery.py"}
 
 
 @pytest.mark.parametrize("file", TASKS)

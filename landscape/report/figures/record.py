@@ -99,7 +99,8 @@ def _curvature(ax: Axes, record: Any, color: str, label: str) -> bool:
     at, limit = _rows(record, "curvature", "threshold")
     ax.plot(steps, values, "o-", color=color, markersize=3, linewidth=1.2)
     if len(values) and (values > 0).all():
-        ax.set_yscale("log")
+        if values.max() > 20 * values.min():
+            ax.set_yscale("log")
         # A learning rate that goes to 0 takes the threshold to infinity: the picture ends well above the eigenvalues.
         limit = np.where(limit <= FAR * values.max(), limit, np.nan)
     ax.plot(at, limit, color=color, linewidth=1.0, linestyle="--")
