@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -30,6 +31,8 @@ BLOCK = 16
 #: Another way of multiplying must agree to this share with the plain one, and be faster by this factor (chosen by us).
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}
 GAIN = 1.15
+#: Whether the convolutions of an objective's model are faster channels last, as far as it was tried.
+_CHANNELS_LAST: weakref.WeakKeyDictionary[Objective, bool] = weakref.WeakKeyDictionary()
 
 
 #: What the strategies that are never picked by themselves do, in words.
@@ -64,9 +67,10 @@ class Products:
     `strategy` "auto" keeps the gradients' graphs of as many batches as fit in `memory` bytes (the first graph is
     measured), and rebuilds the others at each product, or takes forward mode over reverse mode for them where one
     trial shows that it is faster. Blocks of vectors go through a kept graph in one vectorized pass where a trial
-    shows that this is faster than one by one. (A choice by time can fall out otherwise the next time, and the numbers
-    then differ by rounding; the other strategies repeat bit for bit.) Graphs are kept only while the operator is
-    entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
+    shows that this is faster than one by one; two-dimensional convolutions on a CPU run channels last where one trial
+    for each objective shows that this is faster. (A choice by time can fall out otherwise the next time, and the
+    numbers then differ by rounding; the other strategies repeat bit for bit.) Graphs are kept only while the operator
+    is entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
     """
 
     def __init__(self, operator: Source, strategy: Strategy, memory: int | None) -> None:
@@ -93,6 +97,7 @@ class Products:
         self._vectorize: bool | None = None
         self._compiled: CompiledProducts | None = None
         self._moves = self._objective.moves
+        self._last = self._strategy == "auto" and _CHANNELS_LAST.get(self._objective, False)
 
     @property
     def how(self) -> str:
@@ -101,7 +106,10 @@ class Products:
             return _SPECIAL[self._strategy]
         batches, kept = len(self._objective), self._to_keep
         other = "rebuilt at each product" if self._other == "rebuild" else "forward over reverse mode"
-        block = {None: "", True: "; blocks vectorized", False: "; blocks one by one"}[self._vectorize]
+        layout = "; convolutions channels last" if self._last else ""
+        block = {None: layout, True: f"{layout}; blocks vectorized", False: f"{layout}; blocks one by one"}[
+            self._vectorize
+        ]
         if kept is None:
             return f"{self._strategy}, nothing multiplied yet"
         if kept == 0:
@@ -154,14 +162,21 @@ class Products:
         shaped = [part.view(k, *p.shape) for part, p in zip(cut, parameters, strict=True)]
         sums = [torch.zeros_like(v) for v in shaped]
         total, built = 0.0, 0.0
-        with cheap_second_derivatives() if self._reverse else nullcontext():
+        if keep and self._strategy == "auto" and self._objective not in _CHANNELS_LAST:
+            self._last = _CHANNELS_LAST[self._objective] = self._faster_channels_last(parameters)
+        with cheap_second_derivatives(self._last) if self._reverse else nullcontext():
             for i in range(len(self._objective)):
                 try:
                     weight, products, fresh = self._batch(i, parameters, shaped, keep)
-                except (torch.OutOfMemoryError, LandscapeError):
+                except torch.OutOfMemoryError:
                     raise
-                except RuntimeError as error:
-                    raise self._explained(error) from error
+                except (RuntimeError, LandscapeError) as error:
+                    if self._last and "can't allocate memory" not in str(error):
+                        # A batch of another shape may not like it, though the first one did.
+                        _CHANNELS_LAST[self._objective] = False
+                        self.release()
+                        return self._multiply(columns, parameters, keep)
+                    raise error if isinstance(error, LandscapeError) else self._explained(error) from error
                 built += fresh / len(self._objective)
                 if weight > 0:
                     torch._foreach_add_(sums, products, alpha=weight)
@@ -228,6 +243,26 @@ class Products:
         if self._to_keep < len(objective):
             self._why = f" (a graph takes {self._bytes / 2**20:.0f} MiB, the budget is {self._budget / 2**20:.0f} MiB)"
             self._try_forward(len(objective) - 1, parameters)
+
+    def _faster_channels_last(self, parameters: Tensors) -> bool:
+        """Try two-dimensional convolutions channels last, on the first batch: the same product, and faster?"""
+        if self._objective.device.type != "cpu" or not any(p.ndim == 4 for p in parameters):
+            return False
+        generator = torch.Generator().manual_seed(0)
+        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+        def product(last: bool) -> Tensors:
+            with cheap_second_derivatives(last):
+                return _columns(self._operator.graph(0, parameters).product, v, free=True)
+
+        # A graph and a product each; once, since the gain is large or not worth having.
+        self._objective.passes += 2 * 9 / len(self._objective)
+        try:
+            plain, slow = _timed(partial(product, False), self._objective.device, times=1)
+            other, fast = _timed(partial(product, True), self._objective.device, times=1)
+        except (RuntimeError, LandscapeError):  # the model views memory in its own way, or can't be multiplied at all
+            return False
+        return _agree(plain, other) and fast * GAIN < slow
 
     def _try_forward(self, i: int, parameters: Tensors) -> None:
         """Take forward mode for the batches that are not kept, if it agrees with reverse mode and is faster."""
@@ -344,15 +379,16 @@ def _columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = False
     return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
-def _timed(call: Callable[[], Tensors], device: torch.device) -> tuple[Tensors, float]:
-    times = []
-    for _ in range(2):  # the better of two: a busy machine delays now the one, now the other
+def _timed(call: Callable[[], Tensors], device: torch.device, times: int = 2) -> tuple[Tensors, float]:
+    """Return the result and the least time: a busy machine delays now the one, now the other."""
+    result, least = [], float("inf")
+    for _ in range(times):
         _wait(device)
         start = time.perf_counter()
         result = call()
         _wait(device)
-        times.append(time.perf_counter() - start)
-    return result, min(times)
+        least = min(least, time.perf_counter() - start)
+    return result, least
 
 
 def _wait(device: torch.device) -> None:

@@ -1,12 +1,15 @@
 """Convolution and eval-mode BatchNorm written so that their second derivative is cheap: the same numbers, less work.
 
 On a ResNet-20 (CPU, torch 2.13) a Hessian product through torch's own double backward costs 2.8 gradients, through
-these 1.9. Three things are mended, none of which changes what is computed:
+these 1.9. Four things are mended, none of which changes what is computed:
 
 - torch takes a convolution's weight derivative, in its double backward, by a convolution whose kernel is a whole
   feature map; here it is the ordinary weight gradient, for which every backend has a kernel.
 - torch's double backward of BatchNorm is written for training mode, with about ten passes over the activations. In
   eval mode the layer is x * scale + shift, whose derivatives take three.
+- On request, pictures are laid out channels last, which on a CPU makes every pass of a ResNet's convolutions 1.3 to 1.5
+  times as fast. The values stay the same; code of the model's own that views the memory may refuse, so that whoever
+  asks for it tries it first.
 - Right behind a convolution the scale goes into the convolution's weight, (scale * W) * x + shift, which leaves no
   pass over the activations at all. The convolution is then run twice when the graph is built, and once afterwards.
 """
@@ -14,6 +17,7 @@ these 1.9. Three things are mended, none of which changes what is computed:
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,19 +25,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+#: Whether pictures are laid out channels last (the innermost `cheap_second_derivatives` decides).
+_channels_last: contextvars.ContextVar[bool] = contextvars.ContextVar("channels_last", default=False)
 #: Attribute of a convolution's output that remembers how it was made.
 _ORIGIN = "_landscape_convolution"
 
 
 @contextlib.contextmanager
-def cheap_second_derivatives() -> Iterator[None]:
+def cheap_second_derivatives(channels_last: bool = False) -> Iterator[None]:
     """Let torch.nn.functional's convolutions and batch_norm be those of this file; nested use does no harm.
+
+    `channels_last` lays out what goes into a two-dimensional convolution so, and thereby all that follows.
 
     For graphs that will be differentiated twice in reverse mode. Must also be active while they are: checkpointed
     layers run their forward again. Code that holds its own reference to torch's function keeps using that one.
     """
-    with _functions(_OURS):
-        yield
+    token = _channels_last.set(channels_last)
+    try:
+        with _functions(_OURS):
+            yield
+    finally:
+        _channels_last.reset(token)
 
 
 @contextlib.contextmanager
@@ -69,6 +81,8 @@ def _convolution(original: Callable[..., Tensor], dims: int) -> Callable[..., Te
         # "same" and "valid", one sample without its batch dimension, complex numbers: as torch does it.
         if not plain or isinstance(padding, str):
             return original(input, weight, bias, stride, padding, dilation, groups)
+        if dims == 2 and _channels_last.get():
+            input = input.contiguous(memory_format=torch.channels_last)
         geometry = (_each(stride, dims), _each(padding, dims), _each(dilation, dims), groups)
         output = _Convolution.apply(input, weight, bias, *geometry)
         versions = (output._version, input._version, weight._version)
