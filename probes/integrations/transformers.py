@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from landscape.errors import MeasurementError
+from landscape.labels import IGNORE_INDEX
+from landscape.parameters import unwrap
 
 from ..recorder import Recorder
 from .clipping import watch_clipping
@@ -52,10 +55,10 @@ class RecorderCallback(TrainerCallback):
     Args:
         path: the archive; by default run.h5 in `output_dir`.
         predictions: (logits, labels, inputs) -> (logits, labels) of a batch of an evaluation, or a mapping with what
-            `Recorder.observe` takes, to count them for calibration (when attached); by default as they are, shifted by
-            one for causal language models, label -100 left out; a regression is left alone. The splits are "val", and
-            the names of further evaluation datasets; every process counts its share, samples repeated to fill the last
-            batch included.
+            `Recorder.observe` takes, to count them for calibration (when attached); by default as they are, label -100
+            left out, tokens shifted by one where the model or its loss says so; a regression is left alone. The splits
+            are "val", and the names of further evaluation datasets; every process counts its share, samples repeated to
+            fill the last batch included.
         options: those of `landscape.probes.Recorder`.
 
     Raises TypeError for an option that the recorder doesn't have, and what Recorder raises when the training starts.
@@ -78,6 +81,8 @@ class RecorderCallback(TrainerCallback):
         self._resumed: Path | None = None
         self._loss: Tensor | None = None
         self._split = "val"
+        #: Whether tokens predict the label behind their own, once that is known.
+        self._shifts: bool | None = None
 
     @property
     def recorder(self) -> Recorder:
@@ -190,22 +195,24 @@ class RecorderCallback(TrainerCallback):
                 return original(model, inputs, prediction_loss_only, *args, **kwargs)
             # The model computes logits in any case; asked for the loss only, the Trainer drops them, as is done below.
             loss, logits, labels = original(model, inputs, False, *args, **kwargs)
-            self._predictions.observe(self._recorder, self._split, logits, labels, inputs)
+            self._predictions.observe(self._recorder, self._split, logits, labels, inputs, loss)
             return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
         return prediction_step
 
-    def _predicted(self, logits: Any, labels: Any, inputs: Any) -> Predicted:
+    def _predicted(self, logits: Any, labels: Any, inputs: Any, loss: Any) -> Predicted:
         if self._find is not None:
             return self._find(logits, labels, inputs)
         if isinstance(logits, tuple | list):
             logits = next((x for x in logits if isinstance(x, Tensor)), None)
         if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
             return None
-        if getattr(self._trainer.model, "loss_type", None) == "ForCausalLM":
-            logits, labels = logits[:, :-1], labels[:, 1:]
         if logits.ndim == 3 and labels.shape == logits.shape[:2]:
-            logits = logits.transpose(1, 2)  # tokens: their classes come last, in Transformers
+            if self._shifts is None:
+                self._shifts = _predicts_the_next(type(unwrap(self._trainer.model)).__name__, logits, labels, loss)
+            if self._shifts:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            logits = logits.transpose(1, 2)  # their classes come last, in Transformers
         return named_logits({"logits": logits, "labels": labels})
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -249,3 +256,22 @@ def _facts(args: Any) -> dict[str, Any]:
         "schedule": str(getattr(schedule, "value", schedule)),
         "seed": args.seed,
     }
+
+
+def _predicts_the_next(name: str, logits: Tensor, labels: Tensor, loss: Any) -> bool:
+    """Return whether each token predicts the next label, as in causal language models, and not its own.
+
+    By the model's class where its name says so, for no attribute does (`loss_type` is None for GPT-2); else the one of
+    the two cross entropies that comes closer to the loss. The Trainer may divide the sum by the labels before they are
+    shifted.
+    """
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return True
+    if name.endswith(("ForTokenClassification", "ForMaskedLM")) or not isinstance(loss, Tensor):
+        return False
+    classes = logits.detach().float().transpose(1, 2)
+    own = F.cross_entropy(classes, labels)
+    following = F.cross_entropy(classes[..., :-1], labels[:, 1:])
+    share = (labels[:, 1:] != IGNORE_INDEX).sum() / (labels != IGNORE_INDEX).sum()
+    value = loss.detach().float().mean()
+    return bool(torch.minimum((following - value).abs(), (following * share - value).abs()) < (own - value).abs())
