@@ -196,6 +196,8 @@ class Search:
         space = self.space
         if not self.verify or space.asymmetry > self.tol or not space.chain.growing or self.ready is None:
             return False
+        if space.chain.share < 1:  # a warm start: its small random part takes longer than a fresh vector (measured)
+            return False
         if space.products - self.ready >= max(2 * LEAST_AUDIT, self.ready):
             return False
         return any(space.chain.chance(x, end) > ERROR_PROBABILITY for end, x in self.by_chain(ritz).items())
@@ -213,7 +215,7 @@ class Search:
                 last = self.wanted.levels(ritz.values, 0.0)[end]
                 level = end * min(end * level, end * chain.reached(last, end))
                 self.audits[end] = Audit("clear", end, level, chain.chance(level, end), level, 0)
-            elif chain.growing:  # it has had its share of products
+            elif chain.growing and chain.share == 1:  # it has had its share of products
                 reached = chain.reached(level, end)
                 self.audits[end] = Audit("undecided", end, level, chance, reached, 0)
 
