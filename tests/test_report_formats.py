@@ -21,8 +21,10 @@ from landscape.report.booklet import LETTERS, LINES, _pages, write_booklet
 from landscape.report.formats import FORMATS, format_of, target_of, write_report_as
 from landscape.report.markdown import escaped, markdown
 from landscape.report.measures import measures
+from landscape.report.paper import make_figure
 from landscape.report.pictures import every_figure, write_pictures
 from landscape.report.runs import make_run, unique
+from landscape.report.style import PAPER
 from landscape.report.tables import as_csv, as_json
 
 EVIL = "<script>alert(1)</script> | `x` @octocat #12 [a](b) *b* $x$"
@@ -119,6 +121,11 @@ def test_many_runs_are_drawn_in_part_and_effects_with_enough_seeds() -> None:
     effects: Any = found["effects"]
     assert "3 seeds" in effects.caption
     assert "effects" not in dict(every_figure(runs[:8]))
+    assert make_figure(runs, "ablation", column="single").figure.get_size_inches()[0] == PAPER.single
+    with pytest.raises(LandscapeError, match="too few seeds"):
+        make_figure(runs[:8], "effects")
+    with pytest.raises(LandscapeError, match="don't differ in a setting"):
+        make_figure(runs[:1], "effects")
 
 
 def test_the_pdf_has_tables_and_a_page_for_each_figure(tmp_path: Path) -> None:

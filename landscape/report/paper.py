@@ -34,6 +34,8 @@ ALIASES = {
     "reliability": "calibration",
     "history": "training",
     "curves": "training",
+    "ablation": "effects",
+    "settings": "effects",
 }
 #: Kinds that are laid over one another unless asked otherwise: a curve each, on one axis.
 OVERLAID = frozenset({"line", "density", "training"})
@@ -85,7 +87,8 @@ def make_figure(
     """Return the figure of one kind of result of these runs (or of the archives at these paths).
 
     Args:
-        what: a kind of result (`plane`, `eigenvalues`, ...), "surface" and others of `ALIASES`, or "training".
+        what: a kind of result (`plane`, `eigenvalues`, ...), "surface" and others of `ALIASES`, "training" for the
+            record of a training, or "effects" for what each setting of a sweep does.
         style: paper, screen or talk.
         column: "single" or "double"; by default double for several panels.
         overlay: all runs on one axis, or a panel each; by default overlaid where a run is a curve.
@@ -98,6 +101,10 @@ def make_figure(
     """
     chosen, kind = style_of(style), ALIASES.get(what, what)
     listed = [r for r in runs if isinstance(r, Run)] or gather([p for p in runs if not isinstance(p, Run)])
+    if kind == "effects":
+        from .pictures import effects_figure
+
+        return effects_figure(listed, chosen, width or chosen.width(column or "double"))
     found = _found(listed, kind, what)
     if view is not None and projection is None and kind == "plane":
         projection = "3d"

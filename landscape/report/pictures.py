@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import LandscapeError
-from .effects import Response, effects
+from .effects import effects
 from .formats import whole
 from .paper import OVERLAID, Drawn, empty_figure, make_figure
 from .references import bibtex
 from .runs import Run
+from .sections import by_task
 from .style import Style, fit, style_of, styled
 
 #: What is drawn, in this order; kinds of the user's own follow.
@@ -39,9 +41,8 @@ def every_figure(runs: Sequence[Run], style: str | Style = "paper") -> Iterator[
         if len(having) > len(shown):
             drawn = _told(drawn, f" The first {len(shown)} of {len(having)} runs.")
         yield kind, drawn
-    found = [r for r in effects(runs)[0] if any(e.low == e.low for e in r.found.main)]
-    if found:
-        yield "effects", _effects(found[:MOST_EFFECTS], style_of(style))
+    with contextlib.suppress(LandscapeError):
+        yield "effects", effects_figure(runs, style_of(style))
 
 
 def write_pictures(runs: Sequence[Run], folder: Path, form: str) -> list[Path]:
@@ -72,17 +73,27 @@ def _told(drawn: Drawn, more: str) -> Drawn:
     return replace(drawn, caption=drawn.caption + more)
 
 
-def _effects(found: Sequence[Response], style: Style) -> Drawn:
-    """Return the main effects on each number, a panel each, the names of the effects beside the first of a row."""
+def effects_figure(runs: Sequence[Run], style: Style, width: float | None = None) -> Drawn:
+    """Return the main effects on each number, a panel each, the names of the effects beside the first of a row.
+
+    Raises LandscapeError where no setting differs, or too few seeds were trained for an interval.
+    """
+    responses = [r for _, members in by_task(runs).items() for r in effects(members)[0]]
+    found = [r for r in responses if any(e.low == e.low for e in r.found.main)][:MOST_EFFECTS]
+    if not found:
+        why = (
+            "too few seeds for an interval" if responses else "these runs don't differ in a setting, or have no numbers"
+        )
+        raise LandscapeError(f"there are no effects to draw: {why}; landscape sweep --seeds 5 trains more")
     from .effects import rests_on
     from .figures.effects import draw_effects
 
-    across = min(3, len(found))
+    across = min(3 if (width or style.double) > 4.5 else 1, len(found))
     down = -(-len(found) // across)
     with styled(style):
         figure = empty_figure()
         rows = max(len(r.found.main) for r in found)
-        figure.set_size_inches(style.double, down * (0.55 + 0.024 * style.font * rows) + 0.2)
+        figure.set_size_inches(width or style.double, down * (0.55 + 0.024 * style.font * rows) + 0.2)
         for i, response in enumerate(found):
             ax = draw_effects(response, ax=figure.add_subplot(down, across, i + 1), interactions=False)
             if i % across:

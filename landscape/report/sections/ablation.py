@@ -109,11 +109,13 @@ def _notes(found: Sequence[Response], left_out: Sequence[str]) -> list[tuple[str
                 "chance alone, if no setting did anything. They are not corrected for their number.",
             )
         )
-    if any(not r.found.balanced for r in found):
+    ragged = [r.title for r in found if not r.found.balanced]
+    if ragged:
+        which = "" if len(ragged) == len(found) else f" for {', '.join(ragged)}"
         notes.append(
             (
                 "info",
-                "The grid isn't full (a seed lacks a combination): effects are estimated by least squares, and "
+                f"The grid isn't full{which} (a seed lacks a combination): effects are estimated by least squares, and "
                 "three-way interactions count as noise.",
             )
         )
