@@ -181,7 +181,7 @@ class Training:
         self.last_loss = values[-1]
         if math.isnan(self._first):
             self._first = abs(values[0])
-        elif abs(mean) > DIVERGED * (1 + self._first):
+        if abs(mean) > DIVERGED * (1 + self._first):
             raise Diverged(
                 f"the loss was {mean:.3g} on average before step {self.step} (epoch {self._epoch_of(self.step)}), "
                 f"over {DIVERGED:g} times what it began with ({self._first:.3g})"

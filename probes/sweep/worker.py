@@ -19,10 +19,9 @@ _TELL_SECONDS = 0.5
 def main() -> int:
     """Work through the cells that stdin names; ends with stdin, or when asked to stop."""
     # What user code prints must not mix with our lines: they go to a descriptor of their own, stdout to stderr.
-    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
     stop = Stop()
-    with listening(stop):
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as lines, listening(stop):
+        os.dup2(2, 1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         speaker = _Speaker(lines, stop)
         setup = json.loads(sys.stdin.readline() or "{}")

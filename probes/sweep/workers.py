@@ -6,6 +6,7 @@ pickled, and a caller's script needs no `if __name__ == "__main__"`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -113,7 +114,7 @@ def run_in_workers(
                 continue
             if message is None:
                 del alive[number]
-                code = worker.process.wait()
+                code = _ended(worker)
                 if worker.cell is not None:
                     dead = worker.cell
                     deaths[dead.index] = deaths.get(dead.index, 0) + 1
@@ -142,6 +143,7 @@ def run_in_workers(
                 worker.process.wait(timeout=GRACE)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 _signal(worker, signal.SIGKILL)
+            _ended(worker)
 
 
 def visible_gpus() -> list[str]:
@@ -187,6 +189,16 @@ def _tell(worker: _Worker, message: dict[str, Any]) -> None:
         worker.process.stdin.flush()
     except (BrokenPipeError, ValueError):
         pass  # it died: its end is told by `_listen`
+
+
+def _ended(worker: _Worker) -> int:
+    """Wait for the end of a process, close what led to it, and return its exit status."""
+    code = worker.process.wait()
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    return code
 
 
 def _signal(worker: _Worker, number: int) -> None:
