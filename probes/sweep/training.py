@@ -26,6 +26,9 @@ LOOK = 25
 #: A training has diverged when the mean loss of so many steps exceeds its first one by this factor (chosen by us:
 #: catapults (Lewkowycz et al. 2020, arXiv:2003.02218), from which trainings come back, stay below).
 DIVERGED = 1e3
+#: Calibrations that are recorded in a training (chosen by us: each takes some 50 ms and 50 kB, more than a small net's
+#: epoch; test loss and accuracy are recorded at every evaluation).
+CALIBRATIONS = 10
 #: Seconds between two saved states, and the most of the time that saving may take (chosen by us).
 SAVE_SECONDS, SAVE_SHARE = 20.0, 0.01
 
@@ -202,7 +205,8 @@ class Training:
         self.parts.driver.observe(mean)
         last = self.epoch + 1 == self.parts.cell.epochs
         if self._every and (last or (self.epoch + 1) % self._every == 0):
-            found = evaluate(self.parts, self.recorder)
+            shown = last or (self.epoch + 1) % max(1, round(self.parts.cell.epochs / CALIBRATIONS)) == 0
+            found = evaluate(self.parts, self.recorder if shown else None)
             self.metrics |= found
             if self.recorder is not None:
                 self.recorder.log(**found)
