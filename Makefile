@@ -16,11 +16,11 @@ WORKERS ?= logical --maxprocesses 4
 ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-.PHONY: help demo gallery test test-slow lint format wheel constraints clean distclean
+.PHONY: help demo gallery test test-slow test-browser lint format wheel constraints clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: gallery test-slow lint format wheel constraints clean distclean"
+	@echo "also: gallery test-slow test-browser lint format wheel constraints clean distclean"
 
 # --force: a second `make demo` replaces what the first one wrote.
 demo: $(VENV)/.installed
@@ -32,10 +32,14 @@ gallery: demo
 
 # A file's tests stay in one process, so that what they share is made once.
 test: $(VENV)/.installed-test
-	$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadfile
+	$(PYTEST) -m "not slow and not browser" -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow -n $(WORKERS) --durations 10
+
+# Needs Debian's chromium; AXE_CORE=.../axe.min.js adds the checks of accessibility (see .ci/run).
+test-browser: $(VENV)/.installed-test
+	$(PYTEST) -m browser --durations 5
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

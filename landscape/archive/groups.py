@@ -178,11 +178,16 @@ def read_variables(group: h5py.Group) -> dict[str, Variable]:
     # A scale found by itself, not by `scale.name`: HDF5 searches the whole file for the name of a reference.
     datasets = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset)}
     scales = {dataset: name for name, dataset in datasets.items() if dataset.is_scale}
-    return {
-        name: _read(name, dataset, scales)
-        for name, dataset in datasets.items()
-        if not _text(dataset.attrs.get("NAME")).startswith(PLAIN_DIMENSION)
-    }
+    found = {}
+    for name, dataset in datasets.items():
+        about = {key: dataset.attrs[key] for key in _READ.intersection(dataset.attrs)}
+        if not _text(about.get("NAME")).startswith(PLAIN_DIMENSION):
+            found[name] = _read(name, dataset, scales, about)
+    return found
+
+
+#: Attributes of a dataset that describe a variable: the only ones fetched (each fetch costs as much as a small array).
+_READ = frozenset({"NAME", "dtype", "stored_from", "dims", "units", "long_name", "coordinate", "stderr", "interval"})
 
 
 def read_attributes(group: h5py.Group) -> tuple[dict[str, Any], Subject]:
@@ -192,8 +197,9 @@ def read_attributes(group: h5py.Group) -> tuple[dict[str, Any], Subject]:
     return attributes, Subject.from_dict(load_json(found.get("subject", "{}")))
 
 
-def _read(name: str, dataset: h5py.Dataset, scales: Mapping[h5py.Dataset, str]) -> Variable:
-    attributes = dataset.attrs
+def _read(
+    name: str, dataset: h5py.Dataset, scales: Mapping[h5py.Dataset, str], attributes: Mapping[str, Any]
+) -> Variable:
     if h5py.check_string_dtype(dataset.dtype) is not None:
         data = np.asarray(dataset.asstr()[()], dtype=str)
     else:

@@ -84,6 +84,7 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._closed = False
+        self._held: h5py.File | None = None
         with self._opened() as file:
             self.attributes: dict[str, Any] = unpack(file.attrs)
             self.run: dict[str, Any] = unpack(file[RUN].attrs) if RUN in file else {}
@@ -165,6 +166,16 @@ class Archive:
             entries = [e for e in entries if subject in (e.subject.label, e.subject.checkpoint, e.subject.fingerprint)]
         return [entry for entry in entries if kind in (None, entry.kind)]
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the file open meanwhile: for whoever reads all of it, opening costs as much as a Result."""
+        with self._opened() as file:
+            self._held = file
+            try:
+                yield
+            finally:
+                self._held = None
+
     def close(self) -> None:
         """Refuse to read from the file from now on; results read before stay."""
         self._closed = True
@@ -189,6 +200,9 @@ class Archive:
     def _opened(self) -> Iterator[h5py.File]:
         if self._closed:
             raise ArchiveError(f"{self.path} is closed; open it again with open_archive")
+        if self._held is not None:
+            yield self._held
+            return
         with opened(self.path) as file:
             # Appending keeps the run's id and every group; another id is another run under the same name.
             if hasattr(self, "attributes") and unpack(file.attrs).get("run_id") != self.attributes.get("run_id"):

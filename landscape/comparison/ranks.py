@@ -110,7 +110,10 @@ def kendall_within(
         times = rng.multinomial(k, np.full(k, 1 / k), size=draws).astype(float)
         again += np.stack([np.sum((times @ m) * times, axis=1) for m in (a * b, a**2, b**2)], axis=1)
         orders = rng.permuted(np.tile(np.arange(k), (draws, 1)), axis=1)
-        shuffled += np.sum(a[None] * b[orders[:, :, None], orders[:, None, :]], axis=(1, 2))
+        block = max(1, 4_000_000 // k**2)  # as many orders at a time as 32 MB hold
+        for start in range(0, draws, block):
+            part = orders[start : start + block]
+            shuffled[start : start + block] += np.sum(a[None] * b[part[:, :, None], part[:, None, :]], axis=(1, 2))
     found = _ratio(*again.T)
     low, high = np.quantile(found[np.isfinite(found)], [0.025, 0.975])
     # Var(S) of a group of k under independence is k(k-1)(2k+5)/18, S over unordered pairs (Kendall 1948).

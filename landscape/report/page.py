@@ -21,16 +21,17 @@ from .blocks import Folded, Picture
 from .chart import Chart, packed, script_json
 from .numbers import count
 from .palette import PLOTLY_MARKERS, RUN_COLORS
-from .runs import Run, gather
+from .runs import MANY, Run, gather
 from .sections import build_sections, by_task
 
 #: As many runs are drawn at first; the others wait in the table (chosen by us: more lines can't be told apart).
 SHOWN_AT_FIRST = 6
-#: Up to as many runs have a button above each figure; of more, those that are drawn (chosen by us: two lines of them).
-CHIPS = 12
+#: Up to as many runs have a button above each figure; of more, those that are drawn.
+CHIPS = MANY
 #: As many runs are drawn at once at most, when a filter chooses them (chosen by us: a browser's patience).
 MOST_DRAWN = 24
-#: Up to as many runs have their numbers in the page bit for bit; of more, in single precision, and that is said.
+#: Up to as many runs have their numbers in the page bit for bit; of more, in single precision, and that is said. The
+#: page of more is packed, too, which browsers before 2023 can't undo.
 EXACT_RUNS = 24
 
 
@@ -75,14 +76,18 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
         "chips": CHIPS,
         "most": MOST_DRAWN,
     }
-    scripts = [_plotly(), *(files.joinpath(name).read_text("utf-8") for name in ("tables.js", "report.js"))]
+    large = len(runs) > EXACT_RUNS
+    scripts = [files.joinpath(name).read_text("utf-8") for name in ("tables.js", "report.js")]
+    if not large:
+        scripts.insert(0, _plotly())
     template = _environment().get_template("page.html.j2")
     return template.render(
         title=title or default_title(runs),
         runs=runs,
         facts=facts(runs),
         sections=sections,
-        charts=[(c.id, *_data(c, exact=len(runs) <= EXACT_RUNS, words=many)) for c in charts],
+        charts=[(c.id, *_data(c, exact=not large, words=many)) for c in charts],
+        plotly=_markup(_packed_plotly()) if large else "",
         page=_markup(script_json(page)),
         style=_markup(files.joinpath("report.css").read_text("utf-8")),
         scripts=[_markup(s) for s in scripts],
@@ -164,6 +169,14 @@ def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+@cache
+def _packed_plotly() -> str:
+    """Return Plotly's script compressed: a page of many runs, whose data are too, is 3 MB smaller by it."""
+    from plotly.offline import get_plotlyjs
+
+    return packed(get_plotlyjs())[1]
 
 
 @cache

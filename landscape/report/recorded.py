@@ -38,6 +38,7 @@ class Curves:
     rows: int
     units: str = ""
     doc: str = ""
+    last: int = -1
 
     @property
     def reduced(self) -> bool:
@@ -61,7 +62,7 @@ class Curves:
         weights = np.maximum(self.counts.max(axis=1), 1)
         steps = np.add.reduceat(self.steps * weights, starts) / np.add.reduceat(weights, starts)
         low, high = np.fmin.reduceat(self.low, starts, axis=0), np.fmax.reduceat(self.high, starts, axis=0)
-        return Curves(self.names, steps, mean, low, high, totals, self.rows, self.units, self.doc)
+        return Curves(self.names, steps, mean, low, high, totals, self.rows, self.units, self.doc, self.last)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def reduce(history: Any) -> Recorded:
         events,
         counted,
         _epochs(epochs),
-        history.last_step if not problems else max((int(c.steps.max()) for c in curves.values()), default=-1),
+        max((c.last for c in (*curves.values(), *maps.values())), default=-1),
         history.torn,
         tuple(problems),
     )
@@ -177,6 +178,7 @@ class _Buckets:
         self.first: int | None = None
         self.width = 1
         self.total = 0
+        self.last = -1
         self.kept: list[tuple[np.ndarray, np.ndarray]] | None = []
         self.sums, self.counts = np.zeros((n, k)), np.zeros((n, k), dtype=np.int64)
         self.low, self.high = np.full((n, k), np.nan), np.full((n, k), np.nan)
@@ -187,6 +189,7 @@ class _Buckets:
             return
         x = self.pick(values)
         self.total += len(steps)
+        self.last = max(self.last, int(steps.max()))
         if self.kept is None:
             return self._count(steps, x)
         self.kept.append((steps, x))
@@ -233,7 +236,15 @@ class _Buckets:
             order = np.argsort(steps, kind="stable")
             x = np.where(np.isfinite(x[order]), x[order], np.nan)
             return Curves(
-                self.names, steps[order].astype(float), x, x, x, np.isfinite(x).astype(int), self.total, *self.facts
+                self.names,
+                steps[order].astype(float),
+                x,
+                x,
+                x,
+                np.isfinite(x).astype(int),
+                self.total,
+                *self.facts,
+                self.last,
             )
         filled = self.rows > 0
         counts = self.counts[filled]
@@ -242,7 +253,9 @@ class _Buckets:
         # A constant stays the constant: rounding of the sums would draw it as a jagged line.
         mean = np.clip(mean, self.low[filled], self.high[filled])
         steps = self.steps[filled] / self.rows[filled]
-        return Curves(self.names, steps, mean, self.low[filled], self.high[filled], counts, self.total, *self.facts)
+        return Curves(
+            self.names, steps, mean, self.low[filled], self.high[filled], counts, self.total, *self.facts, self.last
+        )
 
 
 def _joiner(groups: Sequence[Sequence[int]], *, squares: bool) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from ..errors import ArchiveError
 from ..results import Result, kind_of
 from .recorded import Recorded, reduce
 
+#: More runs than this are many: what says the same of each of them is said once (chosen by us: a screen of rows).
+MANY = 12
 #: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
 MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset"})
 #: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
@@ -43,6 +46,7 @@ class Run:
     settings: Mapping[str, Any] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     archive: str = ""
+    digest: str = ""
     status: str = "complete"
     problems: tuple[str, ...] = ()
     index: int = 0
@@ -101,7 +105,9 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
         raise ArchiveError("a report needs at least one archive, got none; give the path of a run.h5")
     runs: list[Run] = []
     for path in paths:
-        runs += _runs_of(open_archive(path))
+        archive = open_archive(path)
+        with archive.held():
+            runs += _runs_of(archive)
     return unique(runs)
 
 
@@ -110,11 +116,15 @@ def _runs_of(archive: Any) -> list[Run]:
     # A recorder that was killed leaves "running" behind; whether one is at work is seen from its lock.
     killed = archive.status == "running" and bool(history) and not archive.alive
     shared = {"archive": str(archive.path), "status": "killed" if killed else archive.status, "history": history}
+    shared["digest"] = _digest(archive.path)
     runs = []
     for subject in archive.subjects:
         results, problems, about, own = [], [*broken], dict(archive.attributes), {}
+        commands: dict[str, None] = {}
         for entry in archive.select(subject=subject):
             about = {k: v for k, v in entry.provenance.items() if k != "run"}
+            if about.get("command_line"):
+                commands[str(about["command_line"])] = None
             # /run holds the settings of the first writing alone: a subject appended later has its own, or none.
             first = entry.provenance is archive.attributes
             own = {**own, **(archive.run if first else entry.provenance.get("run") or {})}
@@ -136,6 +146,7 @@ def _runs_of(archive: Any) -> list[Run]:
         if not isinstance(settings.get("loss", ""), str):
             del settings["loss"]  # torch.save({..., "loss": 1.07}): a value that was reached, not the loss's name
         about |= {k: v for k, v in facts.items() if k in MEASURING and v is not None}
+        about |= {"commands": tuple(commands)}
         runs.append(
             make_run(
                 subject.label,
@@ -165,6 +176,15 @@ def _runs_of(archive: Any) -> list[Run]:
             **shared,
         )
     ]
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of an archive as it was read; empty where it has gone meanwhile."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _history(archive: Any) -> tuple[Any, list[str]]:

@@ -1,13 +1,14 @@
-"""Is it right? Every self-check of every result, and every warning."""
+"""Is it right? Every self-check of every result and record, and every warning."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from ...results import Level
+from ...results import Check, Level
 from ..blocks import Block, Cell, Column, Folded, Notes, Row, Section, Table, Text
-from ..numbers import given, number
-from ..runs import Run
+from ..numbers import count, given, number
+from ..questions import Answers, answers, every_check
+from ..runs import MANY, Run
 from . import section
 
 _COLUMNS = (
@@ -19,15 +20,18 @@ _COLUMNS = (
     Column("value", numeric=True),
     Column("limit", numeric=True),
 )
+_ORDER: dict[Level, float] = {"fail": 0.0, "warn": 1.0, "pass": 2.0}
+
+Found = tuple[Run, str, Check]
 
 
 @section(order=100)
 def build(runs: Sequence[Run]) -> Section:
-    """Return what failed and what to look at, open; what passed, folded; then the warnings."""
-    found = sorted(_rows(runs), key=lambda item: ("fail", "warn", "pass").index(item[0]))
-    loud = [row for level, row in found if level != "pass"]
-    quiet = [row for level, row in found if level == "pass"]
-    passed, warned, failed = tally(runs)
+    """Return the questions with their answers, what failed and what to look at, open; what passed, folded."""
+    found = sorted(every_check(runs), key=lambda item: _ORDER[item[2].level])
+    loud = [f for f in found if f[2].level != "pass"]
+    quiet = [f for f in found if f[2].level == "pass"]
+    passed, warned, failed = _count(found)
     blocks: list[Block] = []
     if not found:
         blocks.append(
@@ -36,11 +40,11 @@ def build(runs: Sequence[Run]) -> Section:
     else:
         level = "fail" if failed else "warn" if warned else "pass"
         blocks.append(Notes([(level, f"{passed} checks passed, {warned} to look at, {failed} failed.")]))
+        blocks.append(_questions(answers(found), len(runs)))
     if loud:
-        blocks.append(Table("Failed, or to look at.", _COLUMNS, [("", loud)], sortable=len(loud) > 1))
+        blocks.append(_table("Failed, or to look at.", loud, len(runs)))
     if quiet:
-        table = Table("Passed.", _COLUMNS, [("", quiet)], sortable=len(quiet) > 1)
-        blocks.append(Folded(f"{len(quiet)} checks that passed", (table,)))
+        blocks.append(Folded(f"{len(quiet)} checks that passed", (_table("Passed.", quiet, len(runs)),)))
     warnings = _warnings(runs)
     if warnings:
         blocks.append(Notes(warnings, "Warnings"))
@@ -49,54 +53,79 @@ def build(runs: Sequence[Run]) -> Section:
 
 def tally(runs: Sequence[Run]) -> tuple[int, int, int]:
     """Return how many checks passed, warn and failed, results that failed or can't be read among the last."""
-    levels = [level for level, _ in _rows(runs)]
+    return _count(list(every_check(runs)))
+
+
+def _count(found: Sequence[Found]) -> tuple[int, int, int]:
+    levels = [check.level for _, _, check in found]
     return levels.count("pass"), levels.count("warn"), levels.count("fail")
 
 
-def _rows(runs: Sequence[Run]) -> Iterator[tuple[Level, Row]]:
-    for run in runs:
-        if run.status not in ("complete", ""):
-            yield _row(
-                run,
-                "warn" if run.status == "running" else "fail",
-                "archive",
-                "status",
-                _STATUS.get(run.status, run.status),
+def _questions(found: Sequence[Answers], runs: int) -> Table:
+    columns = [
+        Column("How it went"),
+        Column("Question", wide=True),
+        Column("passed", numeric=True),
+        Column("to look at", numeric=True),
+        Column("failed", numeric=True),
+        Column("runs asked", numeric=True, note="runs with at least one check that answers it"),
+        Column("What to do about it", wide=True),
+    ]
+    rows = []
+    for answer in found:
+        level, q = answer.level, answer.question
+        first = Cell("", level=level, sort=_ORDER[level]) if level else Cell("not checked", quiet=True, sort=3.0)
+        counts = [answer.found[name] for name in ("pass", "warn", "fail")]
+        rows.append(
+            Row(
+                [
+                    first,
+                    Cell(q.title, q.asks, sort=q.title),
+                    *(Cell(count(n) if n else "–", sort=float(n)) for n in counts),
+                    Cell(f"{count(len(answer.runs))} of {count(runs)}", sort=float(len(answer.runs))),
+                    Cell(q.do if level in ("warn", "fail") else "–"),
+                ],
+                level=level if level in ("warn", "fail") else "plain",
             )
-        for problem in run.problems:
-            yield _row(run, "fail", "archive", "readable", problem)
-        for kind, result in run.every():
-            if result.status == "failed" and not any(c.level == "fail" for c in result.checks):
-                reason = result.warnings[0] if result.warnings else "the measurement failed; measure it again"
-                yield _row(run, "fail", kind, "status", reason)
-            elif result.status == "partial":
-                reason = result.warnings[0] if result.warnings else "stopped early: part of it was measured"
-                yield _row(run, "warn", kind, "status", reason)
-            for check in result.checks:
-                yield _row(run, check.level, kind, check.name, check.message, check.value, check.limit)
+        )
+    return Table("What was asked of the numbers.", columns, [("", rows)])
 
 
-_STATUS = {
-    "failed": "the run that wrote this archive failed; what it had measured is here; run it again with --append",
-    "interrupted": "the run was interrupted; what it had measured is here; run it again with --append",
-    "running": "the run is still going on, or was killed; what it had written is here",
-}
+def _table(caption: str, found: Sequence[Found], runs: int) -> Table:
+    """Return a row for each check; with many runs one for all that say the same."""
+    rows = _together(found) if runs > MANY else [_row(check, where, (run,)) for run, where, check in found]
+    return Table(caption, _COLUMNS, [("", rows)], sortable=len(rows) > 1)
 
 
-def _row(
-    run: Run, level: Level, kind: str, name: str, message: str, value: float = float("nan"), limit: float = float("nan")
-) -> tuple[Level, Row]:
-    order = {"fail": 0.0, "warn": 1.0, "pass": 2.0}[level]
+def _together(found: Sequence[Found]) -> list[Row]:
+    groups: dict[tuple[str, str, str], list[Found]] = {}
+    for item in found:
+        groups.setdefault((item[2].level, item[1], item[2].name), []).append(item)
+    rows = []
+    for items in groups.values():
+        # The message of the value that lies furthest from its limit.
+        worst = max(items, key=lambda item: abs(item[2].value) if item[2].value == item[2].value else -1.0)
+        rows.append(_row(worst[2], worst[1], tuple(dict.fromkeys(run.name for run, _, _ in items)), worst[0].name))
+    return rows
+
+
+def _row(check: Check, where: str, runs: Sequence[Run] | Sequence[str], of: str = "") -> Row:
+    value, limit = check.value, check.limit
+    names = [r if isinstance(r, str) else r.name for r in runs]
+    told = Cell(names[0], sort=names[0])
+    if len(names) > 1:
+        told = Cell(f"{count(len(names))} runs", hint="; ".join(names[:50]), sort=float(len(names)))
     cells = [
-        Cell("", level=level, sort=order),
-        Cell(run.name, sort=run.name),
-        Cell(kind, sort=kind),
-        Cell(name, sort=name),
-        Cell(message),
+        Cell("", level=check.level, sort=_ORDER[check.level]),
+        told,
+        Cell(where, sort=where),
+        Cell(check.name, sort=check.name),
+        Cell(check.message, f"of {of}, the furthest from its limit" if len(names) > 1 else ""),
         Cell(number(value, 3) if value == value else "–", sort=value if value == value else None),
         Cell(given(limit) if limit == limit else "–", sort=limit if limit == limit else None),
     ]
-    return level, Row(cells, run.index, level)
+    first = runs[0]
+    return Row(cells, first.index if isinstance(first, Run) else None, check.level)
 
 
 def _warnings(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -109,6 +138,7 @@ def _warnings(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 kinds[kind] = names[run.name] = None
     found = []
     for text, (kinds, names) in came.items():
-        where = "every run" if len(names) == len(runs) > 1 else ", ".join(names)
+        few = ", ".join(list(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        where = "every run" if len(names) == len(runs) > 1 else few
         found.append(("warn", f"{text} ({', '.join(kinds)}; {where})"))
     return found

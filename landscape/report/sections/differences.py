@@ -10,10 +10,10 @@ import numpy as np
 
 from ...comparison.paired import Difference
 from ...comparison.scores import COMPARED, compare_samples, compare_summaries, same_samples
-from ..blocks import Block, Cell, Column, Notes, Row, Table
+from ..blocks import Block, Cell, Column, Folded, Notes, Row, Table
 from ..measures import Value
 from ..numbers import count
-from ..runs import Run
+from ..runs import MANY, Run
 from .cells import value_cell
 
 #: Up to so many runs every pair is compared, beyond each with the first one (chosen by us: six rows can be read).
@@ -40,8 +40,10 @@ def differences(runs: Sequence[Run]) -> list[Block]:
     ]
     told = "every pair" if every else f"each with {known[0].name}"
     caption = f"Differences between runs, {told}, with 95% intervals. Below 0: the second is lower."
+    table = Table(caption, columns, [("", rows)], sortable=len(rows) > 1)
+    many = len(rows) > MANY
     return [
-        Table(caption, columns, [("", rows)], sortable=len(rows) > 1),
+        Folded(f"Differences of {len(rows)} runs from {known[0].name}", (table,)) if many else table,
         Notes([("info", _reading(len(rows)))]),
     ]
 

@@ -11,7 +11,7 @@ from ...comparison.shares import share_interval
 from ..blocks import Block, Cell, Column, Folded, Row, Table
 from ..measures import Value, measured
 from ..numbers import count
-from ..runs import Run
+from ..runs import MANY, Run
 from .cells import value_cell
 
 #: Classes that are shown at once, and at most (chosen by us); the archive holds them all.
@@ -38,6 +38,8 @@ def per_class(runs: Sequence[Run]) -> list[Block]:
     found = [(r, c) for r, c in found if c.class_ece is not None and len(c.class_ece) > 1]
     if not found:
         return []
+    if len(found) > MANY:
+        return [_worst_of_many(found)]
     classes = max(len(c.class_ece) for _, c in found)
     shown = {r.index: _rows(r, c) for r, c in found}
     few = min(WORST, classes)
@@ -52,6 +54,18 @@ def per_class(runs: Sequence[Run]) -> list[Block]:
         )
         blocks.append(Folded(f"{most[0].upper()}{most[1:]}", [rest]))
     return blocks
+
+
+def _worst_of_many(found: Sequence[tuple[Run, Any]]) -> Block:
+    """Return the worst class of each of many runs: their archives hold the others."""
+    rows = []
+    for run, c in found:
+        first, *cells = _rows(run, c)[0].cells
+        rows.append(Row([Cell(run.name, sort=run.name), Cell(first.text, sort=first.text), *cells], run.index))
+    columns = [Column("Run", wide=True), Column("class"), *_COLUMNS[1:]]
+    return Folded(
+        "The worst class of each run", (Table("Each against the rest.", columns, [("", rows)], sortable=True),)
+    )
 
 
 def _rows(run: Run, c: Any) -> list[Row]:

@@ -84,7 +84,8 @@ def _rows(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure])
     rows = []
     for x in across:
         for y in up:
-            r = kendall(np.array([x.read(run).number for run in runs]), np.array([y.read(run).number for run in runs]))
+            numbers = [np.array([m.read(run).number for run in runs]) for m in (x, y)]
+            r = kendall(numbers[0], numbers[1], draws=_draws(len(runs), 2000))
             if r.tau == r.tau:
                 rows.append(Row([Cell(x.label), Cell(title(y)), *_told(r)]))
     return rows
@@ -99,7 +100,7 @@ def _within(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure
         for y in up:
             numbers = [np.array([m.read(run).number for run in runs]) for m in (x, y)]
             for name, groups in groupings.items():
-                r = kendall_within(numbers[0], numbers[1], groups, draws=_DRAWS)
+                r = kendall_within(numbers[0], numbers[1], groups, draws=_draws(len(runs), _DRAWS))
                 if r.tau == r.tau:
                     told = _told(r)
                     told[2] = Cell(f"{r.runs} in {r.groups}", sort=r.runs)
@@ -114,6 +115,14 @@ def _within(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure
     return (
         Table("Rank correlation with the gap, within settings.", columns, [("", rows)], sortable=True) if rows else None
     )
+
+
+def _draws(runs: int, most: int) -> int:
+    """Return how many resamples a correlation over so many runs gets: its work grows with their pairs.
+
+    At least 100 (chosen by us): with hundreds of runs the intervals come from the normal law rather than the draws.
+    """
+    return max(100, min(most, 40_000_000 // max(runs, 1) ** 2))
 
 
 def _groupings(runs: Sequence[Run]) -> dict[str, list[tuple[str, ...]]]:

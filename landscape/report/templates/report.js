@@ -29,10 +29,17 @@
   /* The data of a chart: JSON as it is, or, where that is long, packed. */
   function dataOf(id) {
     const element = document.getElementById("data-" + id);
-    if (element.type === "application/json") return JSON.parse(element.textContent);
-    const stream = new Blob([bytes(element.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).json();
+    return element.type === "application/json" ? JSON.parse(element.textContent) : unpacked(element).then(JSON.parse);
   }
+
+  function unpacked(element) {
+    const stream = new Blob([bytes(element.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  // Large pages hold Plotly packed, too; its text was made with the page, as every other script of it.
+  const packedPlotly = document.getElementById("plotly");
+  const ready = packedPlotly ? unpacked(packedPlotly).then((text) => void (0, eval)(text)) : Promise.resolve();
 
   function short(value) {
     if (!Number.isFinite(value)) return String(value);
@@ -644,7 +651,7 @@
       else return;
       event.preventDefault();
     });
-    near.observe(element);
+    ready.then(() => near.observe(element));
   });
   document.addEventListener("change", (event) => {
     if (event.target.classList.contains("pick")) pick(Number(event.target.value), event.target.checked);

@@ -1,0 +1,339 @@
+"""The page in a real browser, opened from disk with the network off: no error, and everything a person does works.
+
+Needs Debian's chromium; what checks accessibility needs axe-core too (AXE_CORE=.../axe.min.js). `make test-browser`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from browser import Browser, Page, browser, chromium
+from report_samples import about, results, write_archives
+
+from landscape.report.page import render_report, write_report
+from landscape.report.runs import make_run, unique
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium() is None, reason="needs a chromium: apt-get install chromium"),
+]
+
+EVIL = "<script>alert(1)</script>"
+#: Milliseconds until the first content is on the screen (the issue's limit).
+FIRST_PAINT = 2000
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    """A page like the demo's, one of a single run, and one of 100 runs."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {}
+    for name, n, points, steps in (("four", 4, 25, 800), ("one", 1, 25, 300), ("hundred", 100, 15, 120)):
+        (folder / name).mkdir()
+        paths = write_archives(folder / name, n, points, steps)
+        made[name] = write_report(paths, folder / f"{name}.html")
+    runs = unique([make_run(f"{EVIL}{i}", results(i, 9), settings={"loss": EVIL}, about=about(i)) for i in range(14)])
+    made["evil"] = folder / "evil.html"
+    made["evil"].write_text(render_report(runs, title=EVIL), "utf-8")
+    return made
+
+
+@pytest.fixture
+def opened(chrome: Browser, pages):
+    held: list[Page] = []
+
+    def open(name: str, width: int = 1280, *, dark: bool = False) -> Page:
+        held.append(chrome.open(pages[name], width, 900, dark=dark))
+        return held[-1]
+
+    yield open
+    for page in held:
+        problems = page.complaints()
+        page.close()
+        assert not problems
+
+
+def names(page: Page, table: str = "runs-table") -> list[str]:
+    """Return the names of the rows that are shown, in order."""
+    return page.value(
+        f"[...document.querySelectorAll('#{table} tbody tr:not(.group):not([hidden]) th')].map((c) => c.textContent.trim())"
+    )
+
+
+def column(page: Page, label: str) -> list[float]:
+    index = page.value(
+        f"[...document.querySelectorAll('#runs-table thead tr:last-child th')].findIndex((h) => h.dataset.key === '{label}')"
+    )
+    return [
+        float(v)
+        for v in page.value(
+            f"[...document.querySelectorAll('#runs-table tbody tr:not([hidden])')].map((r) => r.cells[{index}].dataset.sort)"
+        )
+    ]
+
+
+def until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def axis(page: Page, chart: str) -> list[float]:
+    return page.value(f"document.querySelector('#figure-{chart} .plot')._fullLayout.xaxis.range.map(Number)")
+
+
+def drawn(page: Page, chart: str) -> None:
+    page.show(f"#figure-{chart} .plot")
+    page.wait(f"document.querySelector('#figure-{chart} .plot')._fullLayout")
+
+
+# ------------------------------------------------------------------------------------------------ whole pages
+
+
+@pytest.mark.parametrize("name", ["four", "one", "hundred", "evil"])
+def test_everything_is_drawn_without_an_error_and_nothing_is_asked_of_a_network(opened, name):
+    page = opened(name)
+    page.scroll_through(1500)
+    page.wait("[...document.querySelectorAll('figure.chart')].every((f) => f.querySelector('.panel:not([hidden])'))")
+    drawings = "document.querySelectorAll('.plot .main-svg, .plot canvas').length"
+    assert page.value(drawings) > 8
+    assert page.complaints() == []
+    assert [u for u in page.asked() if not u.startswith("file:")] == []
+    assert len(page.asked()) == 1
+
+
+@pytest.mark.parametrize("name", ["four", "hundred"])
+@pytest.mark.parametrize("width", [380, 1280, 1440, 1600])
+def test_nothing_is_wider_than_the_page(opened, name, width):
+    page = opened(name, width)
+    page.scroll_through(3000)
+    assert page.value("document.documentElement.scrollWidth") <= width
+    # What is wider scrolls inside a box of its own.
+    wide = page.value(
+        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, nav, svg, .choices') && "
+        "e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length).map((e) => e.outerHTML.slice(0, 90))"
+    )
+    assert wide == []
+
+
+@pytest.mark.parametrize("name", ["four", "hundred"])
+def test_the_table_of_runs_fits_1440_pixels(opened, name):
+    page = opened(name, 1440)
+    for table in ("runs-table", "seeds-table"):
+        boxes = page.value(
+            f"(() => {{ const t = document.getElementById('{table}'); if (!t) return null;"
+            "const b = t.closest('.scroll'); return [b.scrollWidth, b.clientWidth]; })()"
+        )
+        assert boxes is None or boxes[0] <= boxes[1]
+
+
+def test_the_first_paint_comes_soon(opened):
+    page = opened("hundred")
+    paint = page.value("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint < FIRST_PAINT
+
+
+def test_a_name_that_is_markup_is_text(opened):
+    page = opened("evil")
+    page.scroll_through(1500)
+    assert page.value("document.scripts.length") == page.value("document.querySelectorAll('body > script').length")
+    assert page.value("document.querySelector('h1').textContent") == EVIL
+    assert names(page)[0].startswith(EVIL)
+    page.click("#runs-table .pick[value='13']")
+    until(lambda: page.value("document.querySelectorAll('#figure-surfaces .panel[data-run=\"13\"]').length") == 1)
+    head = "document.querySelector('#figure-surfaces .panel[data-run=\"13\"] h4').textContent.trim()"
+    assert page.value(head) == f"{EVIL}13"
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def test_sorting_by_a_heading(opened):
+    page = opened("hundred")
+    before = column(page, "lambda_max")
+    page.click("#runs-table th[data-key='lambda_max'] button")
+    assert column(page, "lambda_max") == sorted(before, reverse=True)
+    assert (
+        page.value("document.querySelector('#runs-table th[data-key=lambda_max]').getAttribute('aria-sort')")
+        == "descending"
+    )
+    page.click("#runs-table th[data-key='lambda_max'] button")
+    assert column(page, "lambda_max") == sorted(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("label_smoothing cosine", 25),
+        ("loss=label_smoothing", 50),
+        ("seed<3", 12),
+        ("seed>=23 schedule=cosine", 4),
+        ("schedule!=cosine", 50),
+        ('"cross_entropy cosine"', 25),
+        ("nothing like it", 0),
+        ("", 100),
+    ],
+)
+def test_filtering_rows(opened, text, kept):
+    page = opened("hundred")
+    page.type(".table-tools[data-for=runs-table] input[type=search]", text)
+    until(lambda: len(names(page)) == kept)
+    said = page.value("document.querySelector('#runs-table-found').textContent")
+    assert said == (f"{kept} of 100 match" if text else "")
+
+
+def test_a_filter_that_is_not_understood_says_so(opened):
+    page = opened("hundred")
+    page.type(".table-tools[data-for=runs-table] input[type=search]", "nonsense<3")
+    until(
+        lambda: page.value("document.querySelector('#runs-table-found').textContent") == "there is no column nonsense"
+    )
+    assert len(names(page)) == 100
+
+
+def test_what_a_filter_keeps_is_drawn(opened):
+    page = opened("hundred")
+    drawn(page, "surfaces")
+    page.type(".table-tools[data-for=runs-table] input[type=search]", "seed=24")
+    until(lambda: len(names(page)) == 4)
+    page.click(".draw-found")
+    page.show("#figure-surfaces .panels")
+    shown = "[...document.querySelectorAll('#figure-surfaces .panel:not([hidden])')].map((p) => Number(p.dataset.run))"
+    until(lambda: page.value(shown) == [96, 97, 98, 99])
+    chips = "[...document.querySelectorAll('#figure-lines .chip')].map((c) => Number(c.dataset.run))"
+    page.show("#figure-lines")
+    until(lambda: page.value(chips) == [96, 97, 98, 99])
+
+
+def test_columns_are_chosen(opened):
+    page = opened("four", 1600)
+    head = "document.querySelector('#runs-table th[data-key=lambda_min]').hidden"
+    page.click(".table-tools[data-for=runs-table] .columns summary")
+    at = page.value(
+        "[...document.querySelectorAll('#runs-table thead tr:last-child th')].findIndex((h) => h.dataset.key === 'lambda_min')"
+    )
+    was = page.value(head)
+    page.click(f".table-tools[data-for=runs-table] .choices input[value='{at}']")
+    until(lambda: page.value(head) != was)
+    page.press("Escape", 27)
+    assert page.value("document.querySelector('details.columns').open") is False
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def test_turning_one_surface_turns_all(opened):
+    page = opened("four", 1400)
+    page.show("#figure-surfaces .plot")
+    page.wait("document.querySelectorAll('#figure-surfaces .plot canvas').length >= 4")
+    eye = "JSON.stringify([...document.querySelectorAll('#figure-surfaces .panel:not([hidden]) .plot')].map((p) => p._fullLayout.scene.camera.eye.x.toFixed(3)))"
+    before = page.value(eye)
+    page.drag("#figure-surfaces .panel[data-panel='0'] .plot", 70, 15)
+
+    def turned() -> bool:
+        now = set(json.loads(page.value(eye)))
+        return page.value(eye) != before and len(now) == 1
+
+    until(turned)
+    page.value("document.querySelector('#figure-surfaces .plot').focus()")
+    moved = page.value(eye)
+    page.press("ArrowLeft", 37)
+    until(lambda: page.value(eye) != moved)
+
+
+def test_zooming_in_one_figure_over_steps_zooms_in_all(opened):
+    page = opened("four")
+    for chart in ("losses", "schedules", "gradients"):
+        drawn(page, chart)
+    whole = axis(page, "losses")
+    assert axis(page, "schedules") == whole
+    page.drag("#figure-losses .plot", 200, 0)
+    until(lambda: axis(page, "losses")[1] - axis(page, "losses")[0] < 0.6 * (whole[1] - whole[0]))
+    until(lambda: axis(page, "schedules") == pytest.approx(axis(page, "losses")))
+    assert axis(page, "gradients") == pytest.approx(axis(page, "losses"))
+    drawn(page, "edge")  # drawn only now: it begins where the others are
+    assert axis(page, "edge") == pytest.approx(axis(page, "losses"))
+    page.value("document.querySelector('#figure-losses .plot').focus()")
+    page.press("0", 48)
+    until(lambda: axis(page, "losses") == pytest.approx(whole))
+    until(lambda: axis(page, "schedules") == pytest.approx(whole))
+
+
+def test_steps_and_epochs_change_together(opened):
+    page = opened("four")
+    for chart in ("losses", "schedules"):
+        drawn(page, chart)
+    page.click("#figure-losses input[data-option=axis][value=epoch] + span")
+    until(lambda: axis(page, "losses")[1] < 20)
+    until(lambda: axis(page, "schedules") == pytest.approx(axis(page, "losses")))
+    assert page.value("document.querySelector('#figure-schedules input[value=epoch]').checked")
+
+
+def test_the_numbers_of_a_figure_are_saved(opened):
+    page = opened("hundred")
+    page.show("#figure-losses")
+    page.wait("document.querySelector('#figure-losses .plot')._fullLayout")
+    page.value("window.saved = []; URL.createObjectURL = (b) => (saved.push(b), 'blob:x'); 0")
+    page.value("HTMLAnchorElement.prototype.click = function () { window.savedAs = this.download; }; 0")
+    page.click("#figure-losses .csv")
+    page.wait("window.saved.length")
+    text = page.value("window.saved[0].text()")
+    assert page.value("window.savedAs") == "losses.csv"
+    assert text.splitlines()[0].startswith("run,step,epoch,loss")
+    assert "cross_entropy constant,1,0.1," in text
+    page.click("#figure-layer-map .csv")
+    page.wait("window.saved.length > 1")
+    lines = page.value("window.saved[1].text()").splitlines()
+    assert lines[0] == "run,step,layer,epoch,log10_gradient_norm"
+    assert "undefined" not in "".join(lines[:200])
+
+
+def test_printing_opens_what_is_folded_and_closes_it_again(opened):
+    page = opened("four")
+    closed = page.value("document.querySelectorAll('details:not([open])').length")
+    assert closed > 2
+    page.value("dispatchEvent(new Event('beforeprint')); 0")
+    assert page.value("document.querySelectorAll('details:not([open])').length") == 0
+    page.value("dispatchEvent(new Event('afterprint')); 0")
+    assert page.value("document.querySelectorAll('details:not([open])').length") == closed
+
+
+# ------------------------------------------------------------------------------------------------ for everybody
+
+
+@pytest.mark.skipif(not os.environ.get("AXE_CORE"), reason="AXE_CORE names no axe.min.js: npm install axe-core")
+@pytest.mark.parametrize("name", ["four", "one", "hundred"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1280])
+def test_axe_finds_no_serious_fault(opened, name, dark, width):
+    page = opened(name, width, dark=dark)
+    page.value("document.querySelectorAll('details').forEach((d) => (d.open = true)); 0")
+    if name != "hundred":
+        page.scroll_through(1200)
+    page.value("scrollTo(0, 0)")
+    page.call("Runtime.evaluate", expression=Path(os.environ["AXE_CORE"]).read_text("utf-8"))
+    found = page.value(
+        "axe.run({ resultTypes: ['violations'] }).then((r) => r.violations.filter((v) => ['serious', 'critical'].includes(v.impact))"
+        ".map((v) => v.id + ': ' + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 140)).join(' | ')))"
+    )
+    assert found == []
+
+
+def test_runs_are_reached_and_drawn_by_keyboard(opened):
+    page = opened("four")
+    drawn(page, "lines")
+    page.value("document.querySelector('#figure-lines .chip').focus()")
+    page.press(" ", 32)
+    until(lambda: page.value("document.querySelector('#figure-lines .chip').getAttribute('aria-pressed')") == "false")
+    until(lambda: page.value("document.querySelector('#figure-lines .plot').data.length") == 3)
