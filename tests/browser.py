@@ -185,7 +185,10 @@ class Page:
         """Put text into a field as a person does."""
         self.click(selector)
         self.value(f"document.querySelector({json.dumps(selector)}).select()")
-        self.call("Input.insertText", text=text)
+        if text:
+            self.call("Input.insertText", text=text)
+        else:
+            self.press("Backspace", 8)
 
     def press(self, key: str, code: int = 0) -> None:
         for kind in ("keyDown", "keyUp"):

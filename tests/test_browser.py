@@ -48,38 +48,54 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture
-def opened(chrome: Browser, pages):
-    held: list[Page] = []
+@pytest.fixture(scope="module")
+def held(chrome: Browser):
+    """Pages that several tests look at; opening one takes seconds."""
+    found: dict[str, Page] = {}
+    yield found
+    for page in found.values():
+        page.close()
 
-    def open(name: str, width: int = 1280, *, dark: bool = False) -> Page:
-        held.append(chrome.open(pages[name], width, 900, dark=dark))
-        return held[-1]
+
+@pytest.fixture
+def opened(chrome: Browser, pages, held):
+    """Open a page by its name: the one that is open already, at this size, unless it is to be `fresh`."""
+    used: list[tuple[Page, bool]] = []
+
+    def open(name: str, width: int = 1280, *, dark: bool = False, fresh: bool = False) -> Page:
+        if fresh:
+            page = chrome.open(pages[name], width, 900, dark=dark)
+        else:
+            page = held.get(name) or held.setdefault(name, chrome.open(pages[name], width, 900, dark=dark))
+            page.look(width, 900, dark=dark)
+            page.value("scrollTo(0, 0); new Promise((r) => setTimeout(r, 250))")
+        used.append((page, fresh))
+        return page
 
     yield open
-    for page in held:
+    for page, fresh in used:
         problems = page.complaints()
-        page.close()
+        if fresh:
+            page.close()
         assert not problems
 
 
-def names(page: Page, table: str = "runs-table") -> list[str]:
+FILTER = ".table-tools[data-for=runs-table] input[type=search]"
+HEADS = "[...document.querySelectorAll('#runs-table thead tr:last-child th')]"
+ROWS = "[...document.querySelectorAll('#runs-table tbody tr:not(.group):not([hidden])')]"
+
+
+def names(page: Page) -> list[str]:
     """Return the names of the rows that are shown, in order."""
-    return page.value(
-        f"[...document.querySelectorAll('#{table} tbody tr:not(.group):not([hidden]) th')].map((c) => c.textContent.trim())"
-    )
+    return page.value(f"{ROWS}.map((r) => r.cells[0].textContent.trim())")
 
 
-def column(page: Page, label: str) -> list[float]:
-    index = page.value(
-        f"[...document.querySelectorAll('#runs-table thead tr:last-child th')].findIndex((h) => h.dataset.key === '{label}')"
-    )
-    return [
-        float(v)
-        for v in page.value(
-            f"[...document.querySelectorAll('#runs-table tbody tr:not([hidden])')].map((r) => r.cells[{index}].dataset.sort)"
-        )
-    ]
+def place(page: Page, key: str) -> int:
+    return page.value(f"{HEADS}.findIndex((h) => h.dataset.key === '{key}')")
+
+
+def column(page: Page, key: str) -> list[float]:
+    return [float(v) for v in page.value(f"{ROWS}.map((r) => r.cells[{place(page, key)}].dataset.sort)")]
 
 
 def until(condition, seconds: float = 20) -> None:
@@ -106,8 +122,7 @@ def test_everything_is_drawn_without_an_error_and_nothing_is_asked_of_a_network(
     page = opened(name)
     page.scroll_through(1500)
     page.wait("[...document.querySelectorAll('figure.chart')].every((f) => f.querySelector('.panel:not([hidden])'))")
-    drawings = "document.querySelectorAll('.plot .main-svg, .plot canvas').length"
-    assert page.value(drawings) > 8
+    assert page.value("document.querySelectorAll('.plot .main-svg, .plot canvas').length") > 8
     assert page.complaints() == []
     assert [u for u in page.asked() if not u.startswith("file:")] == []
     assert len(page.asked()) == 1
@@ -117,19 +132,17 @@ def test_everything_is_drawn_without_an_error_and_nothing_is_asked_of_a_network(
 @pytest.mark.parametrize("width", [380, 1280, 1440, 1600])
 def test_nothing_is_wider_than_the_page(opened, name, width):
     page = opened(name, width)
-    page.scroll_through(3000)
     assert page.value("document.documentElement.scrollWidth") <= width
     # What is wider scrolls inside a box of its own.
-    wide = page.value(
-        "[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, nav, svg, .choices') && "
-        "e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length).map((e) => e.outerHTML.slice(0, 90))"
-    )
-    assert wide == []
+    beyond = "e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length"
+    boxed = "e.closest('.scroll, nav, svg, .choices')"
+    all_of = "[...document.querySelectorAll('main *')]"
+    assert page.value(f"{all_of}.filter((e) => !{boxed} && {beyond}).map((e) => e.outerHTML.slice(0, 90))") == []
 
 
 @pytest.mark.parametrize("name", ["four", "hundred"])
 def test_the_table_of_runs_fits_1440_pixels(opened, name):
-    page = opened(name, 1440)
+    page = opened(name, 1440, fresh=True)
     for table in ("runs-table", "seeds-table"):
         boxes = page.value(
             f"(() => {{ const t = document.getElementById('{table}'); if (!t) return null;"
@@ -139,7 +152,7 @@ def test_the_table_of_runs_fits_1440_pixels(opened, name):
 
 
 def test_the_first_paint_comes_soon(opened):
-    page = opened("hundred")
+    page = opened("hundred", fresh=True)
     paint = page.value("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert paint < FIRST_PAINT
 
@@ -187,7 +200,7 @@ def test_sorting_by_a_heading(opened):
 )
 def test_filtering_rows(opened, text, kept):
     page = opened("hundred")
-    page.type(".table-tools[data-for=runs-table] input[type=search]", text)
+    page.type(FILTER, text)
     until(lambda: len(names(page)) == kept)
     said = page.value("document.querySelector('#runs-table-found').textContent")
     assert said == (f"{kept} of 100 match" if text else "")
@@ -195,17 +208,17 @@ def test_filtering_rows(opened, text, kept):
 
 def test_a_filter_that_is_not_understood_says_so(opened):
     page = opened("hundred")
-    page.type(".table-tools[data-for=runs-table] input[type=search]", "nonsense<3")
-    until(
-        lambda: page.value("document.querySelector('#runs-table-found').textContent") == "there is no column nonsense"
-    )
+    said = "document.querySelector('#runs-table-found').textContent"
+    page.type(FILTER, "nonsense<3")
+    until(lambda: page.value(said) == "there is no column nonsense")
     assert len(names(page)) == 100
+    page.type(FILTER, "")
 
 
 def test_what_a_filter_keeps_is_drawn(opened):
-    page = opened("hundred")
+    page = opened("hundred", fresh=True)
     drawn(page, "surfaces")
-    page.type(".table-tools[data-for=runs-table] input[type=search]", "seed=24")
+    page.type(FILTER, "seed=24")
     until(lambda: len(names(page)) == 4)
     page.click(".draw-found")
     page.show("#figure-surfaces .panels")
@@ -220,11 +233,8 @@ def test_columns_are_chosen(opened):
     page = opened("four", 1600)
     head = "document.querySelector('#runs-table th[data-key=lambda_min]').hidden"
     page.click(".table-tools[data-for=runs-table] .columns summary")
-    at = page.value(
-        "[...document.querySelectorAll('#runs-table thead tr:last-child th')].findIndex((h) => h.dataset.key === 'lambda_min')"
-    )
     was = page.value(head)
-    page.click(f".table-tools[data-for=runs-table] .choices input[value='{at}']")
+    page.click(f".table-tools[data-for=runs-table] .choices input[value='{place(page, 'lambda_min')}']")
     until(lambda: page.value(head) != was)
     page.press("Escape", 27)
     assert page.value("document.querySelector('details.columns').open") is False
@@ -237,7 +247,8 @@ def test_turning_one_surface_turns_all(opened):
     page = opened("four", 1400)
     page.show("#figure-surfaces .plot")
     page.wait("document.querySelectorAll('#figure-surfaces .plot canvas').length >= 4")
-    eye = "JSON.stringify([...document.querySelectorAll('#figure-surfaces .panel:not([hidden]) .plot')].map((p) => p._fullLayout.scene.camera.eye.x.toFixed(3)))"
+    plots = "[...document.querySelectorAll('#figure-surfaces .panel:not([hidden]) .plot')]"
+    eye = f"JSON.stringify({plots}.map((p) => p._fullLayout.scene.camera.eye.x.toFixed(3)))"
     before = page.value(eye)
     page.drag("#figure-surfaces .panel[data-panel='0'] .plot", 70, 15)
 
@@ -254,6 +265,7 @@ def test_turning_one_surface_turns_all(opened):
 
 def test_zooming_in_one_figure_over_steps_zooms_in_all(opened):
     page = opened("four")
+    page.value("document.querySelector('#figure-losses input[value=step]').click()")
     for chart in ("losses", "schedules", "gradients"):
         drawn(page, chart)
     whole = axis(page, "losses")
@@ -300,7 +312,7 @@ def test_the_numbers_of_a_figure_are_saved(opened):
 
 
 def test_printing_opens_what_is_folded_and_closes_it_again(opened):
-    page = opened("four")
+    page = opened("one")
     closed = page.value("document.querySelectorAll('details:not([open])').length")
     assert closed > 2
     page.value("dispatchEvent(new Event('beforeprint')); 0")
@@ -313,20 +325,20 @@ def test_printing_opens_what_is_folded_and_closes_it_again(opened):
 
 
 @pytest.mark.skipif(not os.environ.get("AXE_CORE"), reason="AXE_CORE names no axe.min.js: npm install axe-core")
-@pytest.mark.parametrize("name", ["four", "one", "hundred"])
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize(
+    ("name", "dark", "width"),
+    [("four", False, 380), ("four", False, 1280), ("four", True, 1280), ("one", True, 380), ("hundred", False, 1280)],
+)
 def test_axe_finds_no_serious_fault(opened, name, dark, width):
     page = opened(name, width, dark=dark)
     page.value("document.querySelectorAll('details').forEach((d) => (d.open = true)); 0")
-    if name != "hundred":
-        page.scroll_through(1200)
-    page.value("scrollTo(0, 0)")
     page.call("Runtime.evaluate", expression=Path(os.environ["AXE_CORE"]).read_text("utf-8"))
     found = page.value(
-        "axe.run({ resultTypes: ['violations'] }).then((r) => r.violations.filter((v) => ['serious', 'critical'].includes(v.impact))"
+        "axe.run({ resultTypes: ['violations'] }).then((r) => r.violations"
+        ".filter((v) => ['serious', 'critical'].includes(v.impact))"
         ".map((v) => v.id + ': ' + v.nodes.slice(0, 3).map((n) => n.html.slice(0, 140)).join(' | ')))"
     )
+    page.value("document.querySelectorAll('main details').forEach((d) => (d.open = false)); 0")
     assert found == []
 
 
