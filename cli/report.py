@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .options import Command
+from .output import say
 
 
 @click.command(cls=Command, example="landscape report a.landscape.h5 b.landscape.h5 -o report.html")
@@ -18,7 +19,15 @@ from .options import Command
 @click.option("--format", "form", metavar="NAME", help="html, pdf, png, svg, md, csv or json, whatever the ending.")
 @click.option("--title", help="In place of what was compared.")
 @click.option("--force", is_flag=True, help="Replace what exists.")
-def command(archives: tuple[Path, ...], out: Path, form: str | None, title: str | None, force: bool) -> None:
+@click.option(
+    "--watch", is_flag=True, help="Write again whenever an archive grows, until Ctrl-C or all runs have ended."
+)
+@click.option(
+    "--every", type=click.FloatRange(min=1), default=30.0, show_default=True, help="Seconds between looks with --watch."
+)
+def command(
+    archives: tuple[Path, ...], out: Path, form: str | None, title: str | None, force: bool, watch: bool, every: float
+) -> None:
     """Draw archives as one self-contained HTML page, or in another format.
 
     The page opens from disk without a network: the table of runs, the surfaces on one scale, eigenvalues,
@@ -36,3 +45,8 @@ def command(archives: tuple[Path, ...], out: Path, form: str | None, title: str 
 
     for path in write_report_as(archives, out, form, title=title, force=force):
         click.echo(path)
+    if watch:
+        from landscape.report.rewriting import rewrites
+
+        for _ in rewrites(archives, lambda: write_report_as(archives, out, form, title=title, force=True), every=every):
+            say(f"written again: {out}")

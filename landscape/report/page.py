@@ -8,6 +8,7 @@ import os
 import stat
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -85,6 +86,8 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
         title=title or default_title(runs),
         runs=runs,
         facts=facts(runs),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        going_on=[r.name for r in runs if r.status == "running"],
         sections=sections,
         charts=[(c.id, *_data(c, exact=not large, words=many)) for c in charts],
         plotly=_markup(_packed_plotly()) if large else "",
