@@ -75,15 +75,19 @@ def training(history: Any) -> list[list[str]]:
 
 def archive_text(archive: Any) -> str:
     """Return what an archive holds, as much as a screen holds: for each checkpoint its numbers, then the checks."""
-    from landscape.archive.describe import printable
+    from landscape.archive.describe import printable, told
+    from landscape.archive.training import training_facts
 
     from .summary import summarize
 
     state = {"running": "running, or killed before its end", "": "of unknown status"}.get(
         archive.status, archive.status
     )
-    if archive.status == "running" and archive.alive:
-        state = "a training writes to it now"
+    facts = training_facts(archive)
+    if facts:
+        state = {"running": "a training writes to it now", "killed": "a training that was killed"}.get(
+            facts["status"], facts["status"]
+        )
     about = archive.attributes
     made = [str(about.get(k)) for k in ("created", "device") if about.get(k)]
     n = len(archive.entries)
@@ -94,7 +98,9 @@ def archive_text(archive: Any) -> str:
     if left:
         lines.append(f"  unfinished: {left:,} points of a surface; landscape probe --resume goes on from them")
     recorded = training(archive.history)
-    if recorded:
+    if facts:
+        # What the curve and the lines beside it don't say already.
+        recorded += [[name, text] for name, text in told(facts) if name not in ("loss", "calibration")]
         from .output import table
 
         lines += ["", "training", table(recorded, indent=2)]

@@ -14,6 +14,7 @@ from ..errors import ArchiveError
 from ..results import Result, Variable
 from .reader import Archive, Entry
 from .schema import Subject, plain
+from .training import training_facts
 
 #: Columns, so that the text stands in an 80x24 terminal's wider sister and in an issue. Chosen by us.
 WIDTH = 100
@@ -27,12 +28,15 @@ def describe_archive(archive: Archive) -> str:
     Control characters in an archive's texts are shown as "?", so that a name cannot drive the terminal. A
     result that cannot be read is shown with its error, and the others stand.
     """
-    lines = [*_head(archive)]
+    facts = training_facts(archive)
+    lines = [*_head(archive, facts)]
+    if facts:
+        lines += ["", *_training(facts)]
     for number, subject in enumerate(archive.subjects, 1):
         lines += ["", *_subject(number, subject)]
         for entry in archive.select(subject=subject):
             lines += ["", *_entry(entry)]
-    if not archive.entries:
+    if not archive.entries and not facts:
         lines += ["", "no results"]
     return "\n".join(lines)
 
@@ -40,6 +44,7 @@ def describe_archive(archive: Archive) -> str:
 def archive_json(archive: Archive) -> dict[str, Any]:
     """Return the archive as one object for `landscape show --json`: subjects, each with its results' summaries.
 
+    "training" is what `training.training_facts` returns, whose keys are listed there; null without a record of one.
     Strict JSON data: NaN and the infinities are None, and "warnings" says in which results that happened.
     """
     warnings: list[str] = []
@@ -60,6 +65,7 @@ def archive_json(archive: Archive) -> dict[str, Any]:
         "attributes": plain(archive.attributes),
         "run": plain(archive.run),
         "appended": plain(list(archive.appended)),
+        "training": plain(training_facts(archive)),
         "subjects": subjects,
         "warnings": warnings,
     }
@@ -69,11 +75,13 @@ def archive_json(archive: Archive) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def _head(archive: Archive) -> Iterator[str]:
+def _head(archive: Archive, facts: Mapping[str, Any] | None) -> Iterator[str]:
     about = archive.attributes
     state = {"running": "running, or killed before its end", "": "of unknown status"}.get(
         archive.status, archive.status
     )
+    if facts:
+        state = facts["status"]
     count = len(archive.entries)
     yield from _wrapped(
         f"{archive.path}: {state}, {count} result{'s' * (count != 1)}, format {about.get('format_version', '?')}"
@@ -92,6 +100,50 @@ def _head(archive: Archive) -> Iterator[str]:
         }
         if differing:
             yield from _field("", f"other versions: {_pairs(differing)}")
+
+
+def _training(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield f"training {facts['status']}"
+    rows = told(facts)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        yield from _wrapped(f"{name:<{width}}  {text}", "  ", " " * (width + 4))
+    for event in facts["told"]:
+        yield from _wrapped(f"step {event['step']:,}: {event['kind'].replace('_', ' ')}: {event['message']}", "  ")
+    counted = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in facts["events"].items()]
+    yield from _field("events", ", ".join(counted))
+    rows = [f"{name} {count:,}" for name, count in facts["quantities"].items()]
+    yield from _field("rows", ", ".join(rows))
+
+
+def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what `training_facts` found as (name, words), for what was recorded."""
+    length = [f"{facts['steps']:,} steps"]
+    length += [f"{facts['epochs']:,} epochs"] if facts["epochs"] is not None else []
+    length += [f"{number(facts['seconds'])} s"] if facts["seconds"] is not None else []
+    if facts["recording_share"] is not None:
+        length.append(f"{100 * facts['recording_share']:.1f}% of it spent recording")
+    rows = [("length", ", ".join(length))]
+    if loss := facts["loss"]:
+        rows.append(("loss", f"{number(loss['first'])} -> {number(loss['last'])}, means of the first and last tenth"))
+    if norm := facts["gradient_norm"]:
+        text = f"{number(norm['last'])} at the end, at most {number(norm['largest'])} at step {norm['step']:,}"
+        rows.append(("gradient norm", text))
+    if bend := facts["curvature"]:
+        edge = f", unstable above {number(bend['threshold'])}" if bend["threshold"] is not None else ""
+        rows.append(("lambda_max", f"{number(bend['lambda_max'])} at step {bend['step']:,}{edge}"))
+    if held := facts["calibration"]:
+        rows.append(("calibration", ", ".join(f"{name} {number(value)}" for name, value in held.items())))
+    if files := facts["checkpoints"]:
+        rows.append(("checkpoints", f"{len(files):,}, the last one {files[-1]}"))
+    if facts["lost_rows"]:
+        rows.append(("lost", f"{facts['lost_rows']:,} rows could not be written"))
+    if facts["superseded_rows"]:
+        rows.append(("superseded", f"{facts['superseded_rows']:,} rows that a resumed run has gone over again"))
+    if facts["status"] == "killed":
+        torn = f", {facts['torn_bytes']:,} bytes torn" if facts["torn_bytes"] else ""
+        rows.append(("killed", f"nobody writes it any more{torn}; landscape repair puts its rows into the archive"))
+    return rows
 
 
 def _provenance(about: Mapping[str, Any]) -> Iterator[str]:

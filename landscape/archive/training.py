@@ -1,0 +1,128 @@
+"""How a training went, as a few facts: for `landscape show` and its JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .history import History
+from .reader import Archive
+
+#: Kinds of events that are told one by one; the others are counted (chosen by us).
+LOUD = ("not_finite", "spike", "switch", "probe_failed", "parameters_changed", "resumed", "lost_rows", "failed")
+#: Of those, how many at most: the last ones.
+_MOST_EVENTS = 20
+
+
+def training_facts(archive: Archive) -> dict[str, Any] | None:
+    """Return the facts of the training that an archive records, None where it records none.
+
+    Keys, of which each is None where it was not recorded:
+
+        status              running, complete, failed, interrupted; killed: nobody writes it, and it did not end
+        steps, epochs       the last optimizer step, and how many epochs had ended
+        seconds             of the last session, until its last row or its end
+        seconds_recording   of those, spent recording; recording_share is their ratio
+        loss                {"first", "last", "step"}: means over the first and last tenth of the rows, in the loss's
+                            own unit, and the step of the last one
+        gradient_norm       {"last", "largest", "step"}: global, as the optimizer used it; the step of the largest
+        curvature           {"lambda_max", "threshold", "margin", "step"}: the last one, beside the largest stable one
+        calibration         {column: value}: the last evaluated (ece, ece_low, ece_high, nll, accuracy, ...; test.ece of
+                            another split)
+        events              {kind: how many}
+        told                [{"step", "kind", "message"}]: those that matter, the last 20
+        checkpoints         names of the files that were written
+        lost_rows           rows that could not be written
+        superseded_rows     rows that a resumed run has gone over again
+        torn_bytes          left unfinished by a kill
+        quantities          {name: rows that stand}
+    """
+    history = archive.history
+    if not history:
+        return None
+    status = "killed" if archive.status == "running" and archive.alive is False else archive.status
+    about = archive.attributes
+    seconds, recording = _time(history)
+    seconds = _first(about.get("seconds"), seconds)
+    recording = _first(about.get("seconds_recording"), recording)
+    counts: dict[str, int] = {}
+    for event in history.events:
+        counts[event.kind] = counts.get(event.kind, 0) + 1
+    standing = [e for e in history.events if not e.superseded]
+    epoch = _last(history, "epoch").get("epoch")
+    return {
+        "status": status,
+        "steps": max(history.last_step, int(about.get("steps", 0) or 0)),
+        "epochs": None if epoch is None else int(epoch),
+        "seconds": seconds,
+        "seconds_recording": recording,
+        "recording_share": recording / seconds if seconds and recording is not None else None,
+        "loss": _loss(history),
+        "gradient_norm": _norm(history),
+        "curvature": _curvature(history),
+        "calibration": _last(history, "calibration") or None,
+        "events": counts,
+        "told": [{"step": e.step, "kind": e.kind, "message": e.message} for e in standing if e.kind in LOUD][
+            -_MOST_EVENTS:
+        ],
+        "checkpoints": [e.message for e in standing if e.kind == "checkpoint" and e.message.endswith(".pt")],
+        "lost_rows": int(about.get("lost_rows", 0) or 0),
+        "superseded_rows": sum(int(history[n].superseded.sum()) for n in history.names),
+        "torn_bytes": history.torn,
+        "quantities": {n: int((~history[n].superseded).sum()) for n in history.names},
+    }
+
+
+def _loss(history: History) -> dict[str, Any] | None:
+    steps, values = _column(history, "loss", "loss")
+    if not len(values):
+        return None
+    tenth = max(1, len(values) // 10)
+    return {"first": float(values[:tenth].mean()), "last": float(values[-tenth:].mean()), "step": int(steps[-1])}
+
+
+def _norm(history: History) -> dict[str, Any] | None:
+    steps, values = _column(history, "gradient_norm", "global")
+    if not len(values):
+        return None
+    return {"last": float(values[-1]), "largest": float(values.max()), "step": int(steps[values.argmax()])}
+
+
+def _curvature(history: History) -> dict[str, Any] | None:
+    last = _last(history, "curvature")
+    if "lambda_max" not in last:
+        return None
+    steps, _ = _column(history, "curvature", "lambda_max")
+    return {**{k: last.get(k) for k in ("lambda_max", "threshold", "margin")}, "step": int(steps[-1])}
+
+
+def _time(history: History) -> tuple[float | None, float | None]:
+    last = _last(history, "time")
+    return last.get("elapsed"), last.get("recording")
+
+
+def _column(history: History, quantity: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and values of a column that stand and are finite."""
+    series = history.get(quantity)
+    if series is None or name not in series.names:
+        return np.empty(0, np.int64), np.empty(0)
+    standing = series.current()
+    values = standing.column(name)
+    finite = np.isfinite(values)
+    return standing.steps[finite], values[finite]
+
+
+def _last(history: History, quantity: str) -> dict[str, float]:
+    """Return the last finite value of each column of a quantity."""
+    series = history.get(quantity)
+    found = {} if series is None else {n: _column(history, quantity, n)[1] for n in series.names}
+    return {n: float(values[-1]) for n, values in found.items() if len(values)}
+
+
+def _first(*values: Any) -> float | None:
+    for value in values:
+        if value is not None and math.isfinite(value):
+            return float(value)
+    return None

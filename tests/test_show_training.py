@@ -1,0 +1,92 @@
+"""`landscape show` of a recorded training: in words, as JSON, of runs that end, go on or were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from recorded_world import begin, pairs, session
+
+from landscape import open_archive, save_archive
+from landscape.archive.compaction import compact
+from landscape.archive.segments import hold, live_folder
+from landscape.archive.training import training_facts
+from landscape.cli.main import main
+
+EVENTS = [
+    {"step": 3, "kind": "switch", "message": "learning rate 0.1 -> 0.01", "seconds": 1.5},
+    {"step": 10, "kind": "checkpoint", "message": "step-00000010.pt", "seconds": 5.0},
+    {"step": 12, "kind": "checkpoint", "message": "could not be written: full", "seconds": 5.0},
+    *[{"step": s, "kind": "skipped_step", "message": "thrown away", "seconds": 6.0} for s in (20, 21)],
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = begin(tmp_path / "run.h5")
+    session(path, range(1, 41), events=EVENTS)
+    session(path, range(31, 51), number=1, resumed_at=30)
+    return path
+
+
+class TestFacts:
+    def test_they_are_those_of_the_rows_that_stand(self, run):
+        facts = training_facts(open_archive(run))
+        assert facts is not None
+        history = open_archive(run).history.current()
+        assert (facts["status"], facts["steps"], facts["epochs"], facts["seconds"]) == ("killed", 50, 5, 25.0)
+        assert facts["recording_share"] == pytest.approx(0.01)
+        loss = history["loss"].values[:, 0]
+        assert facts["loss"] == pytest.approx({"first": loss[:5].mean(), "last": loss[-5:].mean(), "step": 50})
+        norm = history["gradient_norm"].column("global")
+        assert facts["gradient_norm"] == {"last": norm[-1], "largest": norm.max(), "step": 1 + int(np.argmax(norm))}
+        bend = history["curvature"]
+        assert facts["curvature"] == {
+            "lambda_max": bend.column("lambda_max")[-1], "threshold": bend.column("threshold")[-1], "margin": None,
+            "step": 50,
+        }  # fmt: skip
+        assert facts["calibration"] == dict(zip(("ece", "nll"), history["calibration"].values[-1], strict=True))
+        assert facts["events"] == {"switch": 1, "checkpoint": 2, "skipped_step": 2}
+        assert facts["told"] == [{"step": 3, "kind": "switch", "message": "learning rate 0.1 -> 0.01"}]
+        assert facts["checkpoints"] == ["step-00000010.pt"]
+        assert facts["quantities"]["loss"] == 50
+        assert facts["superseded_rows"] > 10
+
+    def test_status(self, run):
+        lock = hold(live_folder(run))
+        assert lock is not None
+        assert (training_facts(open_archive(run)) or {})["status"] == "running"
+        os.close(lock)
+        compact(run, "failed", lost_rows=7, seconds=99.0)
+        facts = training_facts(open_archive(run))
+        assert facts is not None
+        assert (facts["status"], facts["lost_rows"], facts["seconds"]) == ("failed", 7, 99.0)
+
+    def test_none_without_a_training(self, tmp_path):
+        save_archive(tmp_path / "probed.h5", [pairs(1.0)])
+        assert training_facts(open_archive(tmp_path / "probed.h5")) is None
+
+
+class TestCommand:
+    @pytest.mark.parametrize("options", [[], ["--full"]])
+    def test_words(self, run, options):
+        done = CliRunner().invoke(main, ["show", *options, str(run)])
+        assert done.exit_code == 0, done.output
+        text = " ".join(done.stdout.split())
+        assert "50 steps, 5 epochs, 25 s, 1.0% of it spent recording" in text
+        assert "unstable above" in text
+        assert "1, the last one step-00000010.pt" in text
+        assert "landscape repair puts its rows into the archive" in text
+        assert max(map(len, done.stdout.splitlines())) <= 100 or len(str(run)) > 60
+
+    def test_json(self, run, tmp_path):
+        done = CliRunner().invoke(main, ["show", "--json", str(run)])
+        shown = json.loads(done.stdout)
+        facts = training_facts(open_archive(run))
+        assert shown["training"] == json.loads(json.dumps(facts))
+        save_archive(tmp_path / "probed.h5", [pairs(1.0)])
+        done = CliRunner().invoke(main, ["show", "--json", str(tmp_path / "probed.h5")])
+        assert json.loads(done.stdout)["training"] is None
