@@ -80,7 +80,7 @@ def test_bounds_hold_with_nine_copies(k: int, stop: str) -> None:
 
 
 def wrong_claims(probability: float, monkeypatch: pytest.MonkeyPatch, runs: int) -> int:
-    """Count bounds that don't hold: one product each on 1000 dimensions where a start can't be sure of much."""
+    """Count bounds that do not hold, of the largest of 1000 eigenvalues that lie close behind it."""
     monkeypatch.setattr(search, "ERROR_PROBABILITY", probability)
     monkeypatch.setattr("landscape.curvature.chain.ERROR_PROBABILITY", probability)
     values = np.concatenate([[1.0], np.linspace(-0.2, 0.9, 999)])
