@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,8 @@ def archive(given: argparse.Namespace) -> dict[str, Any]:
         "steps": steps,
         "names": NAMES,
         "runs": given.runs,
+        # Of a machine that others use too, wall times say little where this is above the number of processors.
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "targets": TARGETS,
         "rows_per_second": round(steps / wall),
         "rows_per_processor_second": round(steps / busy),

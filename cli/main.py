@@ -34,8 +34,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "figure": ("figure", "Draw THE figure for a paper, with its caption, methods paragraph and BibTeX."),
         "compare": ("compare", "Say how the runs of two archives differ: B minus A, with 95% intervals."),
         "show": ("show", "Print what archives hold."),
-        "watch": ("watch", "Follow a training run in the terminal."),
-        "repair": ("repair", "Finish the archive of a run that was killed."),
+        "watch": ("watch", "Follow a training run: losses, gradient norms, curvature, speed and events."),
+        "repair": ("repair", "Put what a killed run left beside its archive into it."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),
         "list": (
