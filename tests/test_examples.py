@@ -29,6 +29,9 @@ SWEPT = {
     "cifar10_task.py": ("cifar10", "squentropy", 0.01, 1, ("loss.test", 100.0)),
 }
 
+#: Library -> steps that its example takes.
+RECORDED = {"lightning": 6 * 23, "transformers": 4 * 16, "accelerate": 6 * 23}
+
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -47,7 +50,8 @@ def trained(tmp_path_factory) -> Path:
 
 def test_every_example_is_tested_here():
     others = {"probe_script.py", "gallery.py", "digits_sweep.py", *SWEPT}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*TASKS, *others}
+    recorded = {f"record_{name}.py" for name in RECORDED}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*TASKS, *others, *recorded}
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"`{path.name}`" in listed for path in EXAMPLES.glob("*.py"))
 
@@ -73,6 +77,21 @@ def test_the_command_line_probes_the_example(file, trained, tmp_path):
     assert result["curvature"]["eigenvalues"][0] > 0
     assert 0 <= result["calibration"]["ece"] < 0.2
     assert (tmp_path / "run.h5").is_file()
+
+
+@pytest.mark.parametrize("library", RECORDED)
+def test_the_training_of_a_library_is_recorded(library, tmp_path):
+    pytest.importorskip(library)
+    # Lightning 2.6 calls a name that torch 2.13 is about to drop.
+    warn = ["-W", "error", "-W", "ignore::FutureWarning:lightning.pytorch.utilities._pytree"]
+    run([sys.executable, *warn, str(EXAMPLES / f"record_{library}.py")], tmp_path)
+    archive = open_archive(tmp_path / "runs" / library / "run.h5")
+    assert archive.status == "complete"
+    loss = archive.history["loss"].column("loss")
+    assert len(loss) == RECORDED[library]
+    assert loss[-10:].mean() < 0.7 * loss[:10].mean()
+    for quantity in ("gradient_norm", "gradient_norm_before", "update_norm", "calibration"):
+        assert len(archive.history[quantity].steps), quantity
 
 
 def test_the_script_probes_a_model_in_at_most_30_lines(tmp_path):
