@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from landscape import Task
 from landscape.comparison.seeds import SeedMean, over_seeds
-from landscape.probes import Cell, CellResult, How, Sweep
+from landscape.probes import Cell, CellResult, How, Sweep  # pyright: ignore[reportMissingImports]
 
 Verdict = Literal["held", "did not hold", "can't be told"]
 Data = tuple[Tensor, Tensor]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import landscape as ls
 from landscape import Task
 from landscape.archive.history import Series
-from landscape.probes import CurvatureProbe, Recorder, every
+from landscape.probes import CurvatureProbe, Recorder, every  # pyright: ignore[reportMissingImports]
 
 #: Chosen so that both thresholds lie above the eigenvalue at the start. A rate of 0.4 was tried first: it came to its
 #: edge as well (1.05 [1.03, 1.06] of the threshold), but the interval at the start (0.61 to 1.10) reached beyond it.
@@ -72,7 +72,7 @@ def measure(seeds: Sequence[int], quick: bool = False, figures: Path | None = No
         beside.append(over(f"rate {rate:g}: lambda_max over the last third", end * threshold))
         begun = f"rate {rate:g}: lambda_max / threshold at the start below 1, so that it has to rise"
         findings.append(Finding(begun, ratios[:, 0], above=0.0, below=1.0))
-        ended = f"rate {rate:g}: lambda_max / threshold ({threshold:g}) over the last third within {NEAR}"
+        ended = f"rate {rate:g}: lambda_max / threshold ({threshold:.3g}) over the last third within {NEAR}"
         findings.append(Finding(ended, end, above=NEAR[0], below=NEAR[1]))
     if figures is not None:
         draw(curves, figures)

@@ -18,7 +18,7 @@ from common import Claim, Finding, column, digits, figure_path, main, over, perc
 from torch import nn
 
 from landscape import Task
-from landscape.probes import Cell, How
+from landscape.probes import Cell, How  # pyright: ignore[reportMissingImports]
 
 #: Chosen on seeds 100 and 101: the small batches reach a loss of 0.05, and the scaled rate is stable.
 SMALL, TIMES, RATE, EPOCHS, DECAY, IMAGES = 16, 16, 0.05, 20, 1e-3, 1400

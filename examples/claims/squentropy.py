@@ -18,7 +18,7 @@ from torch import nn
 import landscape as ls
 from landscape import Task
 from landscape.calibration.table import Calibration
-from landscape.probes import CellResult, How
+from landscape.probes import CellResult, How  # pyright: ignore[reportMissingImports]
 
 #: Few images, so that there are mistakes to be sure or unsure of; all of them are learned by heart.
 IMAGES, WIDTH, EPOCHS, BATCH, RATE = 300, 128, 60, 32, 0.05

@@ -19,7 +19,7 @@ from torch import nn
 
 import landscape as ls
 from landscape import Task
-from landscape.probes import CellResult, How, LearningRate
+from landscape.probes import CellResult, How, LearningRate  # pyright: ignore[reportMissingImports]
 
 #: Chosen so that the loss has stopped falling ten epochs before the switch. With the switch after 20 of 30 epochs,
 #: tried first, it was still falling then: the fall at the switch was 0.22 [0.14, 0.30] of the ordinary ones.

@@ -20,7 +20,7 @@ from torch import nn
 
 import landscape as ls
 from landscape import Task
-from landscape.probes import Cell, CellResult, GradientNorms, How
+from landscape.probes import Cell, CellResult, GradientNorms, How  # pyright: ignore[reportMissingImports]
 
 WARMUP = 0.1
 #: Chosen on seeds 100 and 101: at twice SGD's rate the net dies or diverges in most runs.
