@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -160,6 +161,8 @@ def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     if any(p.is_meta for p in parameters):
         raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
     kept = [(p, p.data, p.grad, p._backward_hooks) for p in parameters]
+    # A graph that somebody made before remembers how often its tensors had been changed: they will not have been.
+    unchanged = _unsafe_preserve_version_counter(tuple(parameters))
     buffers = [(m, dict(m._buffers)) for m in modules]
     # Plain tensor attributes: constants that .to() forgets, and what weight_norm's hook leaves behind.
     loose = [(m, {k: v for k, v in vars(m).items() if isinstance(v, torch.Tensor)}) for m in modules]
@@ -183,6 +186,7 @@ def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
             p.data = data
             p.grad = grad
             p._backward_hooks = hooks
+        unchanged.__exit__()
         for m, found in buffers:
             m._buffers.clear()
             m._buffers.update(found)

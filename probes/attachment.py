@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .following import count
 from .probe import Followed, Probe, Run, Step
 from .timing import Timed
 
@@ -23,14 +22,21 @@ class Owner(Protocol):
     def begin(self) -> None:
         """The first step is about to be taken."""
 
-    def stepped(self, name: str, number: int, started: float) -> None:
-        """An optimizer has taken a step; the hooks of this step began at `started`."""
+    def stepped(self, step: Step, started: float) -> None:
+        """An optimizer has taken a step; the hooks behind it began at `started`."""
 
     def thrown_away(self, followed: Followed, number: int) -> None:
         """Gradients were zeroed without a step."""
 
-    def changed(self, name: str) -> Followed:
-        """The optimizer holds other parameters than before; return what is followed from now on."""
+    def zeroed(self, name: str) -> None:
+        """An optimizer's gradients were zeroed, after a step or before the first."""
+
+    def changed(self, name: str) -> None:
+        """The optimizer holds other parameters than before: have all attachments follow them."""
+
+    @property
+    def all_steps(self) -> int:
+        """Steps taken so far by all optimizers together."""
         ...
 
 
@@ -43,11 +49,13 @@ class Attachment:
     def __init__(self, owner: Owner, run: Run, followed: Followed, probes: Sequence[Timed]) -> None:
         self._owner, self._run, self.followed = owner, run, followed
         self.taken = 0
-        self._count = count(followed.optimizer)
+        self._held = held_by(followed.optimizer)
         self._step = Step(followed, 0)
         self._inside = self._closure = False
-        self._stepped = True
-        self._started = 0.0
+        self._stepped = False
+        #: Where a backward pass would show: a gradient, how often it was changed, and all steps at the last zero_grad.
+        self._mark: tuple[Any, int, int]
+        self._remember(0)
         cheap = [t for t in probes if not t.probe.expensive]
         self._before_step = [t for t in cheap if _overrides(t, "before")]
         self._on_gradients = [t for t in cheap if _overrides(t, "on_gradients")]
@@ -74,24 +82,25 @@ class Attachment:
     def skipped(self) -> None:
         """The coming step is skipped; a zero_grad that follows says nothing new."""
         self._stepped = True
-        self._owner.thrown_away(self.followed, self.number)
+        if not self._owner.closed:
+            self._owner.thrown_away(self.followed, self.number)
 
     def _pre(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
         if owner.closed:
             return
-        self._started = started = time.perf_counter()
+        started = time.perf_counter()
         owner.begin()
-        held = 0
-        for group in optimizer.param_groups:
-            held += len(group["params"])
-        if held != self._count:
-            self._count, self.followed = held, owner.changed(self.followed.name)
+        held = held_by(optimizer)
+        if held != self._held:
+            self._held = held
+            owner.changed(self.followed.name)
         number = self.taken + 1
         scale = getattr(optimizer, "grad_scale", None)
-        self._step = step = Step(self.followed, number, scale, getattr(optimizer, "found_inf", None))
         # The arguments begin with the optimizer itself.
         self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._step = step = Step(self.followed, number, scale, found_inf, self._closure)
         self._inside = True
         for timed in self._before_step:
             if timed.always or timed.due(number):
@@ -118,34 +127,59 @@ class Attachment:
                 timed.after(step)
         self.taken = number
         self._stepped = True
-        owner.stepped(self.followed.name, number, started)
+        owner.stepped(step, started)
 
     def _watch_zero_grad(self, optimizer: Any) -> Callable[[], None]:
         """Notice gradients that are thrown away without a step: torch has no hook for a step that GradScaler skips."""
-        original = optimizer.zero_grad
+        original, before = optimizer.zero_grad, optimizer.__dict__.get("zero_grad")
         own = weakref.ref(self)
 
         @functools.wraps(original)
         def zero_grad(*args: Any, **kwargs: Any) -> Any:
             attachment = own()
-            if attachment is not None and not attachment._inside:  # inside: a closure's own
-                if not attachment._stepped:
-                    attachment._zeroed()
-                attachment._stepped = False
-            return original(*args, **kwargs)
+            if attachment is None or attachment._inside or attachment._owner.closed:  # inside: a closure's own
+                return original(*args, **kwargs)
+            attachment._zeroed()
+            found = original(*args, **kwargs)
+            attachment._remember(attachment._owner.all_steps)
+            return found
 
         optimizer.zero_grad = zero_grad
 
         def unwrap() -> None:
             # Somebody may have wrapped it again meanwhile: then ours stays inside theirs, and does nothing.
-            if optimizer.__dict__.get("zero_grad") is zero_grad:
+            if optimizer.__dict__.get("zero_grad") is not zero_grad:
+                return
+            if before is None:
                 del optimizer.zero_grad
+            else:
+                optimizer.zero_grad = before
 
         return unwrap
 
     def _zeroed(self) -> None:
-        if not self._owner.closed and any(p.grad is not None for p in self.followed.parameters):
-            self._owner.thrown_away(self.followed, self.taken + 1)
+        """The gradients are about to be zeroed: were there any that no step has used?"""
+        stepped, self._stepped = self._stepped, False
+        gradient, version, steps = self._mark
+        if not stepped and self._owner.all_steps == steps:
+            now = self._some_gradient()
+            if now is not None and (now is not gradient or now._version != version):
+                self._owner.thrown_away(self.followed, self.number)
+                return
+        self._owner.zeroed(self.followed.name)
+
+    def _remember(self, steps: int) -> None:
+        """After a zero_grad, all optimizers having taken so many steps: what a backward pass would change."""
+        gradient = self._some_gradient()
+        self._mark = (gradient, -1 if gradient is None else gradient._version, steps)
+
+    def _some_gradient(self) -> Any:
+        return next((p.grad for p in self.followed.parameters if p.grad is not None), None)
+
+
+def held_by(optimizer: Any) -> list[int]:
+    """Return which parameters an optimizer holds: it changes when layers are unfrozen into a new group, or replaced."""
+    return [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 def _overrides(timed: Timed, method: str) -> bool:

@@ -78,10 +78,7 @@ class CurvatureProbe(Probe):
             raise MeasurementError(
                 "curvature needs the data of a task: Recorder(..., task=Task(model, loss, train=...))"
             )
-        if any(f.sharded for f in run.followed):
-            raise MeasurementError(
-                "curvature of a sharded model can't be measured while it trains: probe its checkpoints"
-            )
+        run.alone("curvature")
         task, _ = as_trained(run.task)
         self._task = task if self.samples is None else task.replace(max_samples=self.samples)
         ranks = tuple(str(i + 1) for i in range(self.k))

@@ -34,6 +34,7 @@ class Embeddings(Probe):
         self._handles: list[Any] = []
         self._waiting = False
         self._ranks: dict[str, Tensor] = {}
+        self._trouble: Exception | None = None
 
     def start(self, run: Run) -> Sequence[Quantity]:
         modules = dict(run.model.named_modules())
@@ -43,7 +44,7 @@ class Embeddings(Probe):
             raise MeasurementError(f"the model has no layer {missing[0] if missing else ''!r}; it has {named}")
         self.close()
         for name in self.layers:
-            self._handles.append(modules[name].register_forward_hook(self._hook(name)))
+            self._handles.append(modules[name].register_forward_hook(self._hook(run, name)))
         doc = "effective rank of a layer's output, exp of the entropy of its singular values"
         return [Quantity("embedding_rank", self.layers, "", doc)]
 
@@ -52,6 +53,8 @@ class Embeddings(Probe):
         self._ranks = {}
 
     def after(self, run: Run, step: Step) -> None:
+        if self._trouble is not None:
+            raise self._trouble
         if step.followed is not run.followed[0] or not self._ranks:
             return
         self._waiting = False
@@ -64,11 +67,15 @@ class Embeddings(Probe):
             handle.remove()
         self._handles = []
 
-    def _hook(self, name: str) -> Any:
+    def _hook(self, run: Run, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if self._waiting and module.training and name not in self._ranks:
-                found = output[0] if isinstance(output, tuple | list) else output
-                self._ranks[name] = _rank_of(found)
+            # While another probe measures, the model runs on that probe's data.
+            if not self._waiting or run.measuring or not module.training or name in self._ranks:
+                return
+            try:
+                self._ranks[name] = _rank_of(output[0] if isinstance(output, tuple | list) else output)
+            except Exception as error:  # nothing may leave the user's forward pass: `after` says it
+                self._trouble, self._waiting = error, False
 
         return hook
 

@@ -67,8 +67,3 @@ def plain_name(name: str) -> str:
     for part in ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):
         name = name.replace(part, "")
     return name
-
-
-def count(optimizer: torch.optim.Optimizer) -> int:
-    """Return how many parameters an optimizer holds: it changes when layers are unfrozen into a new group."""
-    return sum(len(g["params"]) for g in optimizer.param_groups)

@@ -18,10 +18,11 @@ from .when import When
 class GradientNorms(Probe):
     """Norms of the gradients that each optimizer step uses: `gradient_norm`, global and for each parameter.
 
-    Unscaled under GradScaler, after clipping. What `Recorder.clip_grad_norm_`, `clip_grad_value_` or `clipped` was told
-    gives `gradient_norm_before` and `clip` (coefficient and limit). NaN is a parameter without a gradient; tensors
-    whose gradient isn't finite are counted in `skipped`. Right to 1e-6 up to 25 million elements a tensor; one pass
-    over the gradients, no synchronization.
+    Unscaled under GradScaler (a step that it skips has no row, save with a fused optimizer, which takes the step and
+    leaves the weights as they are), after clipping. What `Recorder.clip_grad_norm_`, `clip_grad_value_` or `clipped`
+    was told gives `gradient_norm_before` and `clip` (coefficient and limit). NaN is a parameter without a gradient;
+    tensors whose gradient isn't finite are counted in `skipped`. Right to 1e-6 up to 25 million elements a tensor; one
+    pass over the gradients, no synchronization.
 
     Args:
         when: which steps; every one by default.
@@ -75,8 +76,8 @@ class GradientNorms(Probe):
             if not math.isfinite(row[0]):
                 self._not_finite(run, step, row)
         else:
-            whole = all(g is not None for g in step.gradients)  # `in` would compare the numbers
-            tensors = not_finite(row[1:] if whole else row[:1])
+            # A parameter without a gradient has a NaN, too: it is no tensor that isn't finite.
+            tensors = not_finite(row[1:]) - sum(g is None for g in step.gradients)
             skipped = torch.zeros_like(row[0]) if step.found_inf is None else step.found_inf.double().reshape(())
             run.record(f"skipped{f.suffix}", step.number, torch.stack([skipped, tensors.double()]))
         run.record(f"gradient_norm{f.suffix}", step.number, row if self.layers else row[:1])
@@ -88,6 +89,8 @@ class GradientNorms(Probe):
         bad = [n for n, v in zip(present, norms, strict=True) if not math.isfinite(v)]
         skipped = float(step.found_inf) if step.found_inf is not None else 0.0
         run.record(f"skipped{f.suffix}", step.number, (skipped, float(len(bad))))
+        if skipped:
+            run.event("skipped_step", "the fused optimizer leaves the weights as they are", step.number)
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         run.event("not_finite", f"the gradient of {shown or 'all parameters together'} is not finite", step.number)
 
@@ -109,13 +112,13 @@ class Clip:
     """One clipping: norms before it (1 + k,), the coefficient (None where values were clipped), the limit."""
 
     def __init__(
-        self, step: int, before: Any, coefficient: Tensor | float | None, limit: float, versions: tuple[int, ...]
+        self, step: int, before: Any, coefficient: Tensor | float | None, limit: float, versions: tuple[Any, ...]
     ) -> None:
         self.step, self.before, self.coefficient, self.limit = step, before, coefficient, limit
         #: How often each gradient had been changed in place when it was clipped.
         self.versions = versions
 
 
-def versions(gradients: Sequence[Tensor | None]) -> tuple[int, ...]:
-    """Return how often each gradient was changed in place."""
-    return tuple(-1 if g is None else g._version for g in gradients)
+def versions(gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Return which tensors the gradients are, and how often each was changed in place."""
+    return tuple(-1 if g is None else (id(g), g._version) for g in gradients)

@@ -10,34 +10,47 @@ from torch import Tensor
 
 from .probe import Quantity, Run
 
+_LOSS = "the loss that the step went down, and its terms"
+_OTHER = "numbers that the loop logged"
+
 
 class Logged:
-    """Collects what was logged for a step, averages micro-batches, and records it when the step is taken."""
+    """Collects what was logged for a step, averages micro-batches, and records it when the step is taken.
+
+    A loop logs before its step or behind it. Which of the two shows at the first step: nothing was logged before it, or
+    (where GradScaler skipped steps before that) less often than gradients were zeroed.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._pending: dict[str, list[Any]] = {}
-        #: Whether the loop logs behind its step: nothing had been logged when the first one was taken.
+        #: What was logged since the last step, in parts: each zero_grad begins a new one.
+        self._pending: list[list[dict[str, Any]]] = [[]]
+        #: How often gradients were thrown away since the last step.
+        self._thrown = 0
+        #: Whether the loop logs behind its step; None until that is known.
         self._behind: bool | None = None
         self._late_for: int | None = None
+        self._zeroed = False
         #: The last step whose loss is known.
         self._known = -1
         self._columns: dict[str, tuple[str, ...]] = {}
 
     def add(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Take in what a loop logged, and return the loss's terms that still have a graph."""
+        """Take in what a loop logged, and return the loss's terms whose graph is still to be gone through."""
         if "loss" not in values:
-            self.record("logged", self._run.step, values, "numbers that the loop logged")
+            self.record("logged", self._run.step, values, _OTHER)
             return {}
         named = _flat(values)
-        if self._behind and self._late_for is not None:
-            self._known, self._late_for = self._late_for, None
+        if self._behind:
+            if self._late_for is not None:
+                self._known, self._late_for = self._late_for, None
+            elif self._zeroed:
+                return {}  # of a step that was skipped: the gradients were zeroed since the last one that was taken
+            # A second call for the same step is a row of its own: what it names stands beside the first.
             self.record("loss", self._known, named, _LOSS)
-        else:
-            for name, value in named.items():
-                self._pending.setdefault(name, []).append(_light(value))
-        terms = {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
-        return terms
+            return {}
+        self._pending[-1].append({name: _light(value) for name, value in named.items()})
+        return {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
 
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step that was taken; a loss that it has already stands."""
@@ -46,21 +59,30 @@ class Logged:
             self.record("loss", step, _flat({"loss": values["loss"]}), _LOSS)
         rest = {n: v for n, v in values.items() if n != "loss"}
         if rest:
-            self.record("logged", step, rest, "numbers that the loop logged")
+            self.record("logged", step, rest, _OTHER)
 
-    def commit(self, step: int) -> None:
-        """Record what was logged for the step that was just taken."""
-        if self._pending:
+    def zeroed(self, *, thrown: bool) -> None:
+        """The gradients were zeroed; `thrown` says that no step had used them."""
+        self._thrown += thrown
+        self._zeroed = True
+        if self._pending[-1] or thrown:
+            self._pending.append([])
+
+    def commit(self, step: int, *, closure: bool = False) -> None:
+        """Record what was logged for the step that was just taken; with a closure, what its first call logged."""
+        pending, thrown = self._pending, self._thrown
+        self._pending, self._thrown, self._zeroed = [[]], 0, False
+        calls = [call for part in pending for call in part]
+        if thrown and self._behind is None and len(calls) <= thrown:
+            calls = []  # a loss for each step that was skipped, none for this one: they are logged behind
+        elif thrown:
+            # The last part that is not empty is this step's; those before it were of steps that were skipped.
+            calls = next((part for part in reversed(pending) if part), [])
+        if calls and not self._behind:
             self._behind, self._known = False, step
-            pending, self._pending = self._pending, {}
-            self.record("loss", step, {n: _mean(found) for n, found in pending.items()}, _LOSS)
+            self.record("loss", step, calls[0] if closure else _mean(calls), _LOSS)
         elif self._behind is not False:
-            self._behind = True
-            self._late_for = step
-
-    def drop(self) -> None:
-        """Forget what was logged for a step that is skipped."""
-        self._pending = {}
+            self._behind, self._late_for = True, step
 
     def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
         """Record one row of named values; a new name is a new column."""
@@ -76,9 +98,6 @@ class Logged:
         self._run.record(quantity, step, _row(row))
 
 
-_LOSS = "the loss that the step went down, and its terms"
-
-
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"loss": total, term: value ...} of what a loss may be: a number, {term: value}, (value, weight)."""
     loss = values["loss"]
@@ -92,8 +111,13 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _light(value: Any) -> Any:
     """Return a number, or a tensor without its graph on the device where it is."""
-    if type(value) is float or not isinstance(value, Tensor):
-        return float(value)
+    if type(value) is float:
+        return value
+    if not isinstance(value, Tensor):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"a logged value is a number or a tensor of one element, got {value!r:.80}") from None
     if type(value) is not Tensor and hasattr(value, "full_tensor"):
         value = value.full_tensor()  # type: ignore[operator]
     if value.numel() != 1:
@@ -102,8 +126,15 @@ def _light(value: Any) -> Any:
     return value.item() if value.is_cpu else value.detach().reshape(()).double()
 
 
-def _mean(found: list[Any]) -> Any:
-    return found[0] if len(found) == 1 else sum(found) / len(found)
+def _mean(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each name over the calls that gave it."""
+    if len(calls) == 1:
+        return calls[0]
+    found: dict[str, list[Any]] = {}
+    for call in calls:
+        for name, value in call.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(several) / len(several) for name, several in found.items()}
 
 
 def _row(values: list[Any]) -> Any:

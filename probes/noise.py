@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ class GradientNoise(Probe):
         self._squares: list[Tensor] = []
         self._averages: list[Tensor] = []
         self._listening = self._queued = False
+        self._group: Any = None
 
     def everywhere(self, run: Run) -> bool:
         return self.source == "ranks"
@@ -78,6 +80,8 @@ class GradientNoise(Probe):
         self._parameters = [p for p in run.followed[0].parameters if p.requires_grad]
         if any(f.sharded for f in run.followed):
             raise MeasurementError("the noise scale of a sharded model isn't measured: its gradients are never whole")
+        if self.source == "samples":
+            run.alone("gradients of single samples")
         if self.source == "samples" and run.task is None:
             raise MeasurementError("gradients of single samples need the data of a task: Recorder(..., task=...)")
         self.close()
@@ -95,7 +99,12 @@ class GradientNoise(Probe):
     # ------------------------------------------------------------------------------------- micro-batches
 
     def ready(self, run: Run, number: int) -> None:
-        self._listening, self._before, self._squares, self._averages = True, None, [], []
+        self._listening, self._queued = True, False
+        self._before, self._squares, self._averages = None, [], []
+
+    def discard(self, run: Run) -> None:
+        if self._listening:
+            self.ready(run, 0)
 
     def _accumulated(self, parameter: Tensor) -> None:
         """One gradient of a backward pass has arrived: be called again when all have."""
@@ -117,6 +126,8 @@ class GradientNoise(Probe):
 
     def _attach_to_ddp(self, run: Run) -> None:
         model: Any = run.wrapped
+        if self._group is not None:
+            return  # a hook can be registered only once, and stays
         if not isinstance(model, torch.nn.parallel.DistributedDataParallel):
             raise MeasurementError("source='ranks' needs a model in DistributedDataParallel")
         group = model.process_group
@@ -146,6 +157,10 @@ class GradientNoise(Probe):
     def on_gradients(self, run: Run, step: Step) -> None:
         if self.source == "samples" or step.followed is not run.followed[0]:
             return
+        if step.closure:
+            raise MeasurementError(
+                "the noise scale needs one backward pass for each batch, a closure makes as many as it likes"
+            )
         if not self._squares:
             return
         if self.source == "ranks":
@@ -160,11 +175,29 @@ class GradientNoise(Probe):
             accumulated = [] if self._before is None else self._before
             small, big = torch.stack(self._squares).mean(), tensor_norms(accumulated).square().sum()
             small, big = (small * parts**2, big) if self.accumulation == "mean" else (small, big / parts**2)
-        if step.scale is not None:
-            small, big = small / step.scale.double() ** 2, big / step.scale.double() ** 2
+        scale = self._scale_of(run, step, float(big))
+        small, big = small / scale**2, big / scale**2
         self._listening = False
         self._before = None
         self._add(run, step.number, torch.stack([small, big]).tolist(), parts)
+
+    def _scale_of(self, run: Run, step: Step, big: float) -> float:
+        """Return what GradScaler multiplied the gradients by when they were computed, 1 without it.
+
+        A fused optimizer says so. Others got gradients that were unscaled meanwhile, and perhaps clipped: the scale is
+        what is left of the quotient, where that is a power of two, as GradScaler's are.
+        """
+        if step.scale is not None:
+            return float(step.scale)
+        now = [p.grad for p in self._parameters if p.grad is not None]
+        size = float(torch.linalg.vector_norm(tensor_norms(now))) if now else 0.0
+        number, coefficient = run.clipped.get(step.followed.name, (-1, None))
+        if number == step.number and coefficient is not None:
+            size /= float(coefficient)
+        if not (size > 0 and math.isfinite(size) and big > 0 and math.isfinite(big)):
+            return 1.0
+        quotient = math.log2(math.sqrt(big) / size)
+        return 2.0 ** round(quotient) if abs(quotient - round(quotient)) < 1e-3 else 1.0
 
     def _add(self, run: Run, number: int, norms: list[float], parts: int) -> None:
         self._scale.add(norms[0], norms[1], self.batch_size, self.batch_size * parts)

@@ -29,6 +29,9 @@ class Opened:
     lock: int | None = None
     session: int = 0
     earlier: History = field(default_factory=History)
+    #: Where a resumed run goes on, unless load_state_dict says otherwise: epochs, and steps by optimizer.
+    epoch: int = 0
+    taken: Mapping[str, int] = field(default_factory=dict)
 
     def release(self) -> None:
         """Let another process write the archive."""
@@ -89,6 +92,33 @@ def open_run(path: Path, settings: Mapping[str, Any], *, resume: bool, force: bo
     except BaseException:
         opened.release()
         raise
+
+
+def open_together(
+    path: Path, followed: Sequence[Followed], settings: Mapping[str, Any], *, resume: bool, force: bool
+) -> tuple[Opened, int, int]:
+    """Open the run in the first process of a distributed training, and tell the others; returns (it, rank, processes).
+
+    What the first one raises is raised in all of them, and all go on from the same step. Without a distributed training
+    as `open_run`.
+    """
+    place, world = rank()
+    opened, trouble = Opened(), None
+    if place == 0:
+        try:
+            opened = open_run(path, settings, resume=resume, force=force)
+            if resume and opened.earlier:
+                opened.taken = {f.name: max(opened.earlier.last_of(f.suffix), 0) for f in followed}
+                opened.epoch = opened.epochs(next(iter(opened.taken.values())))
+        except ArchiveError as error:
+            trouble = str(error)
+    if world > 1:
+        told = [(trouble, opened.session, opened.epoch, dict(opened.taken))]
+        torch.distributed.broadcast_object_list(told, src=0)
+        trouble, opened.session, opened.epoch, opened.taken = told[0]
+    if trouble is not None:
+        raise ArchiveError(trouble)
+    return opened, place, world
 
 
 def settings_of(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:

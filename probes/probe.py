@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from landscape.dynamics.norms import host_norms, tensor_norms
 from landscape.dynamics.sharded import is_sharded, sharded_norms
+from landscape.errors import MeasurementError
 from landscape.results import Result
 
 from .when import When, every
@@ -81,12 +82,19 @@ class Step:
     optimizer under GradScaler); None elsewhere.
     """
 
-    __slots__ = ("_gradients", "followed", "found_inf", "number", "scale")
+    __slots__ = ("_gradients", "closure", "followed", "found_inf", "number", "scale")
 
     def __init__(
-        self, followed: Followed, number: int, scale: Tensor | None = None, found_inf: Tensor | None = None
+        self,
+        followed: Followed,
+        number: int,
+        scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        closure: bool = False,
     ) -> None:
         self.followed, self.number, self.scale, self.found_inf = followed, number, scale, found_inf
+        #: Whether the step was given a closure, which computes gradients inside it, several times perhaps.
+        self.closure = closure
         self._gradients: list[Tensor | None] | None = None
 
     @property
@@ -150,6 +158,9 @@ class Probe:
     def ready(self, run: Run, number: int) -> None:
         """Prepare for step `number`, which comes next and is one of this probe's."""
 
+    def discard(self, run: Run) -> None:
+        """Forget what was seen of a step that is not taken: its gradients were thrown away."""
+
     def measure(self, run: Run, now: Now) -> Found | None:
         """Measure between two steps; None where there is nothing yet."""
 
@@ -183,6 +194,10 @@ class Run:
         self._sink = sink
         #: Optimizer steps taken so far by the first optimizer, and epochs ended.
         self.step = self.epoch = 0
+        #: Whether a probe is measuring, so that the model runs on other data, at other weights.
+        self.measuring = False
+        #: By optimizer, the last step whose gradients were clipped, and the coefficient.
+        self.clipped: dict[str, tuple[int, Any]] = {}
         #: Predictions seen by `Recorder.observe` since the last epoch's end, by split.
         self.observed: dict[str, Any] = {}
 
@@ -193,6 +208,22 @@ class Run:
     def event(self, kind: str, message: str, step: int | None = None) -> None:
         """Note that something happened."""
         self._sink.event(self.step if step is None else step, kind, message)
+
+    def alone(self, what: str) -> None:
+        """Raise MeasurementError where one process can't run the model by itself, as a probe would.
+
+        Sharded weights, and SyncBatchNorm in several processes, need every process in each pass.
+        """
+        if any(f.sharded for f in self.followed):
+            raise MeasurementError(
+                f"{what} of a sharded model can't be measured while it trains: probe its checkpoints"
+            )
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        together = together and torch.distributed.get_world_size() > 1
+        if together and any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules()):
+            raise MeasurementError(
+                f"{what} of a model with SyncBatchNorm can't be measured while it trains: probe its checkpoints"
+            )
 
     def declare(self, quantity: Quantity) -> None:
         """Take a further quantity, or further columns of one, from now on."""

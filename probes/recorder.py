@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.archive.compaction import compact
-from landscape.archive.history import LIVE_RESULTS
+from landscape.archive.history import LIVE_RESULTS, History
 from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
 from landscape.archive.writer import save_archive
@@ -33,8 +33,8 @@ from .following import Optimizers, follow, named_optimizers
 from .gradients import Clip, GradientNorms, versions
 from .logged import Logged
 from .observed import Observed
-from .opening import Opened, open_run, rank, settings_of
-from .probe import Followed, Now, Probe, Quantity, Run
+from .opening import Opened, open_together, settings_of
+from .probe import Followed, Found, Now, Probe, Quantity, Run, Step
 from .rates import LearningRate
 from .sink import Sink
 from .terms import LossTerms
@@ -120,15 +120,12 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
-        self._rank, self._world = rank()
         self._checkpoints = checkpoints
         self._reference, self._task_settings = task_reference, dict(task_settings or {})
         self._task_loss = task_loss
         self._facts = dict(facts or {})
-        self._opened = Opened()
-        if self._rank == 0:
-            settings = settings_of(followed, self._facts, task_reference)
-            self._opened = open_run(self.path, settings, resume=resume, force=force)
+        settings = settings_of(followed, self._facts, task_reference)
+        self._opened, self._rank, self._world = open_together(self.path, followed, settings, resume=resume, force=force)
         folder = live_folder(self.path) if self._rank == 0 else None
         self._sink = Sink(folder, {"session": self._opened.session}, flush_seconds)
         if task is not None and unwrap(task.model) is not inner:
@@ -144,9 +141,9 @@ class Recorder:
         try:
             self._start(chosen)
             self._attached = {f.name: Attachment(self, self._run, f, self._probes) for f in followed}
-            if resume and self._opened.earlier:
-                last = max(self._opened.earlier.last_step, 0)
-                self._go_on_from(last, self._opened.epochs(last))
+            if self._opened.taken:
+                self._go_on_from(self._opened.taken[self._first], self._opened.epoch, self._opened.taken)
+            self._opened.earlier = History()  # a long run's record is large, and nobody needs it any more
             self._prepare()
         except BaseException:
             self._detach()
@@ -162,10 +159,14 @@ class Recorder:
         A call with `loss=` belongs to an optimizer step, the coming one where it is made before the step, the last one
         where it is made behind it; several calls for one step (micro-batches) are averaged. `loss` may be what a
         weighted sum of losses returns, {term: value}; other names beside it are terms. A call without `loss=` is
-        recorded at once, as `logged`. Call it before `backward` where `LossTerms` shall see the terms' gradients.
+        recorded at once, as `logged`. Call it before `backward` where `LossTerms` shall see the terms' gradients. A
+        loop that doesn't log at every step says which one it means: `log_at(step, {...})`.
+
+        Raises TypeError and ValueError for values that are no numbers.
         """
         started = time.perf_counter()
         if not self.closed:
+            self.begin()
             terms = self._logged.add(values)
             if terms:
                 for timed in self._of(LossTerms):
@@ -180,6 +181,7 @@ class Recorder:
         """
         started = time.perf_counter()
         if not self.closed:
+            self.begin()
             self._logged.add_at(step, values)
         self.recording += time.perf_counter() - started
 
@@ -210,6 +212,7 @@ class Recorder:
     def scheduled(self, values: Mapping[str, float]) -> None:
         """Record the values in force at the coming step, as `landscape.training.driver.drive` returns them."""
         if not self.closed:
+            self.begin()
             self._logged.record("scheduled", self._run.step + 1, values, "values in force, driven by schedules")
 
     def clip_grad_norm_(
@@ -217,7 +220,8 @@ class Recorder:
     ) -> Tensor:
         """Clip as torch.nn.utils.clip_grad_norm_ does, record the norms before, and return the total norm.
 
-        `optimizer` names one of several. Under GradScaler call scaler.unscale_(optimizer) first, as always.
+        Of several optimizers `optimizer` names the one whose gradients are clipped. Under GradScaler call
+        scaler.unscale_(optimizer) first, as always.
         """
         return self._clip(
             optimizer,
@@ -241,7 +245,7 @@ class Recorder:
         The norms before are those after it over its coefficient (exact, save where a gradient became 0).
         """
         f = self._named(optimizer)
-        for timed in self._of(GradientNorms):
+        for timed in [] if self.closed else self._of(GradientNorms):
             if timed.due(self._attached[f.name].number):
                 timed.call(lambda p: self._note_clip(p, f, None, total_norm, float(max_norm)))
 
@@ -329,6 +333,11 @@ class Recorder:
         return {name: attached.taken for name, attached in self._attached.items()}
 
     @property
+    def all_steps(self) -> int:
+        """Steps taken so far by all optimizers together."""
+        return sum(attached.taken for attached in self._attached.values())
+
+    @property
     def epoch(self) -> int:
         """Epochs ended so far."""
         return self._run.epoch
@@ -350,10 +359,10 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call it before the first step of the resumed run.
 
-        Raises MeasurementError once steps were taken.
+        Raises MeasurementError once steps were taken or anything was logged.
         """
         if self._began:
-            raise MeasurementError("load_state_dict comes before the first step of a resumed run, not after it")
+            raise MeasurementError("load_state_dict comes before the first step or log of a resumed run, not after it")
         self._go_on_from(int(state["step"]), int(state["epoch"]), state.get("taken"))
         for timed in self._probes:
             saved = state.get("probes", {}).get(timed.probe.name)
@@ -427,10 +436,12 @@ class Recorder:
             timed = Timed(probe, self._run, decided.get(probe.name, {}), self._world)
             self._sink.declare(timed.start())
             self._probes.append(timed)
+        self._budgeted = [t for t in self._probes if not t.probe.expensive and t.probe.when.budget is not None]
         slow = tuple(t.probe.name for t in self._probes if t.probe.expensive and not t.evaluates)
-        if slow:
+        timed_ones = (*slow, *(t.probe.name for t in self._budgeted))
+        if timed_ones:
             doc = "seconds that a probe took at a point of its lattice; 0: left out for its budget"
-            self._sink.declare([Quantity("probe_seconds", slow, "s", doc)])
+            self._sink.declare([Quantity("probe_seconds", timed_ones, "s", doc)])
         self._slow = [t for t in self._probes if t.probe.expensive and not t.evaluates]
         self._evaluate = [t for t in self._probes if t.evaluates]
         self._to_prepare = [t for t in self._probes if t.wants_ready]
@@ -447,7 +458,8 @@ class Recorder:
             return
         self._began = True
         if self._opened.session:
-            self._sink.facts(resumed_at=self._run.step)
+            by = {f.suffix: self._attached[f.name].taken for f in self._run.followed if f.suffix}
+            self._sink.facts(resumed_at=self._run.step, resumed_by=by)
             self._run.event("resumed", f"goes on from step {self._run.step}")
         tensors = sum(len(f.parameters) for f in self._run.followed)
         self._run.event("start", f"{type(self._run.model).__name__}, {tensors} parameter tensors")
@@ -456,12 +468,14 @@ class Recorder:
 
     # --------------------------------------------------------------------------------------- what attachments tell
 
-    def stepped(self, name: str, number: int, started: float) -> None:
+    def stepped(self, step: Step, started: float) -> None:
         """Record what was logged for a step that was taken, and let probes between steps have their turn."""
-        before = self.recording
-        if name == self._first:
+        before, number = self.recording, step.number
+        if step.followed.name == self._first:
             self._run.step = number
-            self._logged.commit(number)
+            self._logged.commit(number, closure=step.closure)
+            if self._budgeted:
+                self._record_seconds(number, {t.probe.name: t.took(number) for t in self._budgeted})
             if self._slow or self._checkpoints is not None:
                 self._between(ends_epoch=False)
             if self._to_prepare:
@@ -471,18 +485,32 @@ class Recorder:
         self._sink.commit()
         self.recording = before + time.perf_counter() - started
 
+    def zeroed(self, name: str) -> None:
+        """An optimizer's gradients were zeroed, behind a step or before the first."""
+        if name == self._first:
+            self._logged.zeroed(thrown=False)
+
     def thrown_away(self, followed: Followed, number: int) -> None:
         """Gradients were zeroed without a step: GradScaler skipped it."""
         if self._sink.columns(f"skipped{followed.suffix}"):
             self._sink.record(f"skipped{followed.suffix}", number, (1.0, math.nan))
         self._run.event("skipped_step", "gradients were thrown away without a step", number)
-        self._logged.drop()
+        if followed.name == self._first:
+            self._logged.zeroed(thrown=True)
+        for timed in self._probes:
+            timed.discard()
 
-    def changed(self, name: str) -> Followed:
-        """Follow parameters that came or went: layers that were unfrozen into a group of their own."""
+    def changed(self, name: str) -> None:
+        """Follow parameters that came or went: layers that were unfrozen into a group of their own, or replaced."""
         old = self._followed(name)
-        self._run.followed = follow(self._run.wrapped, self._optimizers)
+        try:
+            self._run.followed = follow(self._run.wrapped, self._optimizers)
+        except MeasurementError as error:
+            self._run.event("parameters_changed", f"recorded as before: {error}")
+            return
         new = self._followed(name)
+        for f in self._run.followed:
+            self._attached[f.name].followed = f
         came = [n for n in new.names if n not in old.names]
         gone = [n for n in old.names if n not in new.names]
         told = [
@@ -490,10 +518,9 @@ class Recorder:
             for names, what in ((came, "came"), (gone, "went"))
             if names
         ]
-        self._run.event("parameters_changed", "parameters of the optimizer: " + " and ".join(told or ["reordered"]))
+        self._run.event("parameters_changed", "parameters of the optimizer: " + " and ".join(told or ["replaced"]))
         for timed in self._probes:
             self._sink.declare(timed.start())
-        return new
 
     # --------------------------------------------------------------------------------------- between steps
 
@@ -527,18 +554,26 @@ class Recorder:
             if timed.on_lattice(now):
                 spent[timed.probe.name] = self._take(timed, now, timed.measure)
         if spent:
+            self._record_seconds(now.step, spent)
+
+    def _record_seconds(self, step: int, spent: Mapping[str, float]) -> None:
+        """Record what probes took at points of their lattices, and which were left out: a resumed run decides alike."""
+        if not all(math.isnan(s) for s in spent.values()):
             columns = self._sink.columns("probe_seconds")
-            self._sink.record("probe_seconds", now.step, [spent.get(n, math.nan) for n in columns])
+            self._sink.record("probe_seconds", step, [spent.get(n, math.nan) for n in columns])
 
     def _take(self, timed: Timed, now: Now, measure: Any) -> float:
         """Let a probe measure, record what it found, and return the seconds that it took: 0 where it was left out."""
         found, seconds = measure(now, self._sink.elapsed)
         if found is not None:
-            for quantity, row in found.rows.items():
-                self._sink.record(quantity, now.step, row)
-            if found.results:
-                self._keep(timed.probe.name, now, found.results)
+            timed.call(lambda p: self._record_found(p, now, found))
         return seconds
+
+    def _record_found(self, probe: Probe, now: Now, found: Found) -> None:
+        for quantity, row in found.rows.items():
+            self._sink.record(quantity, now.step, row)
+        if found.results:
+            self._keep(probe.name, now, found.results)
 
     def _keep(self, probe: str, now: Now, results: Sequence[Any]) -> None:
         """Keep Results in a file of their own beside the rows, until the run's end puts them into the archive."""
@@ -548,7 +583,10 @@ class Recorder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             subject = Subject(step=now.step, epoch=now.epoch, name=f"step {now.step}")
-            save_archive(folder / f"{now.step:08d}-{self._opened.session}.h5", results, subject=subject, force=True)
+            # Numbered: a probe may measure twice behind the same step.
+            stem = f"{now.step:08d}-{self._opened.session}"
+            number = sum(1 for _ in folder.glob(f"{stem}-*.h5"))
+            save_archive(folder / f"{stem}-{number}.h5", results, subject=subject, force=True)
         except (OSError, ArchiveError) as error:
             self._sink.event(now.step, "lost_rows", f"what the probe {probe} measured could not be written: {error}")
 
@@ -577,6 +615,8 @@ class Recorder:
         self.recording += time.perf_counter() - started
         total = clip(parameters)
         started = time.perf_counter()
+        if by_norm and not self.closed:
+            self._run.clipped[f.name] = (self._attached[f.name].number, _coefficient(f, total, limit))
         for timed in interested:
             timed.call(lambda p: self._note_clip(p, f, before, total if by_norm else None, limit))
         self.recording += time.perf_counter() - started
@@ -584,11 +624,7 @@ class Recorder:
 
     def _note_clip(self, probe: GradientNorms, f: Followed, before: Any, total: Tensor | None, limit: float) -> None:
         gradients = [p.grad for p in f.parameters]
-        coefficient: Any = None
-        if total is not None:
-            whole = total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]
-            coefficient = clip_coefficient(whole.detach(), limit)
-            coefficient = float(coefficient) if f.on_host else coefficient
+        coefficient = None if total is None else _coefficient(f, total, limit)
         if before is None:
             assert coefficient is not None
             before = f.norms(gradients) / coefficient
@@ -610,6 +646,10 @@ class Recorder:
 
     def _named(self, optimizer: str | None) -> Followed:
         if optimizer is None:
+            if len(self._optimizers) > 1:
+                raise MeasurementError(
+                    f"there are several optimizers; say which: optimizer={next(iter(self._optimizers))!r}"
+                )
             return self._run.followed[0]
         if optimizer not in self._optimizers:
             raise MeasurementError(f"no optimizer {optimizer!r}; there are {', '.join(self._optimizers)}")
@@ -624,6 +664,13 @@ class Recorder:
         for timed in self._probes:
             timed.call(lambda p: p.close())
         _RECORDED.discard(self._run.model)
+
+
+def _coefficient(f: Followed, total: Any, limit: float) -> Any:
+    """Return what clipping to this norm multiplied the gradients by: a number on the host, else a tensor."""
+    whole = total.full_tensor() if hasattr(total, "full_tensor") else total
+    found = clip_coefficient(whole.detach(), limit)
+    return float(found) if f.on_host else found
 
 
 def _check_probes(probes: Sequence[Probe]) -> None:
@@ -641,12 +688,20 @@ def _check_probes(probes: Sequence[Probe]) -> None:
 
 def _close_at_exit(recorder: Recorder) -> None:
     """Finish the archive of a loop that ended without `close`: the program did not say that all went well."""
-    own = weakref.ref(recorder)
+    own, process = weakref.ref(recorder), os.getpid()
 
     def close() -> None:
         found = own()
-        if found is not None:
+        if found is not None and os.getpid() == process:  # a forked child's end is not the training's
             found.close("interrupted")
 
     atexit.register(close)
-    weakref.finalize(recorder, atexit.unregister, close)
+    # One that nobody holds any more, its model and optimizer gone: its rows are written, and its archive is free.
+    forgotten = weakref.finalize(recorder, _abandon, recorder._sink, recorder._opened, close)
+    forgotten.atexit = False
+
+
+def _abandon(sink: Sink, opened: Opened, close: Callable[[], None]) -> None:
+    atexit.unregister(close)
+    sink.close()
+    opened.release()

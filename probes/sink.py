@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from landscape.archive.live import LiveWriter
-from landscape.errors import ArchiveError
+from landscape.errors import ArchiveError, MeasurementError
 
 from .probe import Quantity
 
@@ -71,7 +71,9 @@ class Sink:
             if values.device.type != "cpu":
                 self._on_device.append((quantity, step, values.detach()))
                 return
-            values = values.detach().numpy()
+            values = values.detach().numpy().copy()  # whoever gave it may use it again
+        elif quantity not in self._columns:
+            raise MeasurementError(f"{quantity!r} was never declared: return a Quantity of it from start()")
         writer = self._writer or self._open()
         if writer is not None:
             writer.append(quantity, step, values)

@@ -52,10 +52,7 @@ class SurfaceProbe(Probe):
             raise MeasurementError(
                 "a surface needs the data of a task: Recorder(..., task=Task(model, loss, train=...))"
             )
-        if any(f.sharded for f in run.followed):
-            raise MeasurementError(
-                "the surface of a sharded model can't be measured while it trains: probe its checkpoints"
-            )
+        run.alone("the surface")
         self._task = run.task if self.samples is None else run.task.replace(max_samples=self.samples)
         doc = "loss at the weights, and its mean rise half a span away along the slice's first direction"
         return [Quantity("surface", ("center", "rise"), "loss", doc)]

@@ -29,12 +29,17 @@ class LossTerms(Probe):
     def __init__(self, when: When | None = None) -> None:
         self.when = when if when is not None else every(steps=50)
         self._declared: tuple[str, ...] = ()
+        self._done = -1
 
     def start(self, run: Run) -> Sequence[Quantity]:
+        run.alone("the gradients of a loss's terms")
         return ()
 
     def terms(self, run: Run, number: int, terms: Mapping[str, Tensor]) -> None:
-        """Measure the gradients of these terms, for step `number`."""
+        """Measure the gradients of these terms, for step `number`; of several micro-batches, of the first."""
+        if self._done == number:
+            return
+        self._done = number
         parameters = [p for p in run.followed[0].parameters if p.requires_grad]
         gradients = {}
         for name, value in terms.items():

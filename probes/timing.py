@@ -69,13 +69,23 @@ class Timed:
     def forced(self, now: Now, elapsed: float) -> tuple[Found | None, float]:
         """Let the probe measure whatever it costs."""
         started = time.perf_counter()
-        with torch.enable_grad():
-            found = self.call(lambda p: p.measure(self._run, now))
+        self._run.measuring = True
+        try:
+            with torch.enable_grad():
+                found = self.call(lambda p: _checked(p.measure(self._run, now)))
+        finally:
+            self._run.measuring = False
         # Never 0, which says that the probe was left out.
         seconds = max(time.perf_counter() - started, 1e-9)
         self._spent += seconds
         self._cost = seconds
         return found, seconds if found is not None else math.nan
+
+    def took(self, number: int) -> float:
+        """Return the seconds that a cheap probe with a budget took at a step: 0 left out, NaN not on its lattice."""
+        if self._asked[0] != number or not self.probe.when.on_lattice(Moment(number)):
+            return math.nan
+        return max(self._this, 1e-9) if self._asked[1] else 0.0
 
     def before(self, step: Step) -> None:
         """Show the probe a step that is about to be taken."""
@@ -130,9 +140,20 @@ class Timed:
         """Take up what `state_dict` returned."""
         self._cost = float(state.get("cost", 0.0))
 
+    def discard(self) -> None:
+        """The gradients were thrown away: a step of this number will be tried again."""
+        if not self.off:
+            self.call(lambda p: p.discard(self._run))
+
     def _agreed(self, decision: bool) -> bool:
         if not self._together or self.probe.when.budget is None:
             return decision
         told = [decision]
         torch.distributed.broadcast_object_list(told, src=0)
         return bool(told[0])
+
+
+def _checked(found: Any) -> Found | None:
+    if found is not None and not isinstance(found, Found):
+        raise TypeError(f"measure() returns a Found or None, got {type(found).__name__}")
+    return found

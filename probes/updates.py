@@ -22,7 +22,7 @@ class Updates(Probe):
     Quantities: `update_norm`, `weight_norm`, and `update` with columns ratio, distance and cosine. Three copies of the
     weights are held (five of small models); above `memory` bytes seeded sketches, whose relative standard error (0.28%)
     is noted as an event. Each recorded update is that of one step, also when `when` leaves steps out; the cosine is
-    then NaN. The distance counts from where the recorder was attached.
+    then NaN. The distance counts from where the recorder was attached, and anew when the set of parameters changes.
 
     Args:
         when: which steps; every one by default.

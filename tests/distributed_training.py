@@ -16,6 +16,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from landscape import Task
+from landscape.errors import ArchiveError
+from landscape.parameters import unwrap
 from landscape.probes import CurvatureProbe, GradientNoise, GradientNorms, LearningRate, Recorder, Updates, every
 
 
@@ -39,7 +42,8 @@ def train(folder: Path, name: str, rank: int, wrap, probes, *, recorded: bool = 
     model = wrap(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     seen: dict[str, list] = {"gradients": [], "local": [], "updates": []}
-    rec = Recorder(folder / name / "run.h5", model, optimizer, probes=probes) if recorded else None
+    task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(0, 0))
+    rec = Recorder(folder / name / "run.h5", model, optimizer, task=task, probes=probes) if recorded else None
     for step in range(4):
         x, y = batch(rank, step)
         if accumulate and isinstance(model, DistributedDataParallel):
@@ -83,6 +87,31 @@ def sharded(model: nn.Sequential) -> nn.Module:
     return fully_shard(model)
 
 
+def resume(folder: Path) -> dict:
+    """Go on with the sharded run, two steps, and return where each process went on from."""
+    model = sharded(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(
+        folder / "fsdp" / "run.h5", model, optimizer, probes=[GradientNorms(every(steps=2))], resume=True
+    ) as rec:
+        begun = rec.step
+        while rec.step < 6:
+            nn.functional.cross_entropy(model(batch(0, 9)[0]), batch(0, 9)[1]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"begun": begun, "ended": rec.step}
+
+
+def exists(folder: Path) -> str:
+    """Return what each process is told where the archive is there already."""
+    model = net()
+    try:
+        Recorder(folder / "ddp" / "run.h5", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    except ArchiveError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -99,6 +128,8 @@ def main(folder: str, rank: int) -> None:
         "fsdp bare": train(where, "", rank, sharded, (), recorded=False),
         "fsdp budget": train(where, "budget", rank, sharded, [GradientNorms(every(steps=1, budget=1e-9))]),
     }
+    found["resumed"] = resume(where)
+    found["exists"] = exists(where)
     (where / f"rank{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -46,7 +46,8 @@ def test_norms_are_those_of_the_whole_gradient(trained, name):
     h, seen = history(trained, name), trained[1][0][name]
     np.testing.assert_allclose(h["gradient_norm_before"].values, seen["gradients"], rtol=1e-6)
     coefficient = np.minimum(1, 0.5 / (np.array(seen["gradients"])[:, :1] + 1e-6))
-    np.testing.assert_allclose(h["gradient_norm"].values, np.array(seen["gradients"]) * coefficient, rtol=2e-6)
+    found = h["gradient_norm"].values[:4]  # the sharded run was resumed
+    np.testing.assert_allclose(found, np.array(seen["gradients"]) * coefficient, rtol=2e-6)
     np.testing.assert_allclose(h["update_norm"].values, seen["updates"], rtol=1e-5, atol=1e-7)
     assert h["gradient_norm"].names == ("global", "0.weight", "0.bias", "2.weight", "2.bias")
 
@@ -60,8 +61,7 @@ def test_training_is_bit_for_bit_the_same(trained, name):
 def test_the_first_process_alone_writes(trained):
     for name in ("ddp", "fsdp"):
         assert [p.name for p in (trained[0] / name).iterdir()] == ["run.h5"]
-        h = history(trained, name)
-        np.testing.assert_array_equal(h["loss"].steps, np.arange(1, 5))
+        np.testing.assert_array_equal(history(trained, name)["loss"].steps, np.arange(1, 5))
 
 
 def test_the_noise_scale_of_ranks_is_the_naive_one(trained):
@@ -82,4 +82,13 @@ def test_a_budget_is_decided_once_for_all_processes(trained):
 def test_curvature_of_a_sharded_model_is_refused_and_training_goes_on(trained):
     said = [e.message for e in history(trained, "fsdp").events if e.kind == "probe_failed"]
     assert len(said) == 1
-    assert "task=" in said[0] or "sharded" in said[0]
+    assert "sharded" in said[0]
+
+
+def test_all_processes_resume_from_the_same_step(trained):
+    assert [seen["resumed"] for seen in trained[1]] == [{"begun": 4, "ended": 6}] * 2
+    np.testing.assert_array_equal(history(trained, "fsdp")["gradient_norm"].steps, [1, 2, 3, 4, 6])
+
+
+def test_what_the_first_process_is_refused_all_are(trained):
+    assert ["exists" in seen["exists"] for seen in trained[1]] == [True, True]

@@ -68,3 +68,15 @@ def test_after_an_exception_in_its_middle(name, error):
         run(task, seed=0, progress=False, **quick(name))
     assert loss.calls == loss.at
     before.unchanged()
+
+
+def test_a_graph_that_was_made_before_still_goes_backward():
+    model = messy().eval()
+    x, y = data(8)
+    x = x.to(next(model.parameters()).dtype)
+    expected = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()), allow_unused=True)
+    loss = F.cross_entropy(model(x), y)
+    measurements()["eigenvalues"].run(task_of(model, nn.CrossEntropyLoss()), seed=0, **quick("eigenvalues"))
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)

@@ -25,7 +25,7 @@ from .groups import PLAIN_DIMENSION, encode, write_group
 from .history import COMPACTED, EPOCHS, EVENTS, PROBES, STEPS, Event, Probed, live_results, read_history, result_name
 from .reader import open_archive
 from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
-from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, segment_paths
+from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, overtaken_at, segment_paths
 
 #: Beside the archive: what could not be read when a run was put into it.
 DAMAGED = ".damaged"
@@ -363,10 +363,10 @@ def _mark_overtaken(file: h5py.File, plans: Sequence[_Plan], segments: Sequence[
             late = group["superseded"][()].astype(bool) if "superseded" in group else np.zeros(len(steps), bool)
             plan = written.get(f"{parent}/{name}")
             row = len(steps) - (plan.rows if plan else 0)
-            _mark(late, steps, slice(0, row), [s.facts for s in segments])
+            _mark(late, steps, slice(0, row), str(name), [s.facts for s in segments])
             for i, segment in enumerate(segments if plan else ()):
                 count = segment.count(name)
-                _mark(late, steps, slice(row, row + count), [s.facts for s in segments[i + 1 :]])
+                _mark(late, steps, slice(row, row + count), str(name), [s.facts for s in segments[i + 1 :]])
                 row += count
             if late.any() and "superseded" in group:
                 group["superseded"][:] = late.astype(np.int8)
@@ -374,8 +374,8 @@ def _mark_overtaken(file: h5py.File, plans: Sequence[_Plan], segments: Sequence[
                 _make_superseded(group, late)
 
 
-def _mark(late: np.ndarray, steps: np.ndarray, part: slice, later: Sequence[Mapping[str, Any]]) -> None:
-    at = min((facts["resumed_at"] for facts in later if "resumed_at" in facts), default=None)
+def _mark(late: np.ndarray, steps: np.ndarray, part: slice, name: str, later: Sequence[Mapping[str, Any]]) -> None:
+    at = overtaken_at(later, name)
     if at is not None:
         late[part] |= steps[part] > at
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .schema import unpack
-from .segments import Rows, live_folder, read_live, segment_paths
+from .segments import Rows, live_folder, overtaken_at, read_live, segment_paths
 
 #: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
 STEPS, EPOCHS, EVENTS, PROBES = "steps", "epochs", "events", "probes"
@@ -128,8 +128,16 @@ class History:
 
     @property
     def last_step(self) -> int:
-        """The last step that anything was recorded at; -1 where nothing was."""
-        return max((int(s.steps.max()) for s in self.quantities.values() if len(s.steps)), default=-1)
+        """The last step of the first optimizer that stands; -1 where nothing was recorded."""
+        return self.last_of("")
+
+    def last_of(self, suffix: str) -> int:
+        """Return the last step that stands of an optimizer, by the suffix of its quantities' names; -1 for none."""
+        # `time` has a row for each step of the first optimizer, `learning_rate` and others for each of any.
+        first = "time" if not suffix and "time" in self.quantities else ""
+        names = [first] if first else [n for n in self.quantities if n.endswith(suffix)]
+        found = (self.quantities[n] for n in names)
+        return max((int(s.steps[~s.superseded].max(initial=-1)) for s in found), default=-1)
 
     def __bool__(self) -> bool:
         return bool(self.quantities or self.events or self.probed)
@@ -236,13 +244,13 @@ def _read(path: Path, rows: bool) -> History:
     folder = live_folder(path)
     if not segment_paths(folder):
         return stored
-    live, resumed = _live(folder, compacted, rows)
+    live, facts = _live(folder, compacted, rows)
     if live is None:
         return stored
     if rows:
         # Now, not when they are asked for: by then the archive may hold the segments' rows, too.
         stored = replace(stored, quantities=dict(stored.quantities))
-    return _joined(stored, live, resumed)
+    return _joined(stored, live, facts)
 
 
 def _stored(path: Path) -> tuple[History, frozenset[str]]:
@@ -341,8 +349,8 @@ def _probed(probe: str, name: str, group: h5py.Group, path: Path) -> Probed:
     return Probed(probe, step, subject.epoch, str(about.get("kind", "")), path, str(group.name), superseded)
 
 
-def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History | None, tuple[int, ...]]:
-    """Return what the segments hold that the archive doesn't (None: nothing), and the steps at which runs resumed."""
+def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History | None, tuple[Mapping[str, Any], ...]]:
+    """Return what the segments hold that the archive doesn't (None: nothing), and what their headers say."""
     found, segments = read_live(folder, compacted, rows=rows)
     if not segments:
         return None, ()
@@ -354,11 +362,10 @@ def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History
         about = described.get(name, {})
         units, doc, axis = (str(about.get(k, d)) for k, d in (("units", ""), ("doc", ""), ("axis", "step")))
         quantities[name] = Series(r.names, r.steps, r.values, r.superseded, name, units, doc, axis)
-    resumed = [s.facts.get("resumed_at") for s in segments]
     sessions = [(s.facts.get("session", 0), s.facts["resumed_at"]) for s in segments if "resumed_at" in s.facts]
     events = []
     for i, segment in enumerate(segments):
-        overtaken = min((at for at in resumed[i + 1 :] if at is not None), default=None)
+        overtaken = overtaken_at([later.facts for later in segments[i + 1 :]])
         for e in segment.events:
             events.append(event_of(e, superseded=_late(e["step"], overtaken)))
     probed: dict[str, list[Probed]] = {}
@@ -368,7 +375,7 @@ def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History
             probed.setdefault(file.parent.name, []).extend(results)
     torn = sum(s.torn for s in segments)
     history = History(quantities, tuple(events), {n: tuple(p) for n, p in probed.items()}, torn)
-    return history, tuple(at for at in resumed if at is not None)
+    return history, tuple(s.facts for s in segments)
 
 
 def event_of(found: Mapping[str, Any], *, superseded: bool = False) -> Event:
@@ -394,9 +401,9 @@ def result_name(path: Path) -> str:
 
 
 def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probed]:
-    """Return the Results of one file, `<step>-<session>.h5`; a later session that began before it has overtaken it."""
+    """Return the Results of one file, `<step>-<session>-<number>.h5`; a later session that began before it counts."""
     found = []
-    session = path.stem.partition("-")[2]
+    _, session, *_ = (*path.stem.split("-"), "")
     own = int(session) if session.isdigit() else 0
     at = min((at for session, at in sessions if session > own), default=None)
     try:
@@ -411,11 +418,13 @@ def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probe
     return found
 
 
-def _joined(stored: History, live: History, resumed: tuple[int, ...]) -> History:
+def _joined(stored: History, live: History, facts: Sequence[Mapping[str, Any]]) -> History:
     """Put what was written later behind what the archive holds, which it may have overtaken."""
-    at = min(resumed, default=None)
+    at = overtaken_at(facts)
     names = dict.fromkeys((*stored.quantities, *live.quantities))
-    quantities = _Lazily({name: partial(_one, name, stored.quantities, live.quantities, at) for name in names})
+    quantities = _Lazily(
+        {name: partial(_one, name, stored.quantities, live.quantities, overtaken_at(facts, name)) for name in names}
+    )
     events = tuple(replace(e, superseded=e.superseded or _late(e.step, at)) for e in stored.events)
     probed = {
         n: tuple(replace(p, superseded=p.superseded or _late(p.step, at)) for p in found)

@@ -257,6 +257,19 @@ def _without_rows(opened: Opened) -> Segment:
     return Segment(opened.path, opened.facts, opened.columns, {}, {}, opened.events, opened.torn, opened.id)
 
 
+def overtaken_at(later: Sequence[Mapping[str, Any]], quantity: str = "") -> int | None:
+    """Return the step from which on later segments, of these facts, went over a quantity's rows again; None: nowhere.
+
+    `resumed_at` counts the first optimizer's steps; quantities of another one end with its name and have their own.
+    """
+    found = []
+    for facts in later:
+        if "resumed_at" in facts:
+            own = (at for suffix, at in facts.get("resumed_by", {}).items() if suffix and quantity.endswith(suffix))
+            found.append(int(next(own, facts["resumed_at"])))
+    return min(found, default=None)
+
+
 def _quantity(quantity: str, names: tuple[str, ...], segments: Sequence[Segment]) -> Rows:
     holding = [s for s in segments if quantity in s.columns]
     steps = np.concatenate([s.steps[quantity] for s in holding])
@@ -276,10 +289,10 @@ def _quantity(quantity: str, names: tuple[str, ...], segments: Sequence[Segment]
     for i, s in enumerate(segments):
         if quantity not in s.columns:
             continue
-        overtaken = [later.facts["resumed_at"] for later in segments[i + 1 :] if "resumed_at" in later.facts]
+        at = overtaken_at([later.facts for later in segments[i + 1 :]], quantity)
         part = slice(row, row + len(s.steps[quantity]))
-        if overtaken:
-            superseded[part] = steps[part] > min(overtaken)
+        if at is not None:
+            superseded[part] = steps[part] > at
         row = part.stop
     return Rows(names, steps, values, superseded)
 

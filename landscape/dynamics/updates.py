@@ -75,7 +75,8 @@ class Updates:
         seed: int = 0,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.parameters = tuple(parameters)
+        # A complex number counts as its two parts.
+        self.parameters = tuple(torch.view_as_real(p.detach()) if p.is_complex() else p for p in parameters)
         devices = {p.device for p in self.parameters}
         if len(devices) != 1:
             where = " and ".join(sorted(map(str, devices))) or "nowhere: there are none"

@@ -1,0 +1,424 @@
+"""The recorder in loops as people write them: skipped steps, several optimizers, odd orders, resumes, misuse."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from recorded_training import batch, small, steps
+from torch import nn
+
+from landscape import open_archive
+from landscape.errors import MeasurementError
+from landscape.probes import (
+    Embeddings,
+    Found,
+    GradientNoise,
+    GradientNorms,
+    LossTerms,
+    Probe,
+    Quantity,
+    Recorder,
+    Updates,
+    every,
+)
+
+
+def history(path):
+    return open_archive(path / "run.h5").history
+
+
+class TestALossBelongsToItsStep:
+    """Also under GradScaler, where steps are skipped, wherever the loop logs and zeroes."""
+
+    def loop(self, tmp_path, order: str, bad: tuple[int, ...], n: int = 7):
+        model, optimizer = small()
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        g = torch.Generator().manual_seed(0)
+        right = []
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms()]) as rec:
+            for i in range(n):
+                x, y = batch(6, g)
+                what = {}
+
+                def forward(x=x, y=y, what=what):
+                    what["loss"] = nn.functional.cross_entropy(model(x), y)
+
+                def backward(i=i, what=what):
+                    scaler.scale(what["loss"]).backward()
+                    if i in bad:
+                        model[0].weight.grad[0, 0] = torch.inf
+
+                def step():
+                    scaler.step(optimizer)
+                    scaler.update()
+
+                actions = {
+                    "f": forward,
+                    "z": optimizer.zero_grad,
+                    "b": backward,
+                    "s": step,
+                    "l": lambda what=what: rec.log(loss=what["loss"]),
+                }
+                for action in order:
+                    actions[action]()
+                if i not in bad:
+                    right.append(what["loss"].item())
+        return history(tmp_path), right
+
+    @pytest.mark.parametrize("bad", [(), (0,), (2,), (0, 1), (3, 4)])
+    @pytest.mark.parametrize("order", ["flzbs", "zflbs", "zfbls", "fblsz", "zfbsl"])
+    def test_in_every_order(self, tmp_path, order, bad):
+        h, right = self.loop(tmp_path, order, bad)
+        np.testing.assert_array_equal(h["loss"].steps, np.arange(1, len(right) + 1))
+        np.testing.assert_array_equal(h["loss"].column("loss"), right)
+        assert len([e for e in h.events if e.kind == "skipped_step"]) == len(bad)
+        np.testing.assert_array_equal(h["gradient_norm"].steps, np.arange(1, len(right) + 1))
+
+    def test_with_a_closure_it_is_the_first_evaluation(self, tmp_path):
+        model, _ = small()
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+        x, y = batch(20, torch.Generator().manual_seed(0))
+        first = []
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for _ in range(3):
+
+                def closure():
+                    optimizer.zero_grad()
+                    loss = nn.functional.cross_entropy(model(x), y)
+                    rec.log(loss=loss)
+                    loss.backward()
+                    return loss
+
+                first.append(optimizer.step(closure).item())
+        np.testing.assert_array_equal(history(tmp_path)["loss"].column("loss"), first)
+
+    def test_gradients_zeroed_in_place_twice_are_no_skipped_step(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for _ in range(3):
+                optimizer.zero_grad(set_to_none=False)
+                steps(model, optimizer, 1, rec)
+                optimizer.zero_grad(set_to_none=False)
+        h = history(tmp_path)
+        assert not [e for e in h.events if e.kind == "skipped_step"]
+        assert len(h["loss"].steps) == 3
+
+
+class TestSeveralOptimizers:
+    def parts(self):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"g": nn.Linear(3, 3), "d": nn.Linear(3, 1)})
+        return model, {n: torch.optim.SGD(model[n].parameters(), lr=0.1) for n in "gd"}
+
+    def take(self, model, optimizers, rec, d_steps: int, g_steps: int = 1):
+        for name, count in (("d", d_steps), ("g", g_steps)):
+            for _ in range(count):
+                optimizers["g"].zero_grad()
+                optimizers["d"].zero_grad()
+                loss = model["d"](model["g"](torch.randn(4, 3))).square().mean()
+                if name == "g":
+                    rec.log(loss=loss)
+                loss.backward()
+                optimizers[name].step()
+
+    def test_one_that_is_zeroed_without_stepping_skips_nothing(self, tmp_path):
+        model, optimizers = self.parts()
+        with Recorder(tmp_path / "run.h5", model, optimizers) as rec:
+            for _ in range(4):
+                self.take(model, optimizers, rec, d_steps=3)
+        h = history(tmp_path)
+        assert not [e for e in h.events if e.kind == "skipped_step"]
+        assert len(h["loss"].steps) == 4
+        assert (len(h["gradient_norm.d"].steps), len(h["gradient_norm.g"].steps)) == (12, 4)
+
+    @pytest.mark.parametrize("with_state", [True, False])
+    def test_a_resume_goes_by_each_ones_own_steps(self, tmp_path, with_state):
+        model, optimizers = self.parts()
+        with Recorder(tmp_path / "run.h5", model, optimizers) as rec:
+            for i in range(4):
+                if i == 3:
+                    state = rec.state_dict()
+                self.take(model, optimizers, rec, d_steps=2)
+        with Recorder(tmp_path / "run.h5", model, optimizers, resume=True) as rec:
+            if with_state:
+                rec.load_state_dict(state)
+            assert rec.steps == ({"g": 3, "d": 6} if with_state else {"g": 4, "d": 8})
+            self.take(model, optimizers, rec, d_steps=2)
+        h = history(tmp_path).current()
+        for name, count in (("g", 4), ("d", 8)):
+            expected = np.arange(1, count + 1 + (0 if with_state else count // 4))
+            np.testing.assert_array_equal(h[f"gradient_norm.{name}"].steps, expected)
+
+    def test_clipping_asks_which(self, tmp_path):
+        model, optimizers = self.parts()
+        with Recorder(tmp_path / "run.h5", model, optimizers) as rec:
+            with pytest.raises(MeasurementError, match="say which"):
+                rec.clip_grad_norm_(1.0)
+            rec.clip_grad_norm_(1.0, optimizer="d")
+
+
+class TestResuming:
+    def test_what_is_logged_before_the_first_step_supersedes_too(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 10, rec)
+        with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+            rec.load_state_dict({"step": 5, "epoch": 0})
+            rec.log(val_loss=1.0)
+            rec.scheduled({"clip": 1.0})
+            steps(model, optimizer, 5, rec)
+            with pytest.raises(MeasurementError, match="before the first step or log"):
+                rec.load_state_dict({"step": 5, "epoch": 0})
+        h = history(tmp_path)
+        assert h["loss"].superseded.sum() == 5
+        np.testing.assert_array_equal(h.current()["loss"].steps, np.arange(1, 11))
+
+    def test_twice_goes_on_from_what_stands(self, tmp_path):
+        model, optimizer = small()
+        for state, count in ((None, 10), (2, 2), (None, 3)):
+            with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+                if state is not None:
+                    rec.load_state_dict({"step": state, "epoch": 0})
+                steps(model, optimizer, count, rec)
+        assert rec.step == 7
+        np.testing.assert_array_equal(history(tmp_path).current()["loss"].steps, np.arange(1, 8))
+
+    def test_a_cheap_probes_budget_is_decided_alike(self, tmp_path):
+        def probe() -> GradientNorms:
+            return GradientNorms(every(steps=1, budget=0.02))
+
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[probe()]) as rec:
+            steps(model, optimizer, 60, rec)
+        first = history(tmp_path)["gradient_norm"].steps
+        assert 1 <= len(first) < 60
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[probe()], resume=True) as rec:
+            rec.load_state_dict({"step": 20, "epoch": 0})
+            steps(model, optimizer, 40, rec)
+        np.testing.assert_array_equal(history(tmp_path).current()["gradient_norm"].steps, first)
+
+
+class TestNoise:
+    def record(self, tmp_path, *, scaler=None, bad=(), raising=False):
+        model, optimizer = small()
+        g = torch.Generator().manual_seed(1)
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNoise(6)]) as rec:
+            for i in range(3 + len(bad)):
+                if raising and i == 1:
+                    broken = model[0].weight.register_hook(lambda grad: 1 / 0)
+                    with pytest.raises(ZeroDivisionError):
+                        model(torch.ones(1, 4)).sum().backward()
+                    broken.remove()
+                    optimizer.zero_grad()
+                data = [batch(6, g) for _ in range(4)] if i not in bad else [(torch.ones(6, 4), torch.zeros(6).long())]
+                for x, y in data:
+                    loss = nn.functional.cross_entropy(model(x), y) / 4
+                    (scaler.scale(loss) if scaler else loss).backward()
+                if i in bad:
+                    model[0].weight.grad[0, 0] = torch.inf
+                if scaler:
+                    scaler.unscale_(optimizer)
+                    rec.clip_grad_norm_(0.05)
+                    scaler.step(optimizer)
+                    scaler.update()
+                else:
+                    rec.clip_grad_norm_(0.05)
+                    optimizer.step()
+                optimizer.zero_grad()
+        return history(tmp_path)["noise_scale"].values
+
+    def test_is_the_same_under_a_scaler_and_behind_a_skipped_step(self, tmp_path):
+        plain = self.record(tmp_path / "a")
+        scaled = self.record(tmp_path / "b", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=99))
+        np.testing.assert_allclose(scaled, plain, rtol=1e-4)
+        skipped = self.record(
+            tmp_path / "c", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=99), bad=(1,)
+        )
+        np.testing.assert_allclose(skipped, plain, rtol=1e-4)
+
+    def test_goes_on_behind_a_backward_pass_that_failed(self, tmp_path):
+        assert len(self.record(tmp_path, raising=True)) == 3
+
+    def test_refuses_closures(self, tmp_path):
+        model, _ = small()
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            loss.backward()
+            return loss
+
+        with (
+            pytest.warns(RuntimeWarning, match="one backward pass"),
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNoise(6)]),
+        ):
+            optimizer.step(closure)
+
+
+class TestParametersThatChange:
+    def test_a_head_that_is_replaced_is_followed(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 2, rec)
+            model[2] = nn.Linear(8, 3)
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+            steps(model, optimizer, 2, rec)
+        h = history(tmp_path)
+        assert np.isfinite(h["gradient_norm"].column("2.weight")).all()
+        assert [e.step for e in h.events if e.kind == "parameters_changed"] == [2]
+
+    def test_nothing_of_the_model_left_is_an_event_not_an_error(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 1, rec)
+            optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(1))]
+            optimizer.step()
+        assert "none of them" in next(e.message for e in history(tmp_path).events if e.kind == "parameters_changed")
+
+
+class TestProbesThatMisbehave:
+    def test_a_layer_whose_rank_can_not_be_had_leaves_the_forward_pass_alone(self, tmp_path, monkeypatch):
+        def fail(features):
+            raise torch.linalg.LinAlgError("did not converge")
+
+        monkeypatch.setattr("landscape.probes.embeddings.effective_rank", fail)
+        model, optimizer = small()
+        with (
+            pytest.warns(RuntimeWarning, match="did not converge"),
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[Embeddings("0", every(steps=1))]) as rec,
+        ):
+            steps(model, optimizer, 3, rec)
+
+    @pytest.mark.parametrize("found", [{"a": 1}, Found({"never declared": (1.0,)})])
+    def test_a_probe_that_returns_something_else_is_switched_off(self, tmp_path, found):
+        class Odd(Probe):
+            name, expensive, when = "odd", True, every(steps=1)
+
+            def measure(self, run, now):
+                return found
+
+        model, optimizer = small()
+        with (
+            pytest.warns(RuntimeWarning, match="'odd' failed"),
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[Odd()]) as rec,
+        ):
+            steps(model, optimizer, 2, rec)
+
+    def test_a_tensor_that_a_probe_uses_again_was_recorded_as_it_was(self, tmp_path):
+        class Own(Probe):
+            name = "own"
+            held = torch.zeros(1, dtype=torch.float64)
+
+            def start(self, run):
+                return [Quantity("own", ("value",))]
+
+            def after(self, run, step):
+                self.held.fill_(step.number)
+                run.record("own", step.number, self.held)
+
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[Own()]) as rec:
+            steps(model, optimizer, 3, rec)
+        np.testing.assert_array_equal(history(tmp_path)["own"].column("value"), [1, 2, 3])
+
+    def test_two_evaluations_behind_one_step_are_both_kept(self, tmp_path):
+        model, optimizer = small()
+        x, y = batch(50, torch.Generator().manual_seed(0))
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 1, rec)
+            rec.observe(model(x).detach(), y)
+            rec.end_evaluation()
+            rec.observe(model(x[:20]).detach(), y[:20], split="test")
+            rec.end_epoch()
+        assert [p.result.samples for p in history(tmp_path).probed["calibration"]] == [50, 20]
+
+    def test_terms_of_micro_batches_are_measured_once_a_step(self, tmp_path):
+        model, optimizer = small()
+        g = torch.Generator().manual_seed(0)
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[LossTerms(every(steps=1))]) as rec:
+            for i in range(6):
+                x, y = batch(6, g)
+                out = model(x)
+                terms = {"ce": nn.functional.cross_entropy(out, y), "l2": out.square().mean()}
+                rec.log(loss=terms)
+                sum(terms.values()).backward()
+                if i % 3 == 2:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        np.testing.assert_array_equal(history(tmp_path)["term_gradient_norm"].steps, [1, 2])
+
+
+class TestBeginningAndEnd:
+    def test_values_that_are_no_numbers_are_said_at_once(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            with pytest.raises(ValueError, match=r"one element, got a tensor of shape \(3,\)"):
+                rec.log(loss=torch.ones(3))
+            with pytest.raises(TypeError, match="a number or a tensor of one element"):
+                rec.log(accuracy="high")
+
+    def test_calls_behind_the_end_do_nothing(self, tmp_path):
+        model, optimizer = small()
+        rec = Recorder(tmp_path / "run.h5", model, optimizer)
+        steps(model, optimizer, 1, rec)
+        rec.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            steps(model, optimizer, 1, rec)
+            rec.clipped(torch.tensor(1.0), 1.0)
+            rec.end_epoch()
+            rec.close()
+
+    def test_somebody_elses_zero_grad_is_put_back(self, tmp_path):
+        model, optimizer = small()
+        own = optimizer.zero_grad
+        optimizer.zero_grad = theirs = lambda *a, **k: own(*a, **k)
+        with Recorder(tmp_path / "run.h5", model, optimizer):
+            assert optimizer.zero_grad is not theirs
+        assert optimizer.zero_grad is theirs
+
+    def test_one_that_nobody_holds_any_more_frees_its_archive(self, tmp_path):
+        model, optimizer = small()
+        rec = Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms()])
+        steps(model, optimizer, 3, rec)
+        del rec, model, optimizer
+        gc.collect()
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+            assert rec.step == 3
+
+    def test_a_forked_child_that_ends_leaves_the_recorder_alone(self, tmp_path):
+        code = (
+            "import os, sys, torch\n"
+            "from landscape.probes import GradientNorms, Recorder\n"
+            "m = torch.nn.Linear(1, 1); o = torch.optim.SGD(m.parameters(), lr=0.1)\n"
+            "rec = Recorder(sys.argv[1], m, o, probes=[GradientNorms()])\n"
+            "m.weight.grad = torch.ones(1, 1); o.step()\n"
+            "pid = os.fork()\n"
+            "if pid == 0: sys.exit(0)\n"
+            "os.waitpid(pid, 0)\n"
+            "o.step(); rec.close()\n"
+        )
+        import subprocess
+        import sys
+
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.h5")], check=True, timeout=120, env=environment)
+        archive = open_archive(tmp_path / "run.h5")
+        assert (archive.status, len(archive.history["gradient_norm"].steps)) == ("complete", 2)
+
+    def test_complex_parameters_have_a_cosine(self, tmp_path):
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[Updates()]):
+            for _ in range(3):
+                model.weight.grad = torch.full((3,), 1 + 2j, dtype=torch.complex64)
+                optimizer.step()
+        np.testing.assert_allclose(history(tmp_path)["update"].column("cosine")[1:], 1, rtol=1e-6)
