@@ -181,7 +181,7 @@ def _gradients(bad: int) -> Check:
     return Check("gradients", "warn" if bad else "pass", said, float(bad), 0.0)
 
 
-def answers(found: Sequence[tuple[Run, str, Check]]) -> list[Answers]:
+def answers(found: Sequence[tuple[Run, str, Check]], runs: Sequence[Run]) -> list[Answers]:
     """Return how each question was answered, in order; the last is left out where nothing falls to it."""
     by_name = {name: i for i, q in enumerate(QUESTIONS) for name in q.checks}
     listed = [Answers(q) for q in (*QUESTIONS, OTHER)]
@@ -189,6 +189,11 @@ def answers(found: Sequence[tuple[Run, str, Check]]) -> list[Answers]:
         answer = listed[by_name.get(_base(check.name, by_name), len(QUESTIONS))]
         answer.found[check.level] += 1
         answer.runs.add(run.index)
+    # A run that was read from end to end has no check that says so.
+    readable = listed[0]
+    sound = [r.index for r in runs if r.index not in readable.runs]
+    readable.found["pass"] += len(sound)
+    readable.runs.update(sound)
     return listed if listed[-1].runs else listed[:-1]
 
 

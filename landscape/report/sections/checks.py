@@ -40,7 +40,7 @@ def build(runs: Sequence[Run]) -> Section:
     else:
         level = "fail" if failed else "warn" if warned else "pass"
         blocks.append(Notes([(level, f"{passed} checks passed, {warned} to look at, {failed} failed.")]))
-        blocks.append(_questions(answers(found), len(runs)))
+        blocks.append(_questions(answers(found, runs), len(runs)))
     if loud:
         blocks.append(_table("Failed, or to look at.", loud, len(runs)))
     if quiet:
