@@ -237,14 +237,48 @@ class TestWhateverHappens:
             sys.setswitchinterval(before)
         np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].steps, np.arange(20_000))
 
+    def test_a_training_that_outruns_the_writer_waits_and_loses_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_ROWS", 8)
+        monkeypatch.setattr(live, "MOST_AHEAD", 1)
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=60)
+        most = 0
+        for step in range(5000):
+            writer.append("x", step, (1.0,))
+            most = max(most, len(writer._waiting["x"].rows))
+        writer.close()
+        assert most <= 16
+        assert writer.lost == 0
+        np.testing.assert_array_equal(read_live(tmp_path)[0]["x"].steps, np.arange(5000))
+
+    def test_a_disk_that_hangs_stops_a_training_once_and_rows_are_counted(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_ROWS", 8)
+        monkeypatch.setattr(live, "MOST_AHEAD", 1)
+        monkeypatch.setattr(live, "PATIENCE", 0.2)
+        writer = LiveWriter(tmp_path, {"x": ("a",)}, flush_seconds=60)
+        honest, back = live._write_all, threading.Event()
+        monkeypatch.setattr(live, "_write_all", lambda *a: back.wait(60) and honest(*a))
+        begun = time.perf_counter()
+        for step in range(500):
+            writer.append("x", step, (1.0,))
+        assert time.perf_counter() - begun < 10
+        assert len(writer._waiting["x"].rows) <= 16
+        back.set()
+        writer.close()
+        kept = read_live(tmp_path)[0]["x"].steps
+        assert writer.lost > 0
+        assert writer.lost + len(kept) == 500
+
     def test_rows_of_the_wrong_width_are_lost_alone(self, tmp_path):
         writer = LiveWriter(tmp_path, {"x": ("a", "b"), "y": ("c",)}, flush_seconds=60)
         writer.append("x", 0, [1.0])
         writer.append("y", 0, [2.0])
         writer.flush()
         writer.append("x", 1, [1.0, 2.0])
+        writer.append("x", 2, [1.0])
+        writer.append("x", 3, "text")
+        writer.append("none", 3, [1.0])
         writer.close()
-        assert writer.lost == 1
+        assert writer.lost == 4
         rows, _ = read_live(tmp_path)
         assert rows["x"].steps.tolist() == [1]
         assert rows["y"].steps.tolist() == [0]

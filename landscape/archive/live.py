@@ -148,10 +148,11 @@ class LiveWriter:
 
     def _wait_for_room(self, queue: _Queue) -> None:
         """Let the thread catch up with a training that outruns it; give up the oldest row where nothing moves."""
-        if self.problem is None and not self._hangs:
+        while self.problem is None and not self._hangs and len(queue.rows) >= queue.most:
+            before = self._written
             self._room.clear()
             self._wake.set()
-            self._hangs = len(queue.rows) >= queue.most and not self._room.wait(PATIENCE)
+            self._hangs = not self._room.wait(PATIENCE) and self._written == before
         if self._hangs or self.problem is not None:
             try:
                 queue.rows.popleft()
@@ -179,7 +180,8 @@ class LiveWriter:
                     rows = [pop() for _ in range(min(queue.block, len(queue.rows)))]
                 except IndexError:  # the training's thread gave up some in between
                     continue
-                self._room.set()
+                if len(queue.rows) <= queue.most // 2:
+                    self._room.set()  # not sooner: two threads that take turns block by block are slow ones
                 if rows:
                     yield from self._block(quantity, *zip(*rows, strict=True))
         events = [self._events.popleft() for _ in range(len(self._events))]
