@@ -27,8 +27,9 @@ from torch import nn
 
 from landscape.probes.demo.digits import digits  # pyright: ignore[reportMissingImports]
 from landscape.probes.sweep.batches import _mixed  # pyright: ignore[reportMissingImports]
-from landscape.probes.sweep.cell import How, train_cell  # pyright: ignore[reportMissingImports]
+from landscape.probes.sweep.cell import train_cell  # pyright: ignore[reportMissingImports]
 from landscape.probes.sweep.grid import Cell, grid  # pyright: ignore[reportMissingImports]
+from landscape.probes.sweep.how import How  # pyright: ignore[reportMissingImports]
 
 TASK = "landscape.probes.demo.digits:digits"
 LOSSES = ("cross_entropy", "cross_entropy(label_smoothing=0.1)", "focal(gamma=2)")

@@ -121,7 +121,7 @@ def command(task: str | None, out: Path, collect: bool, as_json: bool, report: s
 
 
 def _sweep(task: str, out: Path, how: dict[str, Any]) -> Sweep:
-    from ..probes.sweep.cell import How
+    from ..probes.sweep.how import How
     from ..probes.sweep.study import Sweep
 
     options: dict[str, dict[str, Any]] = {}

@@ -35,7 +35,7 @@ _NAMES = {
     "Sweep": "landscape.probes.sweep.study",
     "Cell": "landscape.probes.sweep.grid",
     "CellResult": "landscape.probes.sweep.outcome",
-    "How": "landscape.probes.sweep.cell",
+    "How": "landscape.probes.sweep.how",
     "grid": "landscape.probes.sweep.grid",
     "train_cell": "landscape.probes.sweep.cell",
     "collect": "landscape.probes.sweep.collecting",
@@ -65,11 +65,11 @@ if TYPE_CHECKING:
     from .rates import LearningRate as LearningRate
     from .recorder import Recorder as Recorder
     from .surface import SurfaceProbe as SurfaceProbe
-    from .sweep.cell import How as How
     from .sweep.cell import train_cell as train_cell
     from .sweep.collecting import collect as collect
     from .sweep.grid import Cell as Cell
     from .sweep.grid import grid as grid
+    from .sweep.how import How as How
     from .sweep.outcome import CellResult as CellResult
     from .sweep.range_test import range_test as range_test
     from .sweep.study import Sweep as Sweep

@@ -55,7 +55,8 @@ class Logged:
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step that was taken; a loss that it has already stands."""
         if "loss" in values and self._known != step:
-            self._known, self._late_for = step, None
+            # A loop that says which step it means may log another's before its step all the same.
+            self._known, self._late_for, self._behind = step, None, False if self._behind is False else None
             self.record("loss", step, _flat({"loss": values["loss"]}), _LOSS)
         rest = {n: v for n, v in values.items() if n != "loss"}
         if rest:

@@ -25,7 +25,8 @@ class LearningRate(Probe):
 
     def __init__(self, when: When = EVERY_STEP) -> None:
         self.when = when
-        self._last: dict[str, Any] = {}
+        #: By optimizer, the last learning rate and by how much it had changed then.
+        self._last: dict[str, tuple[float, float]] = {}
 
     def start(self, run: Run) -> Sequence[Quantity]:
         return [q for f in run.followed for q in _quantities(f)]
@@ -40,10 +41,12 @@ class LearningRate(Probe):
         first = rates[0]
         if isinstance(first, torch.Tensor):
             return
-        last = self._last.get(f.name, first)
-        if last > 0 and first > 0 and not 1 / SWITCH <= first / last <= SWITCH:
+        last, change = self._last.get(f.name, (first, 0.0))
+        jumped = last > 0 and first > 0 and not 1 / SWITCH <= first / last <= SWITCH
+        # The last steps of a linear decay halve it, too, but change it no more than those before them.
+        if jumped and abs(first - last) > 10 * abs(change):
             run.event("switch", f"learning rate {last:.4g} -> {first:.4g}", step.number)
-        self._last[f.name] = first
+        self._last[f.name] = (first, first - last)
 
 
 def _quantities(f: Followed) -> list[Quantity]:

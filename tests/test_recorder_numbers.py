@@ -442,6 +442,19 @@ class TestWhatIsLogged:
         h = record(tmp_path, model, optimizer, loop, probes=[LearningRate()])
         assert [(e.step, e.message) for e in h.events if e.kind == "switch"] == [(4, "learning rate 0.1 -> 0.01")]
 
+    def test_the_end_of_a_linear_decay_is_none(self, tmp_path):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / 6)
+
+        def loop(rec):
+            for b in batches(6):
+                plain_step(model, optimizer, *b)
+                decay.step()
+
+        h = record(tmp_path, model, optimizer, loop, probes=[LearningRate()])
+        assert not [e for e in h.events if e.kind == "switch"]
+
 
 class TestWhen:
     def test_an_update_is_that_of_one_step_also_where_steps_are_left_out(self, tmp_path):

@@ -16,8 +16,9 @@ from landscape.data import seed_all
 from landscape.errors import TrainingError
 from landscape.probes import GradientNorms, Sweep
 from landscape.probes.sweep.batches import Batches, _mixed
-from landscape.probes.sweep.cell import How, train_cell
+from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import Cell, grid
+from landscape.probes.sweep.how import How
 from landscape.probes.sweep.stopping import Stop
 
 #: Nothing beside the training: what is compared are weights.

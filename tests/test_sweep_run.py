@@ -16,7 +16,7 @@ from sweep_world import build, cells_of, start
 from landscape import Task, load_task, losses, open_archive
 from landscape.errors import TrainingError
 from landscape.probes import Sweep, collect
-from landscape.probes.sweep.cell import How
+from landscape.probes.sweep.how import How
 from landscape.probes.sweep.stopping import Stop
 
 BARE = How(record=False, measure=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import LandscapeError
+from .aside import whole
 from .runs import Run, gather
 
 #: Format -> what it is, for help pages; the endings of files are the formats' names, and those of SUFFIXES.
@@ -105,17 +105,3 @@ def check_target(target: Path, form: str, *, force: bool) -> None:
         )
     if not os.access(target if target.exists() else parent, os.W_OK):
         raise LandscapeError(f"{target} cannot be written: permission denied")
-
-
-def whole(target: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file beside the target, then rename it: readers see the old one or the new one."""
-    aside = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}.partial{target.suffix}")
-    try:
-        try:
-            write(aside)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise LandscapeError(f"{target} can't be written: {error.strerror or error}; choose another place") from error
-    return target

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import stat
-import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -18,6 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import LandscapeError
+from .aside import whole
 from .blocks import Folded, Picture
 from .chart import Chart, packed, script_json
 from .numbers import count
@@ -61,7 +60,7 @@ def write_report(
             f"{target} exists; choose another name, or replace it with force=True (on the command line: --force)"
         )
     page = render_report(gather(listed), title=title)
-    _write_aside(target, page)
+    whole(target, lambda aside: aside.write_text(page, encoding="utf-8"))
     return target
 
 
@@ -212,20 +211,3 @@ def _policy(scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
         "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _write_aside(target: Path, text: str) -> None:
-    """Write beside the target, then rename: a reader sees the old page or the new one, never half of one."""
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        try:
-            mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-            with open(aside, "x", encoding="utf-8") as file:
-                file.write(text)
-            if mode is not None:
-                aside.chmod(mode)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise LandscapeError(f"{target} can't be written: {error.strerror or error}; choose another place") from error

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import LandscapeError
+from .aside import whole
 from .effects import effects
-from .formats import whole
 from .paper import OVERLAID, Drawn, empty_figure, make_figure
 from .references import bibtex
 from .runs import Run

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from landscape.parameters import unwrap
 from landscape.tasks import Task
 from landscape.training.task_loss import text_in_force
 
-from ..probe import Probe
 from ..subjects import resolve_device
 from .grid import FULL, Cell
+from .how import How
 from .locking import PATIENCE, locked
 from .measuring import measure_final
 from .outcome import ARCHIVE, ERROR, FINAL, LAST, CellResult, flat_numbers, read_result, write_result
@@ -29,38 +29,10 @@ from .parts import Parts, make_parts
 from .recording import recording
 from .sources import Source
 from .stopping import Interrupted, Stop
-from .training import SAVE_SECONDS, Diverged, Training
+from .training import Diverged, Training
 
 #: Told of a training as it goes on: its cell, the training itself.
 Tell = Callable[[Cell, Training], None]
-
-
-@dataclass(frozen=True)
-class How:
-    """What is done with every cell beside training it; none of it changes the weights that come out.
-
-    Attributes:
-        device: "auto" is CUDA where there is one, else where the task's model is.
-        record: whether the training is recorded. probes: what the recorder measures: probes, or their names in
-            `recording.TRACKS` beside its default; None is the default alone.
-        evaluate: every how many epochs the test data are looked at; 0 never.
-        checkpoints: every how many epochs one is kept (for trajectories); 0 keeps the final one alone.
-        measure: whether the final checkpoint is measured: `only`, `preset`, `options`, `max_samples` as for
-            `landscape probe`.
-        save_every: seconds between two saved states of a training that is under way.
-    """
-
-    device: str = "auto"
-    record: bool = True
-    probes: Sequence[Probe | str] | None = None
-    evaluate: int = 1
-    checkpoints: int = 0
-    measure: bool = True
-    only: Sequence[str] | None = None
-    preset: str = "quick"
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    max_samples: int | None = None
-    save_every: float = SAVE_SECONDS
 
 
 def train_cell(

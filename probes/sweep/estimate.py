@@ -15,8 +15,9 @@ from landscape.errors import LandscapeError, TrainingError
 
 from ..prediction import measure_speed, predict
 from ..selection import choose, samples_to_draw
-from .cell import How, in_a_line, one_thread_on_cpu
+from .cell import in_a_line, one_thread_on_cpu
 from .grid import Cell
+from .how import How
 from .parts import Parts
 from .study import Sweep
 from .training import Training, evaluate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from landscape.archive.writer import ArchiveWriter
 from landscape.checkpoint import load_checkpoint
@@ -19,12 +19,10 @@ from ..outcome import ProbeOutcome
 from ..selection import choose, samples_to_draw
 from ..subjects import Prepared
 from .grid import Cell
+from .how import How
 from .outcome import ARCHIVE, FINAL
 from .sources import Source
 from .stopping import Stop, at_once
-
-if TYPE_CHECKING:
-    from .cell import How
 
 
 def measure_final(

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from landscape.errors import TrainingError
 from landscape.training.registry import nearest
@@ -18,12 +18,10 @@ from ..recorder import Recorder, default_probes
 from ..surface import SurfaceProbe
 from ..terms import LossTerms
 from ..when import every
+from .how import How
 from .parts import Parts
 from .sources import Source
 from .stopping import Interrupted
-
-if TYPE_CHECKING:
-    from .cell import How
 
 #: What can be tracked beside the recorder's own default, by name, each at its own default moments.
 TRACKS: Mapping[str, Callable[[], Probe]] = {

@@ -14,9 +14,10 @@ from landscape.tasks import Task
 from ..selection import choose
 from ..subjects import resolve_device
 from .bars import Bars
-from .cell import How, Tell, failed, in_a_line, train_cell
+from .cell import Tell, failed, in_a_line, train_cell
 from .collecting import Collected, collect
 from .grid import Cell, grid, named, read_cells
+from .how import How
 from .manifest import Manifest, claim, read_manifest
 from .outcome import CellResult, read_result, write_result
 from .parts import Parts, make_parts, try_loss
