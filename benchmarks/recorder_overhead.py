@@ -168,7 +168,7 @@ def main() -> None:
         if "mlp" in only:
             small = lambda: Loop(mlp(), random_batches((128, 64), 8))  # noqa: E731
             figures["MLP, 26,122 parameters, batch 128"] = by_turns(
-                small, folder / "mlp", 300, 3 if options.quick else 15
+                small, folder / "mlp", 300 if options.quick else 1500, 3 if options.quick else 9
             )
         if "resnet20" in only:
             large = lambda: Loop(ResNet(), random_batches((128, 3, 32, 32), 2))  # noqa: E731

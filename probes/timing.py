@@ -30,6 +30,8 @@ class Timed:
         when = probe.when
         #: A cheap probe that looks at every step, whatever it costs.
         self.always = when.steps == 1 and when.budget is None and not probe.expensive
+        #: Of a plain lattice of steps without a budget, its spacing: no more is asked inside a step.
+        self._every = when.steps if when.budget is None and not self._decided else None
         self._began = time.perf_counter()
         self._spent = self._cost = self._this = 0.0
         self._asked: tuple[int, bool] = (-1, False)
@@ -46,6 +48,8 @@ class Timed:
             return False
         if self.always:
             return True
+        if self._every is not None:
+            return number % self._every == 0
         if self._asked[0] != number:
             if self._this:
                 self._spent, self._cost, self._this = self._spent + self._this, self._this, 0.0

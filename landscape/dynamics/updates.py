@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
-from .norms import DOT, host_squares, joint_norm, tensor_norms
+from .norms import RUN, host_square, joint_norm, tensor_norms
 from .sketch import Sketch
 
 #: Up to this many numbers the weights are laid side by side in one vector, which takes a third of the time on small
@@ -169,10 +169,9 @@ class _OnHost:
         np.subtract(now, self._before, out=self._delta)
         np.subtract(now, self._start, out=self._away)
         delta = self._delta
-        squares = host_squares([*(delta[p] for p in parts), *(now[p] for p in parts), self._away])
-        norms = np.sqrt(squares)
-        updates, weights, away = norms[: len(parts)], norms[len(parts) : -1], float(norms[-1])
-        along = _dot(delta, self._last)
+        updates = np.sqrt([host_square(delta[p]) for p in parts])
+        weights = np.sqrt([host_square(now[p]) for p in parts])
+        away, along = math.sqrt(host_square(self._away)), _dot(delta, self._last)
         self._now, self._before = self._before, now
         self._tensors.reverse()
         self._delta, self._last = self._last, delta
@@ -181,7 +180,7 @@ class _OnHost:
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    return sum(float(a[i : i + DOT].dot(b[i : i + DOT])) for i in range(0, len(a), DOT))
+    return sum(float(a[i : i + RUN].dot(b[i : i + RUN])) for i in range(0, len(a), RUN))
 
 
 class _Flat:
