@@ -19,14 +19,14 @@ _TRAINING = ("losses", "schedules", "optimizers")
 
 
 @click.command(cls=Command, example="landscape list measurements --json\nlandscape list losses --check")
-@click.argument("what", type=click.Choice(["measurements", *_TRAINING]), default="measurements")
+@click.argument("what", type=click.Choice(["measurements", "probes", *_TRAINING]), default="measurements")
 @click.option(
     "--task", metavar="FILE:NAME", help="Import this task's file or module first, for what you registered in it."
 )
 @click.option("--check", is_flag=True, help="Try each loss: derivatives, large scores, its mean.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(what: str, task: str | None, check: bool, as_json: bool) -> None:
-    """List what can be measured, or what training is made of, with parameters, defaults and sources.
+    """List what can be measured, a recorder's probes, or what training is made of, with their parameters.
 
     A star marks what `landscape probe` leaves out unless --only asks for it.
     """
@@ -39,6 +39,9 @@ def command(what: str, task: str | None, check: bool, as_json: bool) -> None:
     if what in _TRAINING:
         _list_training(what, check, as_json)
         return
+    if what == "probes":
+        _list_probes(as_json)
+        return
     from landscape.results import measurements
 
     found = measurements()
@@ -47,6 +50,19 @@ def command(what: str, task: str | None, check: bool, as_json: bool) -> None:
         return
     click.echo("\n\n".join(_text(m) for m in found.values()))
     say("\nset an option with: landscape probe ckpt.pt --option NAME.OPTION=VALUE")
+
+
+def _list_probes(as_json: bool) -> None:
+    from ..probes.catalog import known_probes
+
+    found = known_probes()
+    if as_json:
+        click.echo(json_line({"schema": 1, "probes": found}))
+        return
+    for probe in found:
+        arguments = ", ".join(f"{n}" if d == "required" else f"{n}={d}" for n, d in probe["arguments"].items())
+        click.echo(f"{probe['class']}({arguments})\n    {probe['doc']}\n")
+    say("from landscape.probes import Recorder, ...; when: every(steps=10), at([1, 100]), log_spaced(budget=0.05)")
 
 
 def _list_training(what: str, check: bool, as_json: bool) -> None:

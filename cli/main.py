@@ -40,7 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "export": ("exporting", "Write an archive in another program's format."),
         "list": (
             "listing",
-            "List what can be measured, or what training is made of, with parameters, defaults and sources.",
+            "List what can be measured, a recorder's probes, or what training is made of, with their parameters.",
         ),
     },
 }

@@ -357,3 +357,10 @@ def test_check_of_what_cannot_be_measured_fails(world):
     shown = landscape("check", "tasks.py:noisy", "--json")
     assert shown.exit_code == 1
     assert json.loads(shown.stdout)["ok"] is False
+
+
+def test_probes_are_listed_with_what_they_record():
+    found = json.loads(done("list", "probes", "--json"))["probes"]
+    assert {"GradientNorms", "Updates", "CurvatureProbe", "CalibrationProbe"} <= {p["class"] for p in found}
+    assert all(p["doc"] for p in found)
+    assert next(p for p in found if p["class"] == "CurvatureProbe")["arguments"]["k"] == 1
