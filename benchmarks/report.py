@@ -54,7 +54,7 @@ def main() -> None:
 
 def measure(folder: Path, runs: int, points: int, steps: int) -> dict[str, Any]:
     """Return the figures of a report of so many runs."""
-    from report_samples import write_archives
+    from report_samples import write_archives  # pyright: ignore[reportMissingImports]
 
     paths = write_archives(folder, runs, points, steps)
     page = folder / "report.html"
@@ -80,7 +80,7 @@ def measure(folder: Path, runs: int, points: int, steps: int) -> dict[str, Any]:
 
 def opened(path: Path) -> dict[str, Any]:
     """Return when a browser painted first and had everything, and how many elements the page has; empty without one."""
-    from browser import browser, chromium
+    from browser import browser, chromium  # pyright: ignore[reportMissingImports]
 
     if chromium() is None:
         return {}
