@@ -134,6 +134,7 @@ def test_everything_is_drawn_without_an_error_and_nothing_is_asked_of_a_network(
 def test_nothing_is_wider_than_the_page(opened, name, width):
     page = opened(name, width)
     until(lambda: page.value("document.documentElement.scrollWidth") <= width)
+    page.scroll_through(1500)  # figures are drawn for this width when they come into sight
     # What is wider scrolls inside a box of its own.
     beyond = "e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length"
     boxed = "e.closest('.scroll, nav, svg, .choices')"

@@ -193,7 +193,8 @@
       if (this.element.hidden || !this.visible) return;
       const view = this.chart.view();
       const key = view + "|" + this.chart.options() + "|" + [...shown].join();
-      if (this.drawn === key && !again) return;
+      // One that was out of sight while the window changed is drawn anew when it comes back.
+      if (this.drawn === key && !again && !misfits(this)) return;
       const layout = layoutOf(this.chart, this, view, this.plot);
       const data = this.traces().map((spec) => {
         const trace = resolve(this.chart, spec);
@@ -518,8 +519,12 @@
       c.made().forEach((p) => p.drawn && fit(p));
     }), 120);
   });
+  function misfits(panel) {
+    const { clientWidth: width, _fullLayout: drawn } = panel.plot;
+    return Boolean(width && drawn && Math.abs(drawn.width - width) > 1);
+  }
   function fit(panel) {
-    if (panel.plot.clientWidth && panel.plot._fullLayout && Math.abs(panel.plot._fullLayout.width - panel.plot.clientWidth) > 1) panel.draw(true);
+    if (misfits(panel)) panel.draw(true);
   }
 
   // ------------------------------------------------------------------------------------------ linked zoom
