@@ -90,8 +90,9 @@ class Recorder:
     In a distributed training every process makes a Recorder with the same arguments; the first one writes.
 
     Raises ArchiveError where the archive exists, is being written by another recorder or can't be written;
-    MeasurementError for an optimizer of other parameters, and for a second recorder on one model. Later nothing raises:
-    a probe that fails is switched off, and rows that can't be written are counted; both are warned about once.
+    MeasurementError for an optimizer of other parameters, and for a second recorder on one model. Later only
+    calls raise that are given what they can't take (a loss that is no number): a probe that fails is switched off, and
+    rows that can't be written are counted; both are warned about once.
     """
 
     def __init__(
