@@ -422,3 +422,16 @@ class TestBeginningAndEnd:
                 model.weight.grad = torch.full((3,), 1 + 2j, dtype=torch.complex64)
                 optimizer.step()
         np.testing.assert_allclose(history(tmp_path)["update"].column("cosine")[1:], 1, rtol=1e-6)
+
+
+def test_one_process_of_several_does_not_run_a_model_that_synchronizes_its_statistics(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.SyncBatchNorm(8), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run.h5", model, optimizer, probes=[]) as rec:
+        rec._run.alone("curvature")  # a training in one process may
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        with pytest.raises(MeasurementError, match="curvature of a model with SyncBatchNorm"):
+            rec._run.alone("curvature")
+        monkeypatch.undo()
