@@ -8,7 +8,8 @@ import time
 import numpy as np
 import torch
 
-from .objective import Evaluation, Objective
+from .objective import Objective
+from .passes import Evaluation
 from .performance import Performance
 from .results import Check, Cost, measurement
 from .tasks import Task

@@ -7,11 +7,9 @@ whole draw however it is cut into batches.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,30 +17,15 @@ from torch import nn
 
 from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
-from .labels import default_prediction, default_target, hits, known_ignore_index, rows_of_samples
+from .labels import hits
+from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
+from .passes import Evaluation, evaluate, grouped_predictions
+from .placement import place, placed
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .session import prepared, quiet_rnn, recomputing
 from .tasks import Task
-from .verification import Verified, block_error, blocks, can_cut, verify
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss (and accuracy) of one no-grad pass; `stderr` is over the samples, NaN where it was not asked for.
-
-    `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
-    that differences between two evaluations have a paired standard error.
-    """
-
-    loss: float
-    stderr: float = math.nan
-    accuracy: float = math.nan
-    accuracy_stderr: float = math.nan
-    terms: dict[str, float] = field(default_factory=dict)
-    samples: int = 0
-    blocks: tuple[tuple[float, float], ...] = ()
-
+from .verification import Verified, can_cut, verify
 
 # The entered objectives of each model, in the order in which they were entered.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[Objective]] = weakref.WeakKeyDictionary()
@@ -80,7 +63,7 @@ class Objective:
         self.draw = task.draw(split, max_samples=max_samples, seed=seed)
         self._regroup = regroup
         self.model: nn.Module = unwrap(task.model)
-        self.device, self.dtype, self._notes = _place(task, self.model)
+        self.device, self.dtype, self._notes = place(task, self.model)
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0
@@ -126,7 +109,7 @@ class Objective:
             # Labels of batches none of which is to be ignored, as the forward gives them.
             self._plain: dict[int, Any] = {}
             self._stale_statistics = task.batchnorm == "recompute"
-            self._loss = _placed_partial(task.loss, self.device, self.dtype)
+            self._loss = placed(task.loss, self.device, self.dtype)
             self._facts = self._verified()
             self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
             self._stack = stack.pop_all()
@@ -285,7 +268,7 @@ class Objective:
 
         What the task raises becomes a TaskError that names the exception and the batch's shapes.
         """
-        return self._call(self._forward, batch)
+        return self.call(self._forward, batch)
 
     def _forward(self, batch: Any) -> tuple[Any, Any]:
         if self.task.batch_loss is not None:
@@ -301,13 +284,17 @@ class Objective:
                 f"the task {self.task.name or type(self.model).__name__} has no loss: "
                 "give Task(loss=...) or Task(batch_loss=...)"
             )
-        return self._call(self._loss, outputs, target)
+        return self.call(self._loss, outputs, target)
+
+    def begin(self, i: int) -> Any:
+        """Return batch i for a pass that starts now: its seed is set, and the running statistics are up to date."""
+        self._refresh_statistics()
+        self._seed(i)
+        return self.batch(i)
 
     def value(self, i: int) -> tuple[Any, Any, Any, Any]:
         """Return (batch, outputs, target, what the loss returned) of batch i at the current weights."""
-        self._refresh_statistics()
-        self._seed(i)
-        batch = self.batch(i)
+        batch = self.begin(i)
         outputs, target = self.forward(batch)
         return batch, outputs, target, self.loss_value(outputs, target)
 
@@ -369,9 +356,7 @@ class Objective:
         Raises MeasurementError for a batch_loss task, whose outputs nobody knows.
         """
         self.needs_outputs()
-        self._refresh_statistics()
-        self._seed(i)
-        batch = self.batch(i)
+        batch = self.begin(i)
         outputs, target = self.forward(batch)
         live: list[torch.Tensor] = []
         leaves: list[torch.Tensor] = []
@@ -387,7 +372,7 @@ class Objective:
         mean, weight, _ = self.weigh(i, self.loss_value(loose, target), loose, target, batch)
         return live, leaves, mean, weight
 
-    def _call(self, function: Any, *args: Any) -> Any:
+    def call(self, function: Any, *args: Any) -> Any:
         """Run something of the user's; what it raises becomes one line that names the batch's shapes."""
         try:
             return function(*args)
@@ -425,58 +410,7 @@ class Objective:
         by name, each averaged by its own weights (by samples where it says none), from the same pass; their means
         stand among `terms`.
         """
-        self._refresh_statistics()
-        total = total_weight = 0.0
-        terms: dict[str, float] = {}
-        right: list[torch.Tensor] = []
-        counted = 0
-        found_blocks: list[tuple[float, float]] = []
-        further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria or ()}
-        with self.measuring():
-            means: list[torch.Tensor] = []
-            weights: list[float] = []
-            batch_terms: list[dict[str, torch.Tensor]] = []
-            for i in range(len(self)):
-                batch, outputs, target, value = self.value(i)
-                mean, weight, parts = self.weigh(i, value, outputs, target, batch)
-                means.append(mean.detach().double())
-                weights.append(weight)
-                batch_terms.append(parts)
-                for name, criterion in (criteria or {}).items():
-                    further[name].append(self._further(name, criterion, outputs, target, batch))
-                if accuracy and self.has_labels:
-                    found = self._call(self._hits, i, outputs, target)
-                    right.append(found[0])
-                    counted += found[1]
-                if stderr:
-                    # The forward may have taken the labels out of the other one.
-                    found_blocks += blocks(self, self.batch(i), outputs, target)
-            # One synchronization for the whole pass.
-            values = torch.stack(means).tolist()
-        self.passes += 1
-        for value, weight, parts in zip(values, weights, batch_terms, strict=True):
-            if weight > 0:
-                total += weight * value
-                total_weight += weight
-                for k, v in parts.items():
-                    terms[k] = terms.get(k, 0.0) + weight * float(v)
-        if total_weight == 0:
-            raise ObjectiveError(f"every {self.split} sample has weight 0: nothing is left to average")
-        loss = total / total_weight
-        share = sum(int(r) for r in right) / counted if counted else math.nan
-        averages = {k: v / total_weight for k, v in terms.items()}
-        for name, parts in further.items():
-            whole = sum(w for _, w in parts)
-            averages[name] = sum(w * float(m) for m, w in parts if w > 0) / whole if whole else math.nan
-        return Evaluation(
-            loss=loss,
-            stderr=block_error(found_blocks, loss) if stderr else math.nan,
-            accuracy=share,
-            accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
-            terms=averages,
-            samples=self.samples,
-            blocks=tuple(found_blocks),
-        )
+        return evaluate(self, accuracy, stderr, criteria or {})
 
     def gradient(self) -> tuple[torch.Tensor, ...]:
         """Return the gradient of the mean loss at the current weights: one forward and one backward pass.
@@ -518,48 +452,15 @@ class Objective:
         The groups are None where that isn't known: a `predict` that returns another number of rows than of samples
         (pixels, tokens) without their shape.
         """
-        if not self.has_labels:
-            raise MeasurementError(
-                f"the task {self.task.name or type(self.model).__name__} has no class labels on its {self.split} data: "
-                "give Task(predict=lambda model, batch: (logits, labels))"
-            )
-        self._refresh_statistics()
-        found, groups, seen = [], [], 0
-        with self.measuring():
-            for i in range(len(self)):
-                self._seed(i)
-                batch = self.batch(i)
-                if self.task.predict is not None or self.task.batch_loss is not None:
-                    pair, given = self._call(self._predicted, batch, None, None)
-                else:
-                    outputs, target = self.forward(batch)
-                    pair, given = self._call(self._predicted, batch, outputs, target)
-                assert pair is not None
-                found.append((pair[0].detach().cpu(), pair[1].cpu()))
-                size = batch_size_of(self.batch(i))
-                rows = rows_of_samples(given, len(pair[1]), known_ignore_index(self.task.loss))
-                # Labels that are no longer one entry a sample don't tell which sample a row is of.
-                whole = given is not None and size in (None, len(given))
-                groups.append(rows.cpu() + seen if rows is not None and whole else None)
-                seen += size or (len(given) if given is not None else 0)
-        self.passes += 1
-        logits, labels = zip(*found, strict=True)
-        known = [g for g in groups if g is not None]
-        return torch.cat(logits), torch.cat(labels), torch.cat(known) if len(known) == len(groups) else None
+        return grouped_predictions(self)
 
-    def _predict(self, batch: Any, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        return self._predicted(batch, outputs, target)[0]
-
-    def _predicted(
-        self, batch: Any, outputs: Any, target: Any
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
-        return prediction_of(self.task, self.model, batch, outputs, target)
-
-    def _hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
+    def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
         """Return (right, all) of batch i; labels that were looked at once, and are all there, are only compared."""
         if target is not None and self._plain.get(i) is target:
             return (outputs.argmax(dim=1) == target).sum(), len(target)
-        pair = self._predict(self.batch(i), outputs, target)  # the forward may have emptied the other batch
+        pair, _ = prediction_of(
+            self.task, self.model, self.batch(i), outputs, target
+        )  # the forward may have emptied the other batch
         if pair is None:
             return torch.zeros((), dtype=torch.long), 0
         if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
@@ -567,29 +468,6 @@ class Objective:
             if scores and target.ndim == 1 and len(pair[1]) == len(target):
                 self._plain[i] = target
         return hits(*pair)
-
-    def _further(
-        self, name: str, criterion: Callable[[Any, Any], Any], outputs: Any, target: Any, batch: Any
-    ) -> tuple[torch.Tensor, float]:
-        """Return (mean, weight) of a further criterion on one batch."""
-        mean, own, _ = split_value(self._call(criterion, outputs, target))
-        if own is not None:
-            return mean.detach().double(), float(own)
-        weight = known_weight(criterion, outputs, target)
-        return mean.detach().double(), weight if weight is not None else sample_weight(
-            outputs, batch, f"the criterion {name}"
-        )
-
-    def labels_there(self) -> bool:
-        """Find out from the first batch whether the task gives logits and class labels."""
-        task = self.task
-        if task.predict is None and task.batch_loss is not None:
-            return False
-        with self.measuring():
-            batch = self.batch(0)
-            self._seed(0)
-            outputs, target = (None, None) if task.predict is not None else self.forward(batch)
-            return self._call(self._predict, batch, outputs, target) is not None
 
 
 @contextlib.contextmanager
@@ -607,78 +485,6 @@ def as_objective(task: Task | Objective, split: str = "train") -> Iterator[Objec
         return
     with Objective(task, split) as objective:
         yield objective
-
-
-def forward_of(task: Task, model: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """Return (outputs, target) of a batch: by the task's `forward`, else as for a pair (x, y) or a dict."""
-    if task.forward is not None:
-        return task.forward(model, batch)
-    if isinstance(batch, Mapping):
-        return model(**batch), batch
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return model(batch[0]), batch[1]
-    held = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
-    raise TaskError(
-        f"a batch of {held} is neither (x, y) nor a dict: say how to use it with "
-        "forward=lambda model, batch: (outputs, target)"
-    )
-
-
-def prediction_of(
-    task: Task, model: nn.Module, batch: Any, outputs: Any, target: Any
-) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
-    """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
-    ignore = known_ignore_index(task.loss)
-    if task.predict is not None:
-        pair = task.predict(model, batch)
-        if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise TaskError(f"predict returned a {type(pair).__name__}; expected (logits, labels)")
-        logits, labels = pair
-        if isinstance(labels, torch.Tensor) and labels.is_floating_point() and bool((labels == labels.round()).all()):
-            labels = labels.long()  # predict says that these are class labels
-        return default_prediction(logits, labels, None, ignore), labels
-    if task.batch_loss is not None:
-        return None, None
-    labels = default_target(target)
-    return default_prediction(outputs, labels, task.loss, ignore), labels
-
-
-def _place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list[str]]:
-    """Return (device, dtype, notes): the task's wish, else where and what the model is."""
-    notes: list[str] = []
-    floating = [p for p in model.parameters() if p.is_floating_point()]
-    if not floating:
-        trainable(model)
-    devices = sorted({str(p.device) for p in model.parameters()})
-    if task.device is not None:
-        device = task.device
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise TaskError("device 'cuda' was asked for, but torch finds no CUDA device here; use device='cpu'")
-    elif len(devices) > 1:
-        raise TaskError(f"the model is spread over {', '.join(devices)}; give Task(device=...) to measure it on one")
-    else:
-        device = torch.device(devices[0])
-    dtypes = {p.dtype for p in floating}
-    dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
-    changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
-    complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
-    if complex_ones:
-        notes.append(f"{complex_ones} complex parameters are held fixed: only real ones are measured")
-    own = {id(p) for p in model.parameters()}
-    theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
-    if any(p.requires_grad and id(p) not in own for p in theirs):
-        notes.append("the loss has parameters of its own, which are held fixed")
-    if changed:
-        notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
-    return device, dtype, notes
-
-
-def _placed_partial(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return a functools.partial with its tensors (class weights) on the device and in the precision measured in."""
-    if not isinstance(loss, functools.partial):
-        return loss
-    inner = _placed_partial(loss.func, device, dtype)
-    return functools.partial(inner, *to_device(loss.args, device, dtype), **to_device(loss.keywords, device, dtype))
 
 
 def _shown(args: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .data import batch_size_of, map_tensors, seeded, slice_batch, tensors_of
 from .errors import LandscapeError, ObjectiveError, TaskError
+from .outputs import labels_there
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
 from .session import batchnorm_layers
 
@@ -56,7 +57,7 @@ def verify(objective: Objective) -> Verified:
 
 def _verify(objective: Objective) -> Verified:
     if objective.task.loss is None and objective.task.batch_loss is None:
-        return Verified("none", objective.labels_there(), (), objective.inner_gradient, copies=True)
+        return Verified("none", labels_there(objective), (), objective.inner_gradient, copies=True)
     with seeded(None), objective.measuring():
         found = [_verify_batch(objective, i) for i in range(len(objective))]
     objective.passes += 2
@@ -71,7 +72,7 @@ def _verify(objective: Objective) -> Verified:
         elif not any(f.compared for f in found):
             how = "not verified: batches of one sample"
         notes = (f"batches are weighed by their samples ({how})",)
-    labels = objective.labels_there()
+    labels = labels_there(objective)
     return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found))
 
 

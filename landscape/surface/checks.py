@@ -12,8 +12,9 @@ import torch
 from ..curvature.operators import Hessian
 from ..data import first_line
 from ..errors import LandscapeError
-from ..objective import Evaluation, Objective
+from ..objective import Objective
 from ..parameters import flatten
+from ..passes import Evaluation
 from ..results import Check
 from ..session import batchnorm_layers
 from .adaptive import Filled

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError, ObjectiveError
 from ..journal import until
-from ..objective import Evaluation, Objective, as_objective
+from ..objective import Objective, as_objective
+from ..passes import Evaluation
 from ..results import Check, Cost
 from ..tasks import Task
 from . import checks

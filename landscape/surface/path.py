@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from ..errors import MeasurementError
-from ..objective import Evaluation, Objective
+from ..objective import Objective
 from ..parameters import trainable, unwrap
+from ..passes import Evaluation
 from ..results import Check, Cost
 from ..session import batchnorm_layers, recomputing
 from ..tasks import Task

@@ -13,7 +13,8 @@ import torch
 
 from ..errors import MeasurementError
 from ..journal import journal
-from ..objective import Evaluation, Objective
+from ..objective import Objective
+from ..passes import Evaluation
 from .adaptive import OutOfTime
 from .directions import Direction
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ..checkpoint import Checkpoint
 from ..errors import MeasurementError
-from ..objective import Evaluation, Objective
+from ..objective import Objective
 from ..parameters import unwrap
+from ..passes import Evaluation
 from ..results import Check, Cost
 from ..tasks import Task
 from . import checks

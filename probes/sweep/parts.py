@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from landscape.errors import LandscapeError, TrainingError
-from landscape.objective import forward_of
+from landscape.outputs import forward_of
 from landscape.reduction import split_value
 from landscape.session import batchnorm_layers
 from landscape.tasks import Task

@@ -14,7 +14,7 @@ import torch
 from landscape.data import to_device
 from landscape.errors import TrainingError
 from landscape.labels import hits
-from landscape.objective import forward_of, prediction_of
+from landscape.outputs import forward_of, prediction_of
 from landscape.reduction import known_weight, split_value
 from landscape.training.phasing import unfreeze
 

@@ -1,0 +1,68 @@
+"""What a task's model gives for a batch: outputs with their target, and logits with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .errors import TaskError
+from .labels import default_prediction, default_target, known_ignore_index
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from .objective import Objective
+
+#: (logits, labels) or None, and the labels in their own shape.
+Prediction = tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]
+
+
+def forward_of(task: Task, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Return (outputs, target) of a batch: by the task's `forward`, else as for a pair (x, y) or a dict."""
+    if task.forward is not None:
+        return task.forward(model, batch)
+    if isinstance(batch, Mapping):
+        return model(**batch), batch
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return model(batch[0]), batch[1]
+    held = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+    raise TaskError(
+        f"a batch of {held} is neither (x, y) nor a dict: say how to use it with "
+        "forward=lambda model, batch: (outputs, target)"
+    )
+
+
+def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target: Any) -> Prediction:
+    """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
+    ignore = known_ignore_index(task.loss)
+    if task.predict is not None:
+        pair = task.predict(model, batch)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise TaskError(f"predict returned a {type(pair).__name__}; expected (logits, labels)")
+        logits, labels = pair
+        if isinstance(labels, torch.Tensor) and labels.is_floating_point() and bool((labels == labels.round()).all()):
+            labels = labels.long()  # predict says that these are class labels
+        return default_prediction(logits, labels, None, ignore), labels
+    if task.batch_loss is not None:
+        return None, None
+    labels = default_target(target)
+    return default_prediction(outputs, labels, task.loss, ignore), labels
+
+
+def labels_there(objective: Objective) -> bool:
+    """Find out from the first batch whether the task gives logits and class labels."""
+    if objective.task.predict is None and objective.task.batch_loss is not None:
+        return False
+    with objective.measuring():
+        return predicted(objective, 0)[0] is not None
+
+
+def predicted(objective: Objective, i: int) -> Prediction:
+    """Return what `prediction_of` says of batch i at the current weights; the task's own `predict` runs the model."""
+    task, batch = objective.task, objective.begin(i)
+    own = task.predict is not None or task.batch_loss is not None
+    outputs, target = (None, None) if own else objective.forward(batch)
+    return objective.call(partial(prediction_of, task, objective.model), batch, outputs, target)

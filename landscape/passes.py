@@ -1,0 +1,132 @@
+"""What a pass over an objective's draw gives: the mean loss with its error, or logits and labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .data import batch_size_of
+from .errors import MeasurementError, ObjectiveError
+from .labels import known_ignore_index, rows_of_samples
+from .outputs import predicted
+from .reduction import known_weight, sample_weight, split_value
+from .verification import block_error, blocks
+
+if TYPE_CHECKING:
+    from .objective import Objective
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss (and accuracy) of one no-grad pass; `stderr` is over the samples, NaN where it was not asked for.
+
+    `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
+    that differences between two evaluations have a paired standard error.
+    """
+
+    loss: float
+    stderr: float = math.nan
+    accuracy: float = math.nan
+    accuracy_stderr: float = math.nan
+    terms: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    blocks: tuple[tuple[float, float], ...] = ()
+
+
+def evaluate(
+    objective: Objective, accuracy: bool, stderr: bool, criteria: Mapping[str, Callable[[Any, Any], Any]]
+) -> Evaluation:
+    """See `Objective.evaluate`."""
+    total = total_weight = 0.0
+    terms: dict[str, float] = {}
+    right: list[torch.Tensor] = []
+    counted = 0
+    found_blocks: list[tuple[float, float]] = []
+    further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria}
+    with objective.measuring():
+        means: list[torch.Tensor] = []
+        weights: list[float] = []
+        batch_terms: list[dict[str, torch.Tensor]] = []
+        for i in range(len(objective)):
+            batch, outputs, target, value = objective.value(i)
+            mean, weight, parts = objective.weigh(i, value, outputs, target, batch)
+            means.append(mean.detach().double())
+            weights.append(weight)
+            batch_terms.append(parts)
+            for name, criterion in criteria.items():
+                further[name].append(_further(objective, name, criterion, outputs, target, batch))
+            if accuracy and objective.has_labels:
+                found = objective.call(objective.hits, i, outputs, target)
+                right.append(found[0])
+                counted += found[1]
+            if stderr:
+                # The forward may have taken the labels out of the other one.
+                found_blocks += blocks(objective, objective.batch(i), outputs, target)
+        # One synchronization for the whole pass.
+        values = torch.stack(means).tolist()
+    objective.passes += 1
+    for value, weight, parts in zip(values, weights, batch_terms, strict=True):
+        if weight > 0:
+            total += weight * value
+            total_weight += weight
+            for k, v in parts.items():
+                terms[k] = terms.get(k, 0.0) + weight * float(v)
+    if total_weight == 0:
+        raise ObjectiveError(f"every {objective.split} sample has weight 0: nothing is left to average")
+    loss = total / total_weight
+    share = sum(int(r) for r in right) / counted if counted else math.nan
+    averages = {k: v / total_weight for k, v in terms.items()}
+    for name, parts in further.items():
+        whole = sum(w for _, w in parts)
+        averages[name] = sum(w * float(m) for m, w in parts if w > 0) / whole if whole else math.nan
+    return Evaluation(
+        loss=loss,
+        stderr=block_error(found_blocks, loss) if stderr else math.nan,
+        accuracy=share,
+        accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
+        terms=averages,
+        samples=objective.samples,
+        blocks=tuple(found_blocks),
+    )
+
+
+def _further(
+    objective: Objective, name: str, criterion: Callable[[Any, Any], Any], outputs: Any, target: Any, batch: Any
+) -> tuple[torch.Tensor, float]:
+    """Return (mean, weight) of a further criterion on one batch."""
+    mean, own, _ = split_value(objective.call(criterion, outputs, target))
+    if own is not None:
+        return mean.detach().double(), float(own)
+    weight = known_weight(criterion, outputs, target)
+    return mean.detach().double(), weight if weight is not None else sample_weight(
+        outputs, batch, f"the criterion {name}"
+    )
+
+
+def grouped_predictions(objective: Objective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """See `Objective.grouped_predictions`."""
+    if not objective.has_labels:
+        raise MeasurementError(
+            f"the task {objective.task.name or type(objective.model).__name__} has no class labels on its "
+            f"{objective.split} data: give Task(predict=lambda model, batch: (logits, labels))"
+        )
+    found, groups, seen = [], [], 0
+    with objective.measuring():
+        for i in range(len(objective)):
+            pair, given = predicted(objective, i)
+            assert pair is not None
+            found.append((pair[0].detach().cpu(), pair[1].cpu()))
+            size = batch_size_of(objective.batch(i))
+            rows = rows_of_samples(given, len(pair[1]), known_ignore_index(objective.task.loss))
+            # Labels that are no longer one entry a sample don't tell which sample a row is of.
+            whole = given is not None and size in (None, len(given))
+            groups.append(rows.cpu() + seen if rows is not None and whole else None)
+            seen += size or (len(given) if given is not None else 0)
+    objective.passes += 1
+    logits, labels = zip(*found, strict=True)
+    known = [g for g in groups if g is not None]
+    return torch.cat(logits), torch.cat(labels), torch.cat(known) if len(known) == len(groups) else None

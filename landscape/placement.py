@@ -1,0 +1,52 @@
+"""Where and in which precision a task is measured."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import to_device
+from .errors import TaskError
+from .parameters import trainable
+from .tasks import Task
+
+
+def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list[str]]:
+    """Return (device, dtype, notes): the task's wish, else where and what the model is."""
+    notes: list[str] = []
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    if not floating:
+        trainable(model)
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if task.device is not None:
+        device = task.device
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise TaskError("device 'cuda' was asked for, but torch finds no CUDA device here; use device='cpu'")
+    elif len(devices) > 1:
+        raise TaskError(f"the model is spread over {', '.join(devices)}; give Task(device=...) to measure it on one")
+    else:
+        device = torch.device(devices[0])
+    dtypes = {p.dtype for p in floating}
+    dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
+    changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
+    complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
+    if complex_ones:
+        notes.append(f"{complex_ones} complex parameters are held fixed: only real ones are measured")
+    own = {id(p) for p in model.parameters()}
+    theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
+    if any(p.requires_grad and id(p) not in own for p in theirs):
+        notes.append("the loss has parameters of its own, which are held fixed")
+    if changed:
+        notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
+    return device, dtype, notes
+
+
+def placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a functools.partial with its tensors (class weights) on the device and in the precision measured in."""
+    if not isinstance(loss, functools.partial):
+        return loss
+    inner = placed(loss.func, device, dtype)
+    return functools.partial(inner, *to_device(loss.args, device, dtype), **to_device(loss.keywords, device, dtype))
