@@ -391,7 +391,9 @@ class TestCommand:
             for _ in range(20):
                 line(process)
             assert CliRunner().invoke(main, ["repair", str(path)]).exit_code == 1
-            time.sleep(0.1)
+            deadline = time.monotonic() + 30
+            while not len(open_archive(path).history["loss"].steps) and time.monotonic() < deadline:
+                time.sleep(0.01)
         before = open_archive(path).history["loss"]
         assert len(before.steps) > 0
         np.testing.assert_array_equal(before.values[:, 0], 1.0 / before.steps)
