@@ -33,18 +33,20 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """6 * blocks + 2 layers: ResNet-20 has 3 blocks a stage, width 16 and 269,722 parameters."""
+    """2 * stages * blocks + 2 layers. ResNet-20 has 3 stages of 3 blocks, width 16 and 269,722 parameters; 4 stages of
+    2 blocks and width 64 make a ResNet-18.
+    """
 
-    def __init__(self, blocks: int = 3, width: int = 16, skip: bool = True) -> None:
+    def __init__(self, blocks: int = 3, width: int = 16, skip: bool = True, stages: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        stages, inside = [], width
-        for stage in range(3):
+        made, inside = [], width
+        for stage in range(stages):
             for block in range(blocks):
                 outside = width * 2**stage
-                stages.append(Block(inside, outside, 2 if stage and not block else 1, skip))
+                made.append(Block(inside, outside, 2 if stage and not block else 1, skip))
                 inside = outside
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential(*made)
         self.head = nn.Linear(inside, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
