@@ -13,6 +13,7 @@ from .output import finite, json_line, table, warn
 
 if TYPE_CHECKING:
     from landscape.comparison.conditions import Condition, Verdict
+    from landscape.report.measures import Value
     from landscape.report.pairs import Compared
     from landscape.report.runs import Run
 
@@ -42,7 +43,8 @@ def command(
 ) -> None:
     """Say how the runs of two archives differ: B minus A, with 95% intervals.
 
-    Pairs where both were measured on the same samples. Exit 0 where no condition holds, 1 where one does; whether it
+    Pairs where both were measured on the same samples. A training that was only recorded gives its last numbers, marked
+    with their step. Exit 0 where no condition holds, 1 where one does; whether it
     does beyond the interval is said.
     """
     from landscape.comparison.conditions import parse_condition
@@ -79,17 +81,24 @@ def _text(
         value, bounds = interval(c.difference.value, c.difference.low, c.difference.high)
         sign = "+" if c.difference.value > 0 else ""
         told = f"{sign}{value} {bounds}".strip()
-        rows.append([key, *(" ".join(v.text()).strip() for v in (c.first, c.second)), told, c.how])
+        rows.append([key, *(_side(v) for v in (c.first, c.second)), told, c.how])
     lines = [f"A  {a.name}  {a.archive}", f"B  {b.name}  {b.archive}", ""]
     lines.append(table(rows, indent=2, header=True) if found else "  the two have no number in common")
     if any(c.how == "residual" for c in found.values()):
         lines += ["", "  residual: how exact the number is on its samples, not how it moves with them"]
+    if any(v.step is not None for c in found.values() for v in (c.first, c.second)):
+        lines += ["", "  at step N: measured while it trained, after so many steps, not on a checkpoint"]
     for (condition, verdict), stop in zip(verdicts, stops, strict=True):
         sure = {True: "over the whole interval", False: "within the uncertainty", None: "no interval is known"}
         word = "FAIL" if stop else "ok  "
         state = "holds" if verdict.holds else "does not hold"
         lines.append(f"{word} {condition}: {state}, {sure[verdict.sure]} ({'; '.join(verdict.told)})")
     return "\n".join(lines)
+
+
+def _side(value: Value) -> str:
+    parts = (*value.text(), f"at {value.when}" if value.when else "")
+    return " ".join(p for p in parts if p)
 
 
 def _object(
@@ -105,6 +114,7 @@ def _object(
                 "difference": c.difference.value,
                 "interval": [c.difference.low, c.difference.high],
                 "compared": c.how,
+                "while_training_at_step": [c.first.step, c.second.step],
             }
             for key, c in found.items()
         },

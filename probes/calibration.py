@@ -15,11 +15,24 @@ from .observed import Observed
 from .probe import Found, Now, Probe, Quantity, Run
 from .when import every
 
-_COLUMNS = ("ece", "ece_low", "ece_high", "nll", "brier", "accuracy", "temperature", "samples")
+_COLUMNS = (
+    "ece",
+    "ece_low",
+    "ece_high",
+    "nll",
+    "brier",
+    "accuracy",
+    "temperature",
+    "temperature_low",
+    "temperature_high",
+    "samples",
+)
+_Z95 = 1.959964
 
 
 class CalibrationProbe(Probe):
-    """ECE with its interval, NLL, Brier score, accuracy and fitted temperature of what `Recorder.observe` was shown.
+    """ECE, fitted temperature (each with its 95% interval), NLL, Brier score and accuracy of what `Recorder.observe`
+    was shown.
 
     Evaluated at each `end_epoch` and `end_evaluation`; the whole `Calibration` (reliability table, bands) is kept
     beside the row of `calibration`. Columns of the first split carry plain names, those of others "split.ece". The
@@ -60,25 +73,30 @@ class CalibrationProbe(Probe):
                 row += [math.nan] * len(_COLUMNS)
                 continue
             found = seen.accumulator.compute(seed=run.seed)
-            temperature = self._temperature(seen)
-            results.append(replace(found, temperature=temperature))
-            row += _row(found, temperature)
+            temperature, error = self._temperature(seen)
+            found = replace(found, temperature=temperature, temperature_stderr=error, split=split)
+            results.append(found)
+            row += _row(found)
         return Found({"calibration": row}, tuple(results))
 
-    def _temperature(self, seen: Observed) -> float:
+    def _temperature(self, seen: Observed) -> tuple[float, float]:
+        """Return the temperature and its standard error; NaN where there is none."""
         kept = seen.kept if self._fits else None
         if kept is None:
-            return math.nan
+            return math.nan, math.nan
         try:
-            return float(fit_temperature(*kept, ignore_index=seen.accumulator.ignore_index).value)
+            fitted = fit_temperature(*kept, ignore_index=seen.accumulator.ignore_index)
         except MeasurementError:
-            return math.nan  # one class only, several labels at once: there is no such temperature
+            return math.nan, math.nan  # one class only, several labels at once: there is no such temperature
+        return float(fitted.value), float(fitted.stderr)
 
 
 def _named(split: str, place: int, column: str) -> str:
     return column if place == 0 else f"{split}.{column}"
 
 
-def _row(found: Calibration, temperature: float) -> list[Any]:
+def _row(found: Calibration) -> list[Any]:
     low, high = (float(bound) for bound in found.ece_interval)
-    return [found.ece, low, high, found.nll, found.brier, found.accuracy, temperature, float(found.samples)]
+    scores = [found.ece, low, high, found.nll, found.brier, found.accuracy]
+    half = _Z95 * found.temperature_stderr
+    return [*scores, found.temperature, found.temperature - half, found.temperature + half, float(found.samples)]

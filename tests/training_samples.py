@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from landscape.archive.compaction import begin_run, compact
-from landscape.archive.history import Event, History, Series
+from landscape.archive.history import LIVE_RESULTS, Event, History, Series
 from landscape.archive.live import LiveWriter
+from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
+from landscape.archive.writer import save_archive
+from landscape.results import Result
 
 #: Parameters of a small convolutional net.
 LAYERS = (
@@ -81,8 +85,19 @@ def history(place: int = 0, steps: int = 600, epochs: int = 12, layers: int = le
     return History({s.name: s for s in parts}, tuple(sorted(events, key=lambda e: e.step)))
 
 
-def record(path: Path, given: History, run: dict[str, Any], *, attributes: dict[str, Any], finish: bool = True) -> Path:
-    """Write a record as the recorder does: into segments beside the archive, and into it where it is to `finish`."""
+def record(
+    path: Path,
+    given: History,
+    run: dict[str, Any],
+    *,
+    attributes: dict[str, Any],
+    finish: bool = True,
+    probed: Mapping[tuple[str, int], Sequence[Result]] | None = None,
+) -> Path:
+    """Write a record as the recorder does: into segments beside the archive, and into it where it is to `finish`.
+
+    `probed` are Results that probes measured, by (probe, step).
+    """
     begin_run(path, run=run, attributes={"run_id": path.stem, **attributes}, force=True)
     about = {n: {"units": s.units, "doc": s.doc, "axis": s.axis} for n, s in given.quantities.items()}
     writer = LiveWriter(live_folder(path), {n: s.names for n, s in given.quantities.items()}, {"quantities": about})
@@ -91,5 +106,9 @@ def record(path: Path, given: History, run: dict[str, Any], *, attributes: dict[
             writer.append(name, step, values)
     for e in given.events:
         writer.event({"step": e.step, "kind": e.kind, "message": e.message, "seconds": e.seconds})
+    for (probe, step), results in (probed or {}).items():
+        folder = live_folder(path) / LIVE_RESULTS / probe
+        folder.mkdir(parents=True, exist_ok=True)
+        save_archive(folder / f"{step:08d}-0-0.h5", results, subject=Subject(step=step, epoch=step // 50))
     writer.close()
     return compact(path, "complete") if finish else path

@@ -12,7 +12,7 @@ from ..errors import MeasurementError
 from .paired import Difference
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<op>>=|<=|>|<)|(?P<amount>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?)|(?P<name>[A-Za-z_][\w.-]*))"
+    r"\s*(?:(?P<op>>=|<=|>|<)|(?P<amount>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?%?)|(?P<name>[A-Za-z_][\w./-]*))"
 )
 GRAMMAR = "write NAME > AMOUNT, such as 'ece > +0.01' (a change), 'test_loss > +5%' or 'ece > 0.1' (the second's own)"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .numbers import given, interval, uncertain
+from .finals import ended
+from .numbers import count, given, interval, uncertain
 from .runs import Run
 
 #: Half-width of a 95% interval in standard errors, for a mean over samples or draws.
@@ -18,7 +20,10 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Value:
-    """A number of one run; `low` and `high` bound it at 95%, `how` says by what; `missing` says why there is none."""
+    """A number of one run; `low` and `high` bound it at 95%, `how` says by what; `missing` says why there is none.
+
+    `step` is set where it was measured or recorded while the run trained: after so many steps, not on a checkpoint.
+    """
 
     number: float = math.nan
     error: float = math.nan
@@ -26,6 +31,12 @@ class Value:
     high: float = math.nan
     how: str = ""
     missing: str = ""
+    step: int | None = None
+
+    @property
+    def when(self) -> str:
+        """When it was measured, where that was while training, in words."""
+        return "" if self.step is None else f"step {count(self.step)}"
 
     @property
     def known(self) -> bool:
@@ -103,7 +114,7 @@ def _eigenvalue(run: Run, end: str) -> Value:
     if not np.isfinite(values).any():
         return Value(missing="not finite")
     at = int(np.nanargmax(values) if end == "largest" else np.nanargmin(values))
-    return measured(values[at], residuals[at], "residual")
+    return replace(measured(values[at], residuals[at], "residual"), step=run.probed_at.get("eigenvalues"))
 
 
 def _scalar(run: Run, kind: str, name: str, error: str = "", nan: str = "not finite") -> Value:
@@ -113,7 +124,39 @@ def _scalar(run: Run, kind: str, name: str, error: str = "", nan: str = "not fin
     x = getattr(result, name)
     if x is None or math.isnan(float(x)):
         return Value(missing=nan)
-    return measured(x, getattr(result, error) if error else math.nan)
+    return replace(measured(x, getattr(result, error) if error else math.nan), step=run.probed_at.get(kind))
+
+
+def _trace(run: Run) -> Value:
+    recorded, error = (ended(run, "curvature", name) for name in ("trace", "trace_stderr"))
+    if recorded is None or run.get("trace") is not None:
+        return _scalar(run, "trace", "value", "stderr")
+    return replace(measured(recorded.value, error.value if error else math.nan), step=recorded.step)
+
+
+def _last_recorded(quantity: str, column: str) -> Callable[[Run], Value]:
+    def read(run: Run) -> Value:
+        found = ended(run, quantity, column)
+        if found is None:
+            return Value(missing="not recorded")
+        return replace(measured(found.value, found.error, "standard error of batches"), step=found.step)
+
+    return read
+
+
+def recorded_columns(runs: Sequence[Run]) -> list[Measure]:
+    """Return columns of what trainings recorded at their ends, where a run has nothing else to show for its loss."""
+    if not any(r.recorded and r.get("performance") is None for r in runs):
+        return []
+    names = dict.fromkeys(n for r in runs for n in r.recorded.finals if n[0] in ("loss", "logged", "metrics"))
+    batches = "mean over the batches of the last epoch while it trained, each before its step, ± standard error"
+    columns = []
+    for quantity, name in names:
+        note = batches if quantity == "loss" else "the last number that the training loop logged"
+        label = "batch loss" if (quantity, name) == ("loss", "loss") else name
+        key = re.sub(r"[^\w./-]", "_", f"recorded.{name}")
+        columns.append(Measure(key, label, "Recorded", _last_recorded(quantity, name), note))
+    return columns
 
 
 def _ece(run: Run) -> Value:
@@ -123,12 +166,14 @@ def _ece(run: Run) -> Value:
     if result.ece is None or math.isnan(float(result.ece)):
         return Value(missing="not finite")
     low, high = (float(b) for b in np.ravel(result.ece_interval)[:2])
-    return Value(float(result.ece), math.nan, low, high, "interval")
+    return Value(float(result.ece), math.nan, low, high, "interval", step=run.probed_at.get("calibration"))
 
 
 def stability_ratio(run: Run) -> Value:
     """Return the largest eigenvalue over the optimizer's stability threshold."""
     result: Any = run.get("stability")
+    if result is None and (margin := ended(run, "curvature", "margin")) is not None:
+        return Value(1 - margin.value, step=margin.step)
     if result is None:
         return Value(missing=run.missing("stability"))
     threshold = float(result.threshold)
@@ -204,7 +249,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             "trace",
             "trace",
             "Curvature",
-            lambda r: _scalar(r, "trace", "value", "stderr"),
+            _trace,
             "sum of all eigenvalues, ± standard error over random draws",
             sharpness=True,
         ),
@@ -240,7 +285,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             rank=2,
         ),
     ]
-    return columns
+    return columns + recorded_columns(runs)
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ _SCORES = {"ece": "ECE", "brier": "Brier score", "nll": "NLL", "accuracy": "accu
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of two runs. `how`: paired, independent, or residual (how exact it is on these samples)."""
+    """One number of two runs. `how`: paired, independent, or residual (how exact it is on these samples).
+
+    Each side's Value has its `step` where it was measured while training.
+    """
 
     key: str
     label: str
@@ -68,7 +71,10 @@ def _scores(first: Run, second: Run) -> dict[str, Compared]:
     how = "paired" if kept and same_samples(*samples) else "independent"
     found = {}
     for key, difference in differences.items():
-        a, b = (_score(table, key) for table in tables)
+        a, b = (
+            replace(_score(t, key), step=r.probed_at.get("calibration"))
+            for r, t in zip((first, second), tables, strict=True)
+        )
         if a.known and b.known:
             found[key] = Compared(key, _SCORES[key], a, b, difference, how)
     return found

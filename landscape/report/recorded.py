@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .finals import QUANTITIES, Final, Finals
+
 #: Buckets of a curve, and of a map over layers (chosen by us: a bucket is about two pixels of a wide figure).
 CURVE_BUCKETS, MAP_BUCKETS = 500, 160
 #: Quantities whose columns are parameters or layers, drawn as a map; a column "global" of theirs is a curve.
@@ -67,7 +69,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The record of one training, reduced: `curves` and `maps` by quantity, events by kind, epochs over steps."""
+    """The record of one training, reduced: `curves` and `maps` by quantity, events by kind, epochs over steps; `finals`
+    are the last numbers by (quantity, column).
+    """
 
     curves: Mapping[str, Curves] = field(default_factory=dict)
     maps: Mapping[str, Curves] = field(default_factory=dict)
@@ -77,6 +81,7 @@ class Recorded:
     last_step: int = -1
     torn: int = 0
     problems: tuple[str, ...] = ()
+    finals: Mapping[tuple[str, str], Final] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.curves or self.maps or self.events)
@@ -110,27 +115,30 @@ def reduce(history: Any) -> Recorded:
     curves: dict[str, Curves] = {}
     maps: dict[str, Curves] = {}
     problems = []
+    finals = Finals()
     for name in history.names:
         try:
-            for layered, found in _reduced(history, name).items():
+            for layered, found in _reduced(history, name, finals).items():
                 (maps if layered else curves)[name] = found
         except (ArchiveError, OSError) as error:
             problems.append(str(error))
     epochs = curves.pop("epoch", None)
     events, counted = _events(history)
+    ends = _epochs(epochs)
     return Recorded(
         curves,
         maps,
         events,
         counted,
-        _epochs(epochs),
+        ends,
         max((c.last for c in (*curves.values(), *maps.values())), default=-1),
         history.torn,
         tuple(problems),
+        finals.taken(ends[0]),
     )
 
 
-def _reduced(history: Any, name: str) -> dict[bool, Curves]:
+def _reduced(history: Any, name: str, finals: Finals) -> dict[bool, Curves]:
     """Return a quantity's curves under False and its map under True, as far as it has them."""
     wanted: dict[bool, _Buckets] = {}
     for piece in history.pieces(name):
@@ -138,6 +146,8 @@ def _reduced(history: Any, name: str) -> dict[bool, Curves]:
             wanted = _wanted(name, piece.names, piece.units, piece.doc)
         for buckets in wanted.values():
             buckets.add(np.asarray(piece.steps), np.asarray(piece.values))
+        if name in QUANTITIES:
+            finals.add(name, piece.names, np.asarray(piece.steps), np.asarray(piece.values))
     return {layered: buckets.curves() for layered, buckets in wanted.items() if buckets.total}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ArchiveError
 from ..results import Result, kind_of
+from .finals import last_results
 from .recorded import Recorded, reduce
 
 #: More runs than this are many: what says the same of each of them is said once (chosen by us: a screen of rows).
@@ -33,7 +34,8 @@ class Run:
     `settings` are the run's own (loss, schedule, optimizer, ...), flat; `about` is what the archive says of the
     measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
     be read. `history` is the record of the training that the archive holds (None or empty: there is none); runs of
-    one archive share it. `index` is the place in the report, from which color and marker follow.
+    one archive share it. `probed_at` names the kinds whose result a probe measured while the run trained, and after how
+    many steps. `index` is the place in the report, from which color and marker follow.
     """
 
     name: str
@@ -51,11 +53,17 @@ class Run:
     problems: tuple[str, ...] = ()
     index: int = 0
     history: Any = field(default=None, repr=False, compare=False)
+    probed_at: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def recorded(self) -> Recorded:
         """The record of the training, reduced to what a page shows."""
         return reduce(self.history)
+
+    @property
+    def only_recorded(self) -> bool:
+        """True where everything that is known was recorded or measured while it trained, nothing afterwards."""
+        return bool(self.history) and all(kind in self.probed_at for kind in self.results)
 
     def get(self, kind: str) -> Result | None:
         """Return the latest usable result of this kind, None where there is none."""
@@ -93,6 +101,27 @@ def make_run(name: str, results: Iterable[Result], **facts: Any) -> Run:
     return Run(name=name, results={k: tuple(v) for k, v in grouped.items()}, **facts)
 
 
+def with_probed(run: Run) -> Run:
+    """Return the run with what its probes measured while it trained, of the kinds that were not measured afterwards.
+
+    Of a checkpoint, only what was measured after exactly as many steps; of a training without one, the last of each.
+    """
+    if not run.history or (run.results and run.step is None):
+        return run
+    found, problems = last_results(run.history, run.step if run.results else None)
+    found = {kind: given for kind, given in found.items() if kind not in run.results}
+    broken = [
+        _lacking(f"{kind} of step {step}", lacks(result)) for kind, (result, step) in found.items() if lacks(result)
+    ]
+    found = {kind: (result, step) for kind, (result, step) in found.items() if not lacks(result)}
+    return replace(
+        run,
+        results={**run.results, **{kind: (result,) for kind, (result, _) in found.items()}},
+        probed_at={kind: step for kind, (_, step) in found.items()},
+        problems=(*run.problems, *problems, *broken),
+    )
+
+
 def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Return one Run for each checkpoint in these archives, in the order given; names are made unique.
 
@@ -108,7 +137,7 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
         archive = open_archive(path)
         with archive.held():
             runs += _runs_of(archive)
-    return unique(runs)
+    return unique([with_probed(run) for run in runs])
 
 
 def _runs_of(archive: Any) -> list[Run]:
@@ -135,9 +164,7 @@ def _runs_of(archive: Any) -> list[Run]:
                 continue
             lacking = lacks(result)
             if lacking:
-                problems.append(
-                    f"{entry.group} lacks {', '.join(lacking)}: written by another version; measure it again"
-                )
+                problems.append(_lacking(entry.group, lacking))
             else:
                 results.append(result)
         flat_run = flat(own)
@@ -167,7 +194,7 @@ def _runs_of(archive: Any) -> list[Run]:
     own = flat(archive.run)
     return [
         make_run(
-            str(own.get("name") or Path(archive.path).stem),
+            str(own.get("name") or _called(archive.path)),
             (),
             task=str(own.get("task") or ""),
             settings={k: v for k, v in own.items() if k not in NOT_SETTINGS},
@@ -176,6 +203,11 @@ def _runs_of(archive: Any) -> list[Run]:
             **shared,
         )
     ]
+
+
+def _called(path: Path) -> str:
+    """Return what a person calls an archive: its file's name, or its folder's where every file is a run.h5."""
+    return path.parent.resolve().name or path.stem if path.stem == "run" else path.stem
 
 
 def _digest(path: Path) -> str:
@@ -212,6 +244,10 @@ def lacks(result: Result) -> list[str]:
         for f in dataclasses.fields(result)
         if "variable" in f.metadata and f.default is dataclasses.MISSING and getattr(result, f.name) is None
     ]
+
+
+def _lacking(what: str, names: Sequence[str]) -> str:
+    return f"{what} lacks {', '.join(names)}: written by another version; measure it again"
 
 
 def _whole(value: Any) -> int | None:
@@ -256,4 +292,4 @@ def _preset_of(run: Run) -> str:
 
 
 def _archive_of(run: Run) -> str:
-    return f" ({Path(run.archive).name})" if run.archive else ""
+    return f" ({_called(Path(run.archive))})" if run.archive else ""

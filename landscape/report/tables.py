@@ -23,7 +23,8 @@ def as_csv(runs: Sequence[Run]) -> str:
     """Return one row for each run: facts, settings, then each measure with what bounds it.
 
     A measure `m` takes the columns m, m_error (its standard error, or the residual of an eigenvalue), m_low and m_high
-    (95%), and m_missing (why there is none); those that no run has are left out. Numbers are written in full, NaN as
+    (95%), m_step (after how many steps, where it was measured while training), and m_missing (why there is none); those
+    that no run has are left out. Numbers are written in full, NaN as
     nothing. Settings are "set.<name>". Text that a spreadsheet would take for a formula gets a leading apostrophe.
     """
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
@@ -54,6 +55,8 @@ def as_json(runs: Sequence[Run]) -> str:
             v = measure.read(run)
             if v.known:
                 found[measure.key] = {"value": v.number, "error": v.error, "low": v.low, "high": v.high, "by": v.how}
+                if v.step is not None:
+                    found[measure.key]["while_training_at_step"] = v.step
             elif v.missing:
                 found[measure.key] = {"value": None, "missing": v.missing}
         objects.append(
@@ -101,11 +104,18 @@ def _facts(run: Run) -> dict[str, Any]:
 def _parts(measure: Measure, runs: Sequence[Run]) -> list[str]:
     """Return the columns that a measure needs: those that any run fills."""
     read = [_numbers(measure.read(run)) for run in runs]
-    return [""] + [p for p in ("_error", "_low", "_high", "_missing") if any(_cell(r[p]) != "" for r in read)]
+    return [""] + [p for p in ("_error", "_low", "_high", "_step", "_missing") if any(_cell(r[p]) != "" for r in read)]
 
 
 def _numbers(value: Value) -> dict[str, Any]:
-    return {"": value.number, "_error": value.error, "_low": value.low, "_high": value.high, "_missing": value.missing}
+    return {
+        "": value.number,
+        "_error": value.error,
+        "_low": value.low,
+        "_high": value.high,
+        "_step": value.step,
+        "_missing": value.missing,
+    }
 
 
 def _cell(value: Any) -> Any:

@@ -31,4 +31,6 @@ def value_cell(value: Value) -> Cell:
         short = value.missing.split(":")[0]
         return Cell(short, hint=value.missing, quiet=True)
     text, spread = value.text()
-    return Cell(text, spread, sort=value.number if value.known else None)
+    hint = f"measured while it trained, after {value.when}" if value.when else ""
+    sub = ", ".join(p for p in (spread, value.when) if p)
+    return Cell(text, sub, sort=value.number if value.known else None, hint=hint)

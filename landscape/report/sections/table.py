@@ -37,10 +37,22 @@ def build(runs: Sequence[Run]) -> Section:
     if absent:
         told = ", ".join(_full(m) for m in absent)
         blocks.append(Text(f"Not measured{' in any run' if several else ''}: {told}."))
-    notes = comparable(runs)
+    notes = [*_only_recorded(runs), *comparable(runs)]
     if notes:
         blocks.append(Notes(notes))
     return Section("runs", "Runs", blocks)
+
+
+def _only_recorded(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    found = [r.name for r in runs if r.only_recorded]
+    if not found:
+        return []
+    names = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
+    told = (
+        f"Only recorded, not measured afterwards: {names}. The numbers are the last ones of the record; “step” says "
+        "after how many steps a probe measured them, on the samples that the probe was given."
+    )
+    return [("info", told)]
 
 
 def _full(measure: Measure) -> str:
