@@ -36,10 +36,10 @@ def print_estimate(sweep: Sweep, workers: int, as_json: bool) -> None:
     """Print what each cell will take, and all of them."""
     from landscape.report.numbers import count, seconds
 
-    from ..probes.sweep.estimate import estimate, total_seconds
+    from ..probes.sweep.estimate import total_seconds
     from .probe import memory
 
-    found = estimate(sweep)
+    found = sweep.estimate()
     total = total_seconds(found, workers)
     room = sum(e.bytes for e in found) + workers * max(e.most for e in found)
     if as_json:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from landscape.errors import TrainingError
-from landscape.probes.sweep.grid import Cell, grid, named, read_cells
+from landscape.probes.sweep.grid import Cell, grid, joined, named, read_cells
 from landscape.probes.sweep.manifest import Manifest, claim, read_manifest, share
 
 # ------------------------------------------------------------------------------------------------- the grid
@@ -134,7 +135,8 @@ def test_a_folder_is_claimed_once_and_found_again(tmp_path):
     ("changes", "said"),
     [
         ({"epochs": 3}, "epochs of cell 1 is 20, here it is 3"),
-        ({"seeds": 3}, "it has 2 cells, here there are 3"),
+        ({"seeds": (1, 2)}, "seed of cell 1 is 0, here it is 1 or 2"),
+        ({"drive": {"clip": "ramp(5, 1)"}}, "drive.clip of cell 1 is None, here it is 'ramp\\(5, 1\\)'"),
         ({"loss": ["focal"]}, "loss of cell 1 is 'cross_entropy', here it is 'focal'"),
         ({"clip": 1.0}, "clip of cell 1 is None, here it is 1.0"),
     ],
@@ -143,6 +145,46 @@ def test_a_folder_of_another_sweep_is_refused_with_the_difference(tmp_path, chan
     claim(tmp_path, manifest())
     with pytest.raises(TrainingError, match=f"holds another sweep: {said}"):
         claim(tmp_path, manifest(**changes), resume=True)
+
+
+def test_a_folder_without_all_combinations_is_refused_by_the_cell(tmp_path):
+    cells = grid(loss=["cross_entropy", "focal"], lr=[0.1, 0.2])
+    claim(tmp_path, Manifest("tasks.py:tiny", "abc", named(cells[:3])))
+    with pytest.raises(TrainingError, match=r"its cell 3 \(focal, lr 0.1\) is not among the 3 here"):
+        claim(tmp_path, Manifest("tasks.py:tiny", "abc", named([*cells[:2], cells[3]])), resume=True)
+
+
+def test_a_longer_sweep_extends_the_folder_and_leaves_what_is_there_in_its_place(tmp_path):
+    claim(tmp_path, manifest())
+    longer = manifest(loss=["focal", "cross_entropy"], seeds=3)
+    with pytest.raises(
+        TrainingError, match=r"holds 2 of these 6 cells already; pass --resume .*, and to add the other 4"
+    ):
+        claim(tmp_path, longer)
+    extended = claim(tmp_path, longer, resume=True)
+    assert extended.cells == joined(longer.cells, manifest().cells)
+    assert [c.index for c in extended.cells] == [1, 2, 3, 4, 5, 6]
+    assert [c.name for c in extended.cells[:2]] == [c.name for c in manifest().cells]
+    assert len({c.name for c in extended.cells}) == 6
+    assert {c.key for c in extended.cells} == {c.key for c in longer.cells}
+    assert [c.label for c in extended.cells[:3]] == [
+        "cross_entropy, seed 0",
+        "cross_entropy, seed 1",
+        "focal, seed 0",
+    ]
+    assert read_manifest(tmp_path) == extended == claim(tmp_path, longer, resume=True)
+    # A job of the shorter one goes on with its own cells, by their new labels.
+    assert claim(tmp_path, manifest(), resume=True) == extended
+    assert joined(manifest().cells, extended.cells) == extended.cells[:2]
+
+
+def test_jobs_that_extend_a_folder_at_once_agree(tmp_path):
+    claim(tmp_path, manifest())
+    longer = manifest(seeds=8)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: claim(tmp_path, longer, resume=True), range(8)))
+    assert all(f.cells == found[0].cells for f in found)
+    assert read_manifest(tmp_path) == found[0]
 
 
 def test_a_changed_task_file_is_refused_unless_allowed(tmp_path):

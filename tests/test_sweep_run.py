@@ -160,7 +160,49 @@ def test_a_time_limit_saves_and_says_how_to_go_on(world):
     assert sweep.run(resume=True).finished
 
 
+# ------------------------------------------------------------------------------------------------- extended
+
+
+def test_more_seeds_and_losses_join_a_sweep_and_only_they_are_trained(world):
+    lists = {"epochs": 2, "batch_size": 50, "how": BARE}
+    first = Sweep("tasks.py:dropped", "runs", loss=["cross_entropy"], seeds=2, **lists).run()
+    weights = {p: p.read_bytes() for p in (world / "runs").glob("*/final.pt")}
+    longer = {"loss": ["focal", "cross_entropy"], "seeds": 3, **lists}
+    with pytest.raises(TrainingError, match="holds 2 of these 6 cells already; pass --resume"):
+        Sweep("tasks.py:dropped", "runs", **longer).run()
+    said: list[str] = []
+    sweep = Sweep("tasks.py:dropped", "runs", **longer)
+    found = sweep.run(resume=True, say=said.append)
+    assert "4 cells join the 2 that are there" in said
+    assert "2 of 6 cells are finished already" in said
+    assert found.counts == {"complete": 6}
+    assert {p: p.read_bytes() for p in weights} == weights
+    assert [r.attempts for r in found.results] == [1] * 6
+    assert [r.final_weights for r in found.results[:2]] == [r.final_weights for r in first.results]
+    assert [(g.label, g.seeds) for g in found.groups()] == [("cross_entropy", (0, 1, 2)), ("focal", (0, 1, 2))]
+    # As if it had been one sweep from the beginning.
+    whole = Sweep("tasks.py:dropped", "whole", **longer).run()
+    by_key = {r.cell.key: r.final_weights for r in whole.results}
+    assert {r.cell.key: r.final_weights for r in found.results} == by_key
+    assert len((world / "runs/results.csv").read_text().splitlines()) == 7
+
+
+def test_an_extension_with_a_mistake_leaves_the_sweep_as_it_was(world):
+    Sweep("tasks.py:tiny", "runs", loss=["cross_entropy"], epochs=1, how=BARE).run()
+    before = (world / "runs/sweep.json").read_text()
+    with pytest.raises(TrainingError, match="mse doesn't fit"):
+        Sweep("tasks.py:tiny", "runs", loss=["cross_entropy", "mse"], epochs=1, how=BARE).run(resume=True)
+    assert (world / "runs/sweep.json").read_text() == before
+
+
 # ------------------------------------------------------------------------------------------------- in workers
+
+
+def test_workers_are_not_led_astray_by_a_folder_called_landscape(world):
+    (world / "landscape").mkdir()  # as in a checkout of this project
+    (world / "landscape/__init__.py").touch()
+    found = Sweep("tasks.py:tiny", "runs", seeds=2, epochs=1, how=BARE).run(workers=2)
+    assert found.counts == {"complete": 2}
 
 
 def test_workers_give_the_weights_of_one_process(world):

@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,6 @@ from .cell import in_a_line, one_thread_on_cpu
 from .grid import Cell
 from .how import How
 from .parts import Parts
-from .study import Sweep
 from .training import Training, evaluate
 
 #: Steps that are timed, after two to warm up, or as many as take this long (chosen by us: enough for a median).
@@ -50,32 +49,29 @@ class Estimate:
         return sum(s for s in (self.training, self.measuring) if math.isfinite(s))
 
 
-def estimate(sweep: Sweep) -> tuple[Estimate, ...]:
-    """Return what each cell of a sweep will take; nothing is written.
+def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tuple[Estimate, ...]:
+    """Return what each of the cells will take; nothing is written. `Sweep.estimate` calls it.
 
-    Cells that differ in seed, schedule, rate or epochs alone share their timing. Costs about 25 steps, an evaluation
-    and 20 passes over a batch for each other combination. Raises TrainingError for mistakes, as `Sweep.check`.
+    `variants` are the parts of a cell of each combination without its seed. Cells that differ in seed, schedule, rate
+    or epochs alone share their timing. Costs about 25 steps, an evaluation and 20 passes over a batch for each other
+    combination. Raises what `variants` raises.
     """
-    mistakes: dict[str, list[Cell]] = {}
     timed: dict[str, tuple[float, float, float, int, int]] = {}
     known: dict[str, tuple[int, int]] = {}
-    with one_thread_on_cpu(sweep.how.device):
-        for parts in sweep.variants(mistakes):
+    with one_thread_on_cpu(how.device):
+        for parts in variants:
             kind = _kind(parts.cell)
             if kind not in timed:
-                timed[kind] = _time(parts, sweep.how)
+                timed[kind] = _time(parts, how)
             known[_without_seed(parts.cell)] = (parts.batches.per_epoch, parts.total)
-    if mistakes:
-        sweep.check()
-        raise TrainingError(next(iter(mistakes)))
     found = []
-    for cell in sweep.cells:
+    for cell in cells:
         step, evaluation, measuring, checkpoint, row = timed[_kind(cell)]
         _, total = known[_without_seed(cell)]
-        every = sweep.how.evaluate
+        every = how.evaluate
         evaluations = math.ceil(cell.epochs / every) if every else 0
-        kept = cell.epochs // sweep.how.checkpoints if sweep.how.checkpoints else 0
-        rows = total * row if sweep.how.record else 0
+        kept = cell.epochs // how.checkpoints if how.checkpoints else 0
+        rows = total * row if how.record else 0
         size = checkpoint * (1 + kept) + rows + _RESULTS
         found.append(Estimate(cell, total, total * step + evaluations * evaluation, measuring, size, checkpoint + rows))
     return tuple(found)

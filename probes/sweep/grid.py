@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from landscape.archive.schema import plain
 from landscape.errors import TrainingError
 from landscape.task_files import parse_setting
 from landscape.training.expressions import parse_call, parse_sum
@@ -72,6 +73,11 @@ class Cell:
         own = {k: getattr(self, k) for k in ("loss", "schedule", "optimizer", "batch_size", "lr", "epochs", "clip")}
         drive = {f"drive.{k}": v for k, v in self.drive.items()}
         return {**own, **drive, **{k: v for k, v in self.settings.items() if k not in own}, "seed": self.seed}
+
+    @property
+    def key(self) -> str:
+        """The axes as text: the same for two cells that are one training."""
+        return json.dumps(plain(self.axes), sort_keys=True)
 
 
 def grid(
@@ -192,18 +198,39 @@ def named(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     cells = tuple(cells)
     axes = [c.axes for c in cells]
     differing = [k for k in dict.fromkeys(k for a in axes for k in a) if len({_text(a.get(k)) for a in axes}) > 1]
-    width = max(3, len(str(len(cells))))
     found: list[Cell] = []
     seen: dict[str, int] = {}
     for index, (cell, own) in enumerate(zip(cells, axes, strict=True), 1):
-        key = json.dumps(own, sort_keys=True, default=str)
-        if key in seen:
-            raise TrainingError(f"cells {seen[key]} and {index} are the same: {_label(own, list(own))}")
-        seen[key] = index
+        if cell.key in seen:
+            raise TrainingError(f"cells {seen[cell.key]} and {index} are the same: {_label(own, list(own))}")
+        seen[cell.key] = index
         label = _label(own, differing) or f"seed {cell.seed}"
-        slug = re.sub(r"[^A-Za-z0-9_.=*+]+", "-", label.replace(" ", "") or "").strip("-")[:_LONGEST]
-        found.append(replace(cell, index=index, name=f"{index:0{width}d}-{slug}", label=label))
+        found.append(numbered(replace(cell, label=label), index, len(cells)))
     return tuple(found)
+
+
+def numbered(cell: Cell, index: int, of: int) -> Cell:
+    """Return the cell with its number and the folder's name that goes with it and its label."""
+    slug = re.sub(r"[^A-Za-z0-9_.=*+]+", "-", cell.label.replace(" ", "")).strip("-")[:_LONGEST]
+    return replace(cell, index=index, name=f"{index:0{max(3, len(str(of)))}d}-{slug}")
+
+
+def joined(cells: Sequence[Cell], there: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return cells as a folder with the cells `there` has them, or will have them: those there first, in their folders.
+
+    Cells that extend it come behind, under the next numbers, and give the labels, because more may differ among them;
+    of a part of what is there the labels stay. Returns `cells` where neither holds all of the other.
+    """
+    mine = {c.key: c for c in cells}
+    old = {c.key: c for c in there}
+    if mine.keys() <= old.keys():
+        return tuple(c for c in there if c.key in mine)
+    if not old.keys() <= mine.keys():
+        return tuple(cells)
+    kept = [replace(mine[c.key], index=c.index, name=c.name) for c in there]
+    first = max((c.index for c in there), default=0) + 1
+    new = (c for c in cells if c.key not in old)
+    return (*kept, *(numbered(c, index, len(cells)) for index, c in enumerate(new, first)))
 
 
 def _label(axes: Mapping[str, Any], names: Sequence[str]) -> str:

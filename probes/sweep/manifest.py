@@ -1,4 +1,4 @@
-"""`sweep.json`: which sweep a folder belongs to, so that nothing of another one is ever mixed in. No torch here."""
+"""`sweep.json`: which sweep a folder belongs to: it may grow, and nothing of another one is mixed in. No torch here."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from landscape.archive.schema import plain
 from landscape.errors import TrainingError
 
-from .grid import Cell
+from .grid import Cell, joined
+from .locking import locked
+from .outcome import write_text
 
 NAME, FORMAT = "sweep.json", 1
 #: What may lie in the folder of a sweep that has not begun: range tests.
 _OURS = ("lr_find.h5",)
+#: Values of an axis that an error names.
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,23 @@ class Manifest:
             "cells": [plain(c.to_dict()) for c in self.cells],
         }
 
-    def differs_from(self, other: Manifest) -> str:
-        """Return in words where two sweeps differ, "" where they are the same but for the task's file."""
-        if self.task != other.task:
-            return f"its task is {other.task or 'a function'}, here it is {self.task or 'a function'}"
-        if self.fingerprint == other.fingerprint:
+    def differs_from(self, there: Manifest) -> str:
+        """Return in words why this sweep can't go on in the folder of another, "" where one holds all of the other."""
+        if self.task != there.task:
+            return f"its task is {there.task or 'a function'}, here it is {self.task or 'a function'}"
+        mine = {c.key for c in self.cells}
+        strange = next((c for c in there.cells if c.key not in mine), None)
+        if strange is None or mine <= {c.key for c in there.cells}:
             return ""
-        if len(self.cells) != len(other.cells):
-            return f"it has {len(other.cells)} cells, here there are {len(self.cells)}"
-        mine, theirs = next(
-            (a, b) for a, b in zip(self.cells, other.cells, strict=True) if plain(a.to_dict()) != plain(b.to_dict())
-        )
-        for name, value in mine.axes.items():
-            if theirs.axes.get(name) != value:
-                return f"{name} of cell {mine.index} is {theirs.axes.get(name)!r}, here it is {value!r}"
-        return f"cell {mine.index} is {theirs.label!r}, here it is {mine.label!r}"
+        # Of a grid, some axis leaves out what the strange cell has there; of a list of cells perhaps none does.
+        for name in dict.fromkeys([*strange.axes, *(k for c in self.cells for k in c.axes)]):
+            own = strange.axes.get(name)
+            listed = list(dict.fromkeys(plain(c.axes.get(name)) for c in self.cells))
+            if plain(own) not in listed:
+                return (
+                    f"{name} of cell {strange.index} is {own!r}, here it is {' or '.join(map(repr, listed[:_SHOWN]))}"
+                )
+        return f"its cell {strange.index} ({strange.label}) is not among the {len(self.cells)} here"
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
@@ -84,13 +90,13 @@ def read_manifest(folder: str | Path) -> Manifest | None:
         raise TrainingError(f"{path} can't be read ({error}); choose another folder") from None
 
 
-def claim(folder: str | Path, manifest: Manifest, *, resume: bool = False, changed: bool = False) -> None:
-    """Make the folder this sweep's, or find that it is. Several jobs of an array may do so at once.
+def claim(folder: str | Path, manifest: Manifest, *, resume: bool = False, changed: bool = False) -> Manifest:
+    """Make the folder this sweep's, or find that it is; return the sweep as the folder then has it.
 
-    `resume`: the sweep may be there already. `changed`: the task's file may be another one than it was.
+    A sweep with all the cells that are there and further ones extends it: those there keep their folders and numbers.
+    One that is a part of what is there finds its own. Several jobs of an array may do so at once. Args as for `admit`.
 
-    Raises TrainingError where the folder belongs to another sweep (and says where they differ), holds other files, or
-    holds this sweep without `resume`.
+    Raises TrainingError as `admit`, and where the folder holds other files or can't be written.
     """
     folder = Path(folder)
     path = folder / NAME
@@ -102,13 +108,35 @@ def claim(folder: str | Path, manifest: Manifest, *, resume: bool = False, chang
             if others and not _claimed_meanwhile(path):
                 raise TrainingError(f"{folder} holds files that are no sweep's ({others[0]}); choose another folder")
             there = _create(path, manifest)
+        if there is None:
+            return manifest
+        admit(folder, manifest, there, resume=resume, changed=changed)
+        if not _new(manifest, there):
+            return there
+        with locked(folder):
+            there = read_manifest(folder) or there  # as it is now that nobody else extends it
+            admit(folder, manifest, there, resume=resume, changed=changed)
+            extended = replace(there, cells=joined(manifest.cells, there.cells))
+            write_text(path, _text(extended))
+        return extended
     except OSError as error:
         raise TrainingError(f"{folder} can't be written: {error.strerror or error}") from error
-    if there is None:
-        return
+
+
+def admit(folder: str | Path, manifest: Manifest, there: Manifest, *, resume: bool, changed: bool) -> None:
+    """Find whether a sweep may go on in a folder that holds `there`, or extend it.
+
+    `resume`: the sweep may be there already. `changed`: the task's file may be another one than it was.
+
+    Raises TrainingError where the folder belongs to another sweep (and says where they differ), was made with another
+    task's file, or holds this sweep without `resume`.
+    """
     different = manifest.differs_from(there)
     if different:
-        raise TrainingError(f"{folder} holds another sweep: {different}; choose another folder")
+        raise TrainingError(
+            f"{folder} holds another sweep: {different}; choose another folder (what extends a sweep lists all that "
+            "it has, and more)"
+        )
     if manifest.sha256 != there.sha256 and not changed:
         raise TrainingError(
             f"the task's file {manifest.task.rpartition(':')[0]} changed since the sweep in {folder} was begun, so "
@@ -116,17 +144,29 @@ def claim(folder: str | Path, manifest: Manifest, *, resume: bool = False, chang
             "doesn't matter"
         )
     if not resume:
-        raise TrainingError(f"{folder} holds this sweep already; pass --resume to go on with it")
+        new = _new(manifest, there)
+        what = f"{len(there.cells)} of these {len(manifest.cells)} cells" if new else "this sweep"
+        add = f", and to add the other {new}" if new else ""
+        raise TrainingError(f"{folder} holds {what} already; pass --resume to go on with it{add}")
+
+
+def _new(manifest: Manifest, there: Manifest) -> int:
+    old = {c.key for c in there.cells}
+    return sum(c.key not in old for c in manifest.cells)
 
 
 def _claimed_meanwhile(path: Path) -> bool:
     return path.exists()
 
 
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.to_dict(), indent=1)
+
+
 def _create(path: Path, manifest: Manifest) -> Manifest | None:
     """Write the manifest whole, or return the one that another process was first with."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(json.dumps(manifest.to_dict(), indent=1) + "\n", encoding="utf-8")
+    beside.write_text(_text(manifest) + "\n", encoding="utf-8")
     try:
         os.link(beside, path)  # fails where there is one, however many try at once
         return None

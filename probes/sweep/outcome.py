@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def read_result(cell: Cell, folder: Path) -> CellResult:
         raise TrainingError(f"{path} can't be read ({error}); delete the folder to train the cell anew") from None
     if found.cell.axes != cell.axes:
         raise TrainingError(f"{folder} holds another cell ({found.cell.label}), expected {cell.label}")
-    return found
+    return replace(found, cell=cell)  # whose label may have become longer: the sweep was extended
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from landscape.archive.schema import plain
 from landscape.errors import LandscapeError, TrainingError
 from landscape.tasks import Task
 
@@ -16,18 +17,16 @@ from ..subjects import resolve_device
 from .bars import Bars
 from .cell import Tell, failed, in_a_line, train_cell
 from .collecting import Collected, collect
-from .grid import Cell, grid, named, read_cells
+from .estimate import Estimate, estimate
+from .grid import Cell, grid, joined, named, read_cells
 from .how import How
-from .manifest import Manifest, claim, read_manifest
+from .manifest import Manifest, admit, claim, read_manifest
 from .outcome import CellResult, read_result, write_result
 from .parts import Parts, make_parts, try_loss
 from .recording import chosen_probes
 from .sources import Source
 from .stopping import Stop, listening
 from .workers import run_in_workers
-
-if TYPE_CHECKING:
-    from .estimate import Estimate
 
 #: Mistakes that are told at once; more would only hide the first.
 _SHOWN = 5
@@ -78,6 +77,12 @@ class Sweep:
             own = tuple(cells)
             # Written by hand, or of several grids: they would share their folders.
             self.cells = own if len({c.name for c in own}) == len(own) else named(own)
+        self._adopt(read_manifest(self.out))
+
+    def _adopt(self, there: Manifest | None) -> None:
+        """Number the cells as the folder does, where it holds some of them."""
+        if there is not None:
+            self.cells = joined(self.cells, there.cells)
         self.manifest = Manifest(self.source.spec, self.source.sha256, self.cells, _plain_how(self.how))
 
     # ------------------------------------------------------------------------------------------- checking
@@ -86,22 +91,21 @@ class Sweep:
         """Find what can't be before anything is trained; return what is worth knowing.
 
         Names, parameters, batch sizes and schedules of every cell are tried, each loss on one batch of each task (a
-        gradient), first weights compared between seeds. Raises TrainingError that names the first few mistakes.
+        gradient). Raises TrainingError that names the first few mistakes.
         """
         choose(self.how.only, self.how.preset, self.how.options)
         chosen_probes(self.how.probes)
-        mistakes: dict[str, list[Cell]] = {}
         notes: dict[str, None] = dict.fromkeys([self.source.note] if self.source.note else [])
-        for parts in self.variants(mistakes):
+        for parts in self._variants():
             notes |= dict.fromkeys(parts.notes)
-        if mistakes:
-            shown = [_mistake(text, cells, len(self.cells)) for text, cells in list(mistakes.items())[:_SHOWN]]
-            more = len(mistakes) - len(shown)
-            raise TrainingError("; ".join(shown) + (f"; and {more} more" if more > 0 else ""))
         return tuple(notes)
 
-    def variants(self, mistakes: dict[str, list[Cell]]) -> Iterator[Parts]:
-        """Yield the parts of one cell for each combination without its seed, its loss tried; note what goes wrong."""
+    def _variants(self) -> Iterator[Parts]:
+        """Yield the parts of one cell for each combination without its seed, its loss tried.
+
+        Raises TrainingError, behind the last one, where some can't be.
+        """
+        mistakes: dict[str, list[Cell]] = {}
         tasks: dict[str, Task] = {}
         tried: set[tuple[str, str]] = set()
         seen: set[str] = set()
@@ -123,12 +127,17 @@ class Sweep:
                 mistakes.setdefault(in_a_line(error), []).append(cell)
                 continue
             yield parts
+        if mistakes:
+            shown = [_mistake(text, cells, len(self.cells)) for text, cells in list(mistakes.items())[:_SHOWN]]
+            more = len(mistakes) - len(shown)
+            raise TrainingError("; ".join(shown) + (f"; and {more} more" if more > 0 else ""))
 
     def estimate(self) -> tuple[Estimate, ...]:
-        """Return what each cell will take, from a few steps of each kind; nothing is written. See `Estimate`."""
-        from .estimate import estimate
+        """Return what each cell will take, from a few steps of each kind; nothing is written. See `Estimate`.
 
-        return estimate(self)
+        Raises TrainingError for mistakes, as `check`.
+        """
+        return estimate(self.cells, self._variants(), self.how)
 
     # ------------------------------------------------------------------------------------------- running
 
@@ -152,7 +161,7 @@ class Sweep:
         Ctrl-C let the cells under way save themselves and leave (status "interrupted", `stopped` of what is returned).
 
         Args:
-            resume: go on with the sweep that is in the folder.
+            resume: go on with the sweep that is in the folder, and add the cells that it lacks.
             workers: processes; on GPUs one each. 1 trains in this process.
             only: the cells to train now (a share, in an array of jobs); by default all.
             retry: train failed cells again, from their last saved state where there is one.
@@ -160,7 +169,7 @@ class Sweep:
             allow_changed: go on although the task's file changed.
             progress: two levels of bars on stderr. check: look for mistakes first. say: told what is worth knowing.
 
-        Raises LandscapeError before anything is trained: see `check`, `claim`.
+        Raises LandscapeError before anything is trained: see `check`, `admit`.
         """
         say = say or (lambda text: None)
         if workers < 1:
@@ -171,13 +180,18 @@ class Sweep:
             raise TrainingError("several workers can't be handed probes: name them, or train with workers=1")
         there = read_manifest(self.out)
         if there is not None:
-            claim(self.out, self.manifest, resume=resume, changed=allow_changed)
+            admit(self.out, self.manifest, there, resume=resume, changed=allow_changed)
         if check:
             for note in self.check():
                 say(f"note: {note}")
-        if there is None:
-            claim(self.out, self.manifest, resume=resume, changed=allow_changed)
-        cells = tuple(only) if only is not None else self.cells
+        claimed = claim(self.out, self.manifest, resume=resume or there is None, changed=allow_changed)
+        self._adopt(claimed)
+        if there is not None and len(claimed.cells) > len(there.cells):
+            say(f"{len(claimed.cells) - len(there.cells)} cells join the {len(there.cells)} that are there")
+            if _measuring(claimed.how) != _measuring(self.manifest.how):
+                say("note: they are recorded or measured otherwise than those")
+        own = {c.key: c for c in self.cells}
+        cells = tuple(own[c.key] for c in only) if only is not None else self.cells
         todo = []
         for cell in cells:
             found = read_result(cell, self.out / cell.name)
@@ -196,7 +210,7 @@ class Sweep:
                 self._run_here(todo, stop, bars, say)
             else:
                 self._run_in_workers(todo, workers, stop, bars, say)
-        return collect(self.out, self.manifest, stopped=stop.signal, late=stop.late)
+        return collect(self.out, stopped=stop.signal, late=stop.late)
 
     def _run_here(self, todo: Sequence[Cell], stop: Stop, bars: Bars, say: Callable[[str], None]) -> None:
         for cell in todo:
@@ -266,6 +280,12 @@ def _plain_how(how: How) -> dict[str, Any]:
     """Return how cells are trained as plain data; probes by their names."""
     named = [p if isinstance(p, str) else p.name for p in how.probes] if how.probes is not None else None
     return {**asdict(replace(how, probes=None)), "probes": named}
+
+
+def _measuring(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides which numbers a cell gets."""
+    named = ("record", "probes", "evaluate", "measure", "only", "preset", "options", "max_samples")
+    return {k: plain(how.get(k)) for k in named}
 
 
 def _mistake(text: str, cells: Sequence[Cell], of: int) -> str:

@@ -71,7 +71,8 @@ def run_in_workers(
             if not set(environment) & {"LANDSCAPE_THREADS"}:
                 environment.pop("OMP_NUM_THREADS")
         process = subprocess.Popen(
-            [sys.executable, "-m", "landscape.probes.sweep.worker"],
+            # -P: what lies in the current folder, such as a checkout's own landscape/, doesn't hide what is installed.
+            [sys.executable, "-P", "-m", "landscape.probes.sweep.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
