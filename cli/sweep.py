@@ -52,7 +52,8 @@ landscape sweep -o runs --collect"""
 @click.option("--cells", "listed", type=click.Path(dir_okay=False), help="A file of cells (.json, .jsonl, .csv).")
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
               help="Folder of the sweep.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on: finished cells are skipped, half-done ones continue.")
+@click.option("--resume", is_flag=True,
+              help="Go on: finished cells are skipped, half-done ones continue, further ones join.")  # fmt: skip
 @click.option("--retry-failed", "retry", is_flag=True, help="Train failed cells again, too.")
 @click.option("--allow-changed", is_flag=True, help="Go on although the task's file changed.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one GPU each.")
