@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .scales import Scale
+from .scales import Ordered, Scale
 
 #: Numbers that are all the same are written once from this many on.
 FEWEST_REPEATED = 16
@@ -75,7 +75,7 @@ class Chart:
     """A figure of the page. `layouts` maps each view's key to the layout that all its panels share.
 
     `height` is in pixels; None: a row for each run shown. `legend` shows the runs' names and markers;
-    `colors` maps a view to the Scale of its color bar; charts of one `link` zoom along their x-axes together, and
+    `colors` maps a view to the scale of its color bar; charts of one `link` zoom along their x-axes together, and
     share the controls that they have in common; `extent` is what they show at first, for each choice of the axis.
     """
 
@@ -89,7 +89,7 @@ class Chart:
     height: int | None = 320
     legend: bool = True
     wide: bool = False
-    colors: Mapping[str, Scale] = field(default_factory=dict)
+    colors: Mapping[str, Scale | Ordered] = field(default_factory=dict)
     color_label: str = ""
     notes: tuple[str, ...] = ()
     kind: str = "chart"

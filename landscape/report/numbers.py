@@ -29,7 +29,8 @@ def given(value: float) -> str:
     if value and _exponent(value, 6) not in PLAIN_EXPONENTS:
         mantissa, exponent = f"{value:.5e}".split("e")
         mantissa = mantissa.rstrip("0").rstrip(".").replace("-", MINUS)
-        return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        power = f"10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        return power if mantissa == "1" else f"{mantissa} × {power}"
     return f"{value:.6g}".replace("-", MINUS)
 
 

@@ -143,9 +143,9 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     days = sorted({str(r.about["created"])[:10] for r in runs if r.about.get("created")})
     if days:
         found.append(("Measured", days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"))
-    archives = dict.fromkeys(Path(r.archive).name for r in runs if r.archive)
+    archives = dict.fromkeys(r.archive for r in runs if r.archive)
     if archives:
-        names = list(archives)
+        names = [Path(a).name for a in archives]
         found.append(("Archives" if len(names) > 1 else "Archive", names[0] if len(names) == 1 else count(len(names))))
     return found
 

@@ -292,4 +292,5 @@ def _preset_of(run: Run) -> str:
 
 
 def _archive_of(run: Run) -> str:
-    return f" ({_called(Path(run.archive))})" if run.archive else ""
+    path = Path(run.archive)
+    return f" ({_called(path) if path.stem == 'run' else path.name})" if run.archive else ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from .numbers import given, number
+from .numbers import count, given, number
 
 Kind = Literal["linear", "log", "asinh"]
 
@@ -62,6 +62,25 @@ class Scale:
         return {"linear": "linear", "log": "logarithmic", "asinh": f"asinh (linear below {number(self.width, 2)})"}[
             self.kind
         ]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Steps in their order, evenly apart: probes look more often early in a training."""
+
+    steps: tuple[int, ...]
+    words: ClassVar[str] = "in order"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def share(self, step: int) -> float:
+        """Return the place of a step, 0 the first and 1 the last."""
+        return self.steps.index(step) / max(len(self.steps) - 1, 1)
+
+    def ticks(self, most: int = 6) -> tuple[list[float], list[str]]:
+        """Return places and labels of at most so many steps, the first and the last among them."""
+        n = len(self.steps)
+        places = sorted({round(i * (n - 1) / (most - 1)) for i in np.arange(most).tolist()})
+        return [self.share(self.steps[i]) for i in places], [count(self.steps[i]) for i in places]
 
 
 def finite(values: Iterable[np.ndarray]) -> np.ndarray:

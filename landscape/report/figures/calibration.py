@@ -106,7 +106,7 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     for run, table in found:
         i = len(series)
         series += [reliability_series(run, table), bin_boxes(table)]
-        views = {"each": [diagonal(), *_each(i, run)], "all": []}
+        views = {"each": [diagonal(), *each_traces(i, run)], "all": []}
         panels.append(Panel(run.name, _label(run, table), views, run.index, _facts(run, table)))
         together += reliability_line(i, run, named=True)
     everything = f"Reliability of {len(found)} runs in one diagram."
@@ -128,7 +128,7 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
         f"{' / '.join(count(s) for s in shares)} held-out predictions, {' / '.join(map(str, bins))} bins.",
         series=series,
         panels=panels,
-        layouts={"each": _layout(top), "all": _together()},
+        layouts={"each": reliability_layout(top), "all": together_layout()},
         controls=(Control("show", "Show", (("each", "Side by side"), ("all", "In one")), "each"),)
         if len(found) > 1
         else (Control("show", "Show", (("each", "Side by side"),), "each"),),
@@ -138,7 +138,7 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     )
 
 
-def reliability_series(run: Run, table: Any) -> Series:
+def reliability_series(run: Run, table: Any, name: str = "") -> Series:
     n, lo, hi, *_ = bin_arrays(table)
     with_rows = n > 0
     interval_, band = np.asarray(table.accuracy_interval, float), np.asarray(table.consistency_band, float)
@@ -158,7 +158,7 @@ def reliability_series(run: Run, table: Any) -> Series:
             "calibrated_high": band[:, 1],
         },
         ("bin",),
-        run.name,
+        name or run.name,
         run.index,
     )
 
@@ -179,7 +179,7 @@ def diagonal() -> dict:
     }
 
 
-def _each(i: int, run: Run) -> list[dict]:
+def each_traces(i: int, run: Run) -> list[dict]:
     return [
         {
             "type": "bar",
@@ -239,7 +239,7 @@ def reliability_line(i: int, run: Run, *, named: bool) -> list[dict]:
     return [trace]
 
 
-def _layout(top: float) -> dict:
+def reliability_layout(top: float) -> dict:
     return {
         "xaxis": {"title": {"text": "confidence"}, "range": [0, 1], "dtick": 0.2, "anchor": "y2"},
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.03], "dtick": 0.2, "domain": [0.24, 1]},
@@ -255,7 +255,7 @@ def _layout(top: float) -> dict:
     }
 
 
-def _together() -> dict:
+def together_layout() -> dict:
     return {
         "xaxis": {"title": {"text": "confidence"}, "range": [0, 1], "dtick": 0.2},
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.03], "dtick": 0.2},

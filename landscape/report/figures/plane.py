@@ -149,17 +149,12 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         return None
     centers = finite([np.array([p.center_loss]) for _, p in planes])
     choices, default = scales(finite([p.loss for _, p in planes] + [centers]), centers)
-    span_a = _span([p.alpha for _, p in planes])
-    span_b = _span([p.beta for _, p in planes])
+    span_a = span([p.alpha for _, p in planes])
+    span_b = span([p.beta for _, p in planes])
     layouts, colors = {}, {}
     for name, scale in choices.items():
         layouts[f"3d.{name}"] = _solid_layout(span_a, span_b, scale)
-        layouts[f"contour.{name}"] = {
-            "xaxis": {"title": {"text": "α (step along d₁)"}, "range": span_a, "constrain": "domain"},
-            "yaxis": {"title": {"text": "β (step along d₂)"}, "range": span_b, "scaleanchor": "x"},
-            "hovermode": "closest",
-            "plot_bgcolor": css("hole"),
-        }
+        layouts[f"contour.{name}"] = contour_layout(span_a, span_b)
         colors[f"3d.{name}"] = colors[f"contour.{name}"] = scale
     series, panels = [], []
     for i, (run, plane) in enumerate(planes):
@@ -175,7 +170,7 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         views = {}
         for name, scale in choices.items():
             views[f"3d.{name}"] = _solid_traces(i, center, scale)
-            views[f"contour.{name}"] = [*_contour_traces(i, center, scale), *_evaluated(plane)]
+            views[f"contour.{name}"] = [*contour_traces(i, center, scale), *_evaluated(plane)]
         panels.append(Panel(run.name, _label(run, plane), views, run.index, _facts(plane)))
     both = len(planes) == 1
     if both:  # one run has the room for both pictures side by side
@@ -221,7 +216,7 @@ def _log_word(choices: dict[str, Scale]) -> str:
     return "Log" if choices["log"].kind == "log" else "Asinh"
 
 
-def _span(axes: Sequence[np.ndarray]) -> list[float]:
+def span(axes: Sequence[np.ndarray]) -> list[float]:
     return [float(min(np.min(a) for a in axes)), float(max(np.max(a) for a in axes))]
 
 
@@ -303,7 +298,18 @@ def _evaluated(plane: Any) -> list[dict]:
     ]
 
 
-def _contour_traces(i: int, center: float, scale: Scale) -> list[dict]:
+def contour_layout(span_a: list[float], span_b: list[float]) -> dict:
+    """Return the layout of a plane's contours: both directions on one scale, holes gray."""
+    return {
+        "xaxis": {"title": {"text": "α (step along d₁)"}, "range": span_a, "constrain": "domain"},
+        "yaxis": {"title": {"text": "β (step along d₂)"}, "range": span_b, "scaleanchor": "x"},
+        "hovermode": "closest",
+        "plot_bgcolor": css("hole"),
+    }
+
+
+def contour_traces(i: int, center: float, scale: Scale, what: str = "the checkpoint") -> list[dict]:
+    """Return the contours of series i, and the center, named `what`."""
     low, high = scale.range
     return [
         {
@@ -332,7 +338,7 @@ def _contour_traces(i: int, center: float, scale: Scale) -> list[dict]:
                 "size": 11,
                 "line": {"color": "#ffffff", "width": 2},
             },
-            "hovertemplate": f"the checkpoint<br>loss {number(center)}<extra></extra>",
+            "hovertemplate": f"{what}<br>loss {number(center)}<extra></extra>",
         },
     ]
 

@@ -24,7 +24,10 @@ LOG_ABOVE = 20.0
 
 @dataclass(frozen=True)
 class Curve:
-    """One column of a quantity in a chart: how it is dashed, what it is called, and the columns of its interval."""
+    """One column of a quantity in a chart: how it is dashed, what it is called, and the columns of its interval.
+
+    `error` is the (quantity, column) that holds what its bars reach over, up and down.
+    """
 
     quantity: str
     column: str
@@ -32,6 +35,7 @@ class Curve:
     dash: int = 0
     bounds: tuple[str, str] | None = None
     markers: bool = False
+    error: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ def over_steps(
     at: dict[tuple[int, str], tuple[int, Curves]] = {}
     epochs = False
     for run in runs:
-        for quantity in dict.fromkeys(c.quantity for v in views for c in v.curves):
+        drawn_of = [q for v in views for c in v.curves for q in (c.quantity, c.error[0] if c.error else c.quantity)]
+        for quantity in dict.fromkeys(drawn_of):
             found = run.recorded.curves.get(quantity)
             if found is None:
                 continue
@@ -96,7 +101,9 @@ def over_steps(
         options.append((view.key, view.label))
         ends = _ends(runs, view, at)
         both = ends is not None and ends[0] > 0
-        if both and ends is not None and ends[1] > LOG_ABOVE * ends[0]:
+        # A band that reaches 0 has no place on a logarithmic axis.
+        banded = min(_lows(runs, view, at), default=1.0)
+        if both and ends is not None and ends[1] > LOG_ABOVE * ends[0] and banded > 0:
             logs.append(view.key)
         for scale in ("linear", "log"):
             key = f"{view.key}.{scale}"
@@ -136,7 +143,9 @@ def _named(quantity: str, column: str) -> str:
 
 def _columns(found: Curves, views: Sequence[View], quantity: str) -> list[str]:
     """Return the columns of a quantity that any view draws and that hold a number."""
-    wanted = [n for v in views for c in v.curves if c.quantity == quantity for n in (c.column, *(c.bounds or ()))]
+    curves = [c for v in views for c in v.curves]
+    wanted = [n for c in curves if c.quantity == quantity for n in (c.column, *(c.bounds or ()))]
+    wanted += [c.error[1] for c in curves if c.error and c.error[0] == quantity]
     known: np.ndarray = np.asarray(np.any(np.isfinite(found.mean), axis=0))
     return [n for n in dict.fromkeys(wanted) if n in found.names and known[found.names.index(n)]]
 
@@ -175,9 +184,22 @@ def _traces(run: Run, curve: Curve, view: View, at: dict[tuple[int, str], tuple[
             "connectgaps": curve.markers,
             "line": {"color": run_css(run.index), "width": 1.7, "dash": PLOTLY_DASHES[curve.dash % len(PLOTLY_DASHES)]},
             "marker": {"color": run_css(run.index), "size": 5},
+            **_bars(run, curve, kept, at),
         }
     )
     return traces
+
+
+def _bars(run: Run, curve: Curve, kept: Curves, at: dict[tuple[int, str], tuple[int, Curves]]) -> dict:
+    """Return error bars, where every row is drawn and its error was recorded with it."""
+    found = at.get((run.index, curve.error[0])) if curve.error else None
+    if found is None or curve.error is None or kept.reduced or curve.error[1] not in found[1].names:
+        return {}
+    i, errors = found
+    if not np.array_equal(errors.steps, kept.steps):
+        return {}
+    array = ref(i, _named(*curve.error))
+    return {"error_y": {"type": "data", "array": array, "color": run_css(run.index), "thickness": 1.2, "width": 3}}
 
 
 #: What went wrong at a step: how it is marked.
@@ -228,6 +250,18 @@ def _ends(runs: Sequence[Run], view: View, at: dict[tuple[int, str], tuple[int, 
                 if np.isfinite(mean).any():
                     low, high = min(low, float(np.nanmin(least))), max(high, float(np.nanmax(most)))
     return (low, high) if np.isfinite(low) else None
+
+
+def _lows(runs: Sequence[Run], view: View, at: dict[tuple[int, str], tuple[int, Curves]]) -> list[float]:
+    """Return the smallest number of each band's lower bound."""
+    lows = []
+    for run in runs:
+        for curve in view.curves:
+            found = at.get((run.index, curve.quantity))
+            if found and curve.bounds and curve.bounds[0] in found[1].names:
+                low = found[1].column(curve.bounds[0])[1]
+                lows += [float(np.nanmin(low))] if np.isfinite(low).any() else []
+    return lows
 
 
 def _layout(view: View, log: Scale | None) -> dict:

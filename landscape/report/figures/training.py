@@ -121,15 +121,29 @@ def edge(runs: Sequence[Run]) -> Chart | None:
         views.append(View("margin", "λ / threshold", "share of the threshold", (_marked("curvature", "margin"),), 1.0))
     names = columns(runs, "eigenvalue")
     if names:
-        curves = tuple(Curve("eigenvalue", n, f"λ{n}", i, markers=True) for i, n in enumerate(names[:8]))
+        curves = tuple(
+            Curve("eigenvalue", n, f"λ{n}", i, markers=True, error=("eigenvalue_residual", n))
+            for i, n in enumerate(names[:8])
+        )
+        if _of_the_hessian(runs):
+            curves += (Curve("curvature", "threshold", "threshold", len(curves), markers=True),)
         views.append(View("top", "Largest eigenvalues", "eigenvalue (loss / parameter²)", curves))
-    views.append(View("trace", "Trace", "trace (loss / parameter²)", (_marked("curvature", "trace"),)))
+    trace = Curve("curvature", "trace", "trace", markers=True, error=("curvature", "trace_stderr"))
+    views.append(View("trace", "Trace", "trace (loss / parameter²)", (trace,)))
     caption = (
         "The largest eigenvalue of the loss’s curvature while training, against the largest at which this optimizer’s "
         "steps stay stable (dashed). Training at full batch tends to climb to that edge and hover there (Cohen et al. "
-        "2021); noise of small batches holds it lower."
+        "2021); noise of small batches holds it lower. Bars of single eigenvalues are their residuals, those of the "
+        "trace its standard error."
     )
     return over_steps("edge", "Edge of stability", caption, runs, views, height=300)
+
+
+def _of_the_hessian(runs: Sequence[Run]) -> bool:
+    """Whether the threshold is one for the Hessian's own eigenvalues, in every run: not for an adaptive optimizer."""
+    sides = [(run.recorded.get("eigenvalue", "1"), run.recorded.get("curvature", "lambda_max")) for run in runs]
+    pairs = [(a[1], b[1]) for a, b in sides if a is not None and b is not None]
+    return bool(pairs) and all(len(a) == len(b) and np.allclose(a, b, rtol=1e-6) for a, b in pairs)
 
 
 def _marked(quantity: str, column: str) -> Curve:
@@ -151,11 +165,12 @@ def calibration(runs: Sequence[Run]) -> Chart | None:
         for split in splits:
             before = f"{split}." if split else ""
             if before + measure in names:
-                bounds = (f"{before}ece_low", f"{before}ece_high") if measure == "ece" else None
+                bounded = measure in ("ece", "temperature")
+                bounds = (f"{before}{measure}_low", f"{before}{measure}_high") if bounded else None
                 curve = Curve("calibration", before + measure, label, bounds=bounds, markers=True)
                 title = f"{label}, {split}" if split else label
                 views.append(View(before + measure, title, title, (curve,), 1.0 if measure == "temperature" else None))
-    caption = "Measured at the ends of epochs on held-out predictions; the band of the ECE is its 95% interval."
+    caption = "Measured at the ends of epochs on held-out predictions; bands of ECE and temperature are 95% intervals."
     return over_steps("calibration-steps", "Calibration over epochs", caption, runs, views)
 
 

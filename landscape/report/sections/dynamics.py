@@ -8,6 +8,7 @@ from ..blocks import Block, Cell, Column, Folded, Notes, Picture, Row, Section, 
 from ..chart import Chart
 from ..figures.event_strip import KINDS, UNMARKED, event_strip, label
 from ..figures.layer_map import layer_map
+from ..figures.moments import lines_over_steps, reliability_over_steps, surfaces_over_steps
 from ..figures.steps import in_buckets
 from ..figures.training import CHARTS, everything_else, schedules
 from ..numbers import count, seconds
@@ -34,6 +35,7 @@ def build(runs: Sequence[Run]) -> Section | None:
         drawn.append(make(found))
     drawn.insert(1, schedules(found))
     drawn.insert(3, layer_map(found, _layered(found)))
+    drawn += [lines_over_steps(runs), surfaces_over_steps(runs), reliability_over_steps(runs)]
     drawn += [event_strip(found), everything_else(found)]
     blocks.append(Text(" ".join(t for t in (in_buckets(found), _ZOOM) if t)))
     blocks += [Picture(c) for c in drawn if c is not None]
