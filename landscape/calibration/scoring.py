@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from . import compiled
 from .inputs import Predictions, sum_tolerance
 from .sweep import Finder, Likely, largest, least, sweep, widened
 
@@ -66,15 +67,20 @@ def score(
     scores: bool = True,
     share: float | None = None,
     keep: torch.Tensor | None = None,
+    with_kernel: bool = False,
 ) -> Scored:
     """Score one block: the first class wins a tie, a binary score at its threshold counts as class 0.
 
     Without `scores`, Brier score and NLL are left out. With `share`, the classes with at least this probability are
     listed, in the rows that `keep` marks (None: all). Labels must be in range; faulty scores give faulty numbers.
+    `with_kernel` takes `compiled.load()` where it fits: several classes' logits of at most 32 bits on a CPU.
     """
     if block.binary:
         return _score_single(widened(block.scores), block, view, scores)
-    return _score_several(block, scores, share, keep, shifted=block.scores.device.type != "cpu")
+    on_cpu = block.scores.device.type == "cpu"
+    fits = with_kernel and on_cpu and block.kind == "logits" and block.scores.dtype != torch.float64
+    kernel = compiled.load() if fits else None
+    return _score_several(block, scores, share, keep, not on_cpu or kernel is not None, kernel)
 
 
 def sound(scored: Scored, block: Predictions) -> bool:
@@ -139,16 +145,21 @@ def _score_single(x: torch.Tensor, block: Predictions, view: View, scores: bool)
 
 
 def _score_several(
-    block: Predictions, scores: bool, share: float | None, keep: torch.Tensor | None, shifted: bool
+    block: Predictions,
+    scores: bool,
+    share: float | None,
+    keep: torch.Tensor | None,
+    shifted: bool,
+    kernel: compiled.Kernel | None = None,
 ) -> Scored:
-    """Score rows of several classes; `shifted` takes each row's largest logit off first.
+    """Score rows of several classes; `shifted` takes each row's largest logit off first, as a `kernel` does.
 
     On a CPU that pass is saved where float64 has the range to do without, which is looked at afterwards: a logit far
     below the largest vanishes either way.
     """
     y, logits = block.truth, block.kind == "logits"
     finder = None if share is None else Finder(share, keep, block.classes, y.device)
-    swept = sweep(block.scores, logits, scores, finder, keep is not None, shifted)
+    swept = sweep(block.scores, logits, scores, finder, keep is not None, shifted, kernel)
 
     def of_class(k: torch.Tensor) -> torch.Tensor:
         return block.scores.gather(1, k[:, None])[:, 0].double()

@@ -27,7 +27,14 @@ class Sifted:
 
 
 def sift(
-    part: Predictions, view: View, *, ignore_index: int | None, deferred: bool, scores: bool, share: float | None
+    part: Predictions,
+    view: View,
+    *,
+    ignore_index: int | None,
+    deferred: bool,
+    scores: bool,
+    share: float | None,
+    with_kernel: bool = False,
 ) -> Sifted | None:
     """Score a block (as `scoring.score` does) and find its faults; None where nothing counts.
 
@@ -41,7 +48,7 @@ def sift(
         there = (part.truth >= 0) & (part.truth < classes)
         keep, lost = keep & there, keep & ~there
         part = dataclasses.replace(part, truth=part.truth.where(keep, 0))
-        scored = score(part, view, scores, share, keep)
+        scored = score(part, view, scores, share, keep, with_kernel)
         bad = faulty(scored, part)
         return Sifted(part, scored, True, keep & ~bad, lost | (keep & bad))
     if ignore_index is not None:
@@ -51,5 +58,5 @@ def sift(
         return None
     if not in_range(part.truth, classes):
         return Sifted(part, None, False)
-    scored = score(part, view, scores, share)
+    scored = score(part, view, scores, share, with_kernel=with_kernel)
     return Sifted(part, scored, sound(scored, part))
