@@ -122,5 +122,6 @@ def rests_on(response: Response) -> str:
     freedom = f", {number(min(df), 2)} to {number(max(df), 2)} degrees of freedom" if df else ""
     if df and max(df) - min(df) < 0.05:
         freedom = f", {number(df[0], 2)} degrees of freedom"
-    unit = "seeds" if found.paired or found.independent < found.runs else "independent runs"
+    unit = "seed" if found.paired or found.independent < found.runs else "independent run"
+    unit += "s" * (found.independent != 1)
     return f"{found.runs} runs, {found.independent} {unit}{', within seeds' if found.paired else ''}{freedom}"

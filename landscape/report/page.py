@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,17 +16,19 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..comparison.seeds import seed_groups
 from ..errors import LandscapeError
 from .aside import whole
 from .blocks import Folded, Picture
 from .chart import Chart, packed, script_json
+from .moments import evenly
 from .numbers import count
 from .palette import PLOTLY_MARKERS, RUN_COLORS
 from .runs import MANY, Run, gather
 from .sections import build_sections, by_task
 
 #: As many runs are drawn at first; the others wait in the table (chosen by us: more lines can't be told apart).
-SHOWN_AT_FIRST = 6
+DRAWN_AT_FIRST = 6
 #: Up to as many runs have a button above each figure; of more, those that are drawn.
 CHIPS = MANY
 #: As many runs are drawn at once at most, when a filter chooses them (chosen by us: a browser's patience).
@@ -70,9 +73,10 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
     charts = [c for s in sections for c in _charts(s.blocks)]
     files = resources.files(f"{__package__}.templates")
     many = len(runs) > CHIPS
+    shown = drawn_first(runs)
     page = {
         "runs": [{"name": r.name} for r in runs],
-        "shown": SHOWN_AT_FIRST,
+        "shown": shown,
         "chips": CHIPS,
         "most": MOST_DRAWN,
     }
@@ -96,10 +100,19 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
         policy=_policy(scripts),
         version=__version__,
         colors=len(RUN_COLORS),
-        shown=SHOWN_AT_FIRST,
+        shown=shown,
         chips=CHIPS,
         markers=len(PLOTLY_MARKERS),
     )
+
+
+def drawn_first(runs: Sequence[Run]) -> list[int]:
+    """Return which runs are drawn at first: one of each setting, evenly over the settings, then their further seeds."""
+    groups = seed_groups([r.settings for r in runs], [r.step for r in runs])
+    if len(groups) > DRAWN_AT_FIRST:
+        return [runs[groups[i][0]].index for i in evenly(len(groups), DRAWN_AT_FIRST)]
+    rounds = itertools.zip_longest(*groups)
+    return sorted(runs[p].index for p in [p for turn in rounds for p in turn if p is not None][:DRAWN_AT_FIRST])
 
 
 def _data(chart: Chart, *, exact: bool, words: bool) -> tuple[str, Any]:

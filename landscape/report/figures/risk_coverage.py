@@ -77,6 +77,9 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         series.append(
             Series({"coverage": x, "risk": y, "risk_low": low, "risk_high": high}, ("coverage",), run.name, run.index)
         )
+        # Before the first error the band is that of no error in so few, the same for every run: it says nothing here.
+        band = {name: np.where(y > 0, bound, np.nan) for name, bound in (("low", low), ("high", high))}
+        series.append(Series({"coverage": x, **band}, ("coverage",), csv=False))
         traces += _traces(i, run)
         # The bands of the first few predictions reach to 1, and would press the curves flat.
         top = min(1.0, max(top, 1.35 * float(y[x >= 0.05].max())))
@@ -87,10 +90,10 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         title="Risk and coverage",
         caption="If the model answers only for the share of the predictions that it is surest of (coverage), how often "
         "is it wrong (risk)? The right end is the plain error rate; the lower a curve runs on its way there, the "
-        "better the confidence tells right from wrong, calibrated or not. Shaded: pointwise 95% intervals. "
-        "AURC, in the table, is the mean height of the curve.",
+        "better the confidence tells right from wrong, calibrated or not. Shaded, from the first error on: pointwise "
+        "95% intervals. AURC, in the table, is the mean height of the curve.",
         series=series,
-        panels=[Panel("", f"Risk-coverage curves of {len(series)} runs.", {"all": traces})],
+        panels=[Panel("", f"Risk-coverage curves of {len(series) // 2} runs.", {"all": traces})],
         layouts={
             "all": {
                 "xaxis": {
@@ -112,8 +115,8 @@ def _traces(i: int, run: Run) -> list[dict]:
     shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "run": run.index, "x": ref(i, "coverage")}
     edge = {"line": {"width": 0}, "hoverinfo": "skip"}
     return [
-        {**shared, **edge, "y": ref(i, "risk_high")},
-        {**shared, **edge, "y": ref(i, "risk_low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
+        {**shared, **edge, "y": ref(i + 1, "high")},
+        {**shared, **edge, "y": ref(i + 1, "low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
         {
             **shared,
             "y": ref(i, "risk"),

@@ -57,6 +57,8 @@ def schedules(runs: Sequence[Run]) -> Chart | None:
             curves = tuple(Curve(quantity, g, f"group {g}" if len(groups) > 1 else "", i) for i, g in enumerate(groups))
             views.append(View(quantity, title, title.lower(), curves))
     for name in columns(runs, "scheduled"):
+        if name == "lr" and views:  # the learning rate by its name in the driver
+            continue
         views.append(View(f"scheduled.{name}", name, name, (Curve("scheduled", name),)))
     caption = "What the schedules had in force at each step. Several parameter groups are told apart by their dashes."
     return over_steps("schedules", "Learning rate and schedules", caption, runs, views, height=220)

@@ -61,12 +61,17 @@ def build(runs: Sequence[Run]) -> Section | None:
 
 def _table(runs: Sequence[Run]) -> Table:
     known = {m.key: m for m in measures(runs)}
+    normed = any(r.get("frobenius") is not None for r in runs)
     columns = [
         Column("Run", wide=True),
         Column("operator"),
         Column("split"),
         *(Column(known[k].label, numeric=True, note=known[k].note) for k in ("lambda_max", "lambda_min", "trace")),
-        Column("Frobenius norm", numeric=True, note="root of the sum of the squared eigenvalues"),
+        *(
+            [Column("Frobenius norm", numeric=True, note="root of the sum of the squared eigenvalues")]
+            if normed
+            else []
+        ),
         Column("converged", numeric=True, note="eigenpairs within the tolerance, of those asked for"),
         Column("parameters", numeric=True, note="dimension of the operator"),
         Column("products", numeric=True, note="operator-vector products spent on eigenvalues, trace and norm"),
@@ -89,10 +94,15 @@ def _table(runs: Sequence[Run]) -> Table:
             Cell(str(pairs.operator) if pairs is not None else "–"),
             Cell(str(made[0].split) or "–"),
             *(value_cell(known[k].read(run)) for k in ("lambda_max", "lambda_min", "trace")),
-            value_cell(Value(float(norm.value), float(norm.stderr)) if norm is not None else Value()),
+            *([value_cell(_norm(run))] if normed else []),
             Cell(f"{done} of {asked}" if asked else "–", sort=done / asked if asked else None),
             Cell(count(parameters) if parameters else "–", sort=parameters),
             Cell(count(products), sort=products),
         ]
         rows.append(Row(cells, run.index))
     return Table("Curvature of each run.", columns, [("", rows)], sortable=len(rows) > 1)
+
+
+def _norm(run: Run) -> Value:
+    norm: Any = run.get("frobenius")
+    return Value(missing=run.missing("frobenius")) if norm is None else Value(float(norm.value), float(norm.stderr))

@@ -119,7 +119,7 @@ def _spent(costs: Sequence[Cost]) -> list[Cell]:
     return [
         Cell(count(len(costs)), sort=float(len(costs))),
         Cell(count(products), sort=float(products)),
-        Cell(given(float(f"{passes:.4g}")), sort=float(passes)),
+        Cell(count(round(passes)) if passes >= 1000 else given(float(f"{passes:.4g}")), sort=float(passes)),
         Cell(seconds(took), sort=took),
     ]
 

@@ -67,4 +67,6 @@ def _shared(names: Sequence[str]) -> str:
         if len(set(together)) > 1:
             break
         common.append(together[0])
-    return " ".join(common) or f"{names[0]} and {len(names) - 1} more"
+    if common and common[-1].strip(",") in SEEDS:
+        common.pop()
+    return " ".join(common).rstrip(" ,") or f"{names[0]} and {len(names) - 1} more"

@@ -29,7 +29,9 @@ def build(runs: Sequence[Run]) -> Section:
     seeds = over_seeds_table(runs, names, columns)
     blocks: list[Block] = [seeds] if seeds else []
     blocks.append(
-        Table(_caption(runs), heads, groups, sortable=several, picker=several, id="runs-table", filter=several)
+        Table(_caption(runs), heads, groups, sortable=True, picker=True, id="runs-table", filter=True)
+        if several
+        else _of_one(runs[0], names, columns)
     )
     if same:
         told = "; ".join(f"{k} {v}" for k, v in same.items())
@@ -64,6 +66,17 @@ def _caption(runs: Sequence[Run]) -> str:
     return (
         f"{what} Small print under a number: ± its standard error, ± the residual of an eigenvalue, or a 95% interval."
     )
+
+
+def _of_one(run: Run, names: Sequence[str], columns: Sequence[Measure]) -> Table:
+    """Return the table of a single run: a row for each number, so that none stands beyond the edge of the page."""
+    groups: dict[str, list[Row]] = {}
+    for measure in columns:
+        cell = value_cell(measure.read(run))
+        groups.setdefault(measure.group, []).append(Row([Cell(measure.label), cell, Cell(measure.note)]))
+    told = [Row([Cell(n), Cell(setting(run, n)), Cell("")]) for n in names]
+    heads = [Column(run.name, wide=True), Column("value", numeric=True), Column("what it is", wide=True)]
+    return Table(_caption([run]), heads, [("Settings", told)] * bool(told) + list(groups.items()), id="runs-table")
 
 
 def _row(run: Run, names: Sequence[str], columns: Sequence[Measure]) -> Row:
