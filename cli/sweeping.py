@@ -131,6 +131,8 @@ def find_rates(sweep: Sweep, bounds: Sequence[float] | None, as_json: bool) -> N
     low, high = bounds if bounds is not None and len(bounds) == 2 else (LOW, HIGH)
     if bounds is not None and len(bounds) != 2:
         raise click.UsageError("--lr-range takes two numbers: the lowest rate and the highest.")
+    for note in sweep.check():
+        say(f"note: {note}")
     tried: dict[str, tuple[str, Any]] = {}
     sweep.out.mkdir(parents=True, exist_ok=True)
     target = sweep.out / FILE
@@ -150,6 +152,7 @@ def find_rates(sweep: Sweep, bounds: Sequence[float] | None, as_json: bool) -> N
 
 def _print_rates(found: Sequence[tuple[str, Any]], target: Path, as_json: bool) -> None:
     from landscape.report.numbers import number
+    from landscape.training.rates import QUADRATIC
 
     for label, result in found:
         for text in (*result.warnings, *(n for n in result.notes if n.startswith("no threshold"))):
@@ -160,19 +163,26 @@ def _print_rates(found: Sequence[tuple[str, Any]], target: Path, as_json: bool) 
         return
     names = {
         "steepest": "falls fastest",
-        "best": "lowest loss",
+        "best": "turns",
         "divergence": "blows up",
-        "critical_start": "critical at start",
-        "critical_best": "critical at lowest",
+        "critical": "unstable",
+        "turn": "turns / unstable",
+        "ratio": "blows up / unstable",
+        "critical_start": "unstable, first weights",
     }
-    table_rows = [["cell", *names.values(), "blow-up / critical", "lambda_max, start", "lambda_max, lowest"]]
+    shown = [["cell", *names.values()]]
     for label, r in found:
-        values = [getattr(r, n) for n in names] + [r.ratio]
-        lambdas = [
-            number(v, 4) + (f" ± {number(e, 2)}" if e == e else "") if v == v else "-"
-            for v, e in ((r.lambda_start, r.residual_start), (r.lambda_best, r.residual_best))
-        ]
-        table_rows.append([label, *[number(v, 3) if v == v else "-" for v in values], *lambdas])
-    click.echo(table(table_rows, header=True))
-    click.echo(f"\ncritical: the rate whose stability threshold ({found[0][1].formula or '-'}) is lambda_max")
+        values = [getattr(r, n) for n in names]
+        shown.append([label, *[number(v, 3) if v == v else "-" for v in values]])
+    click.echo(table(shown, header=True))
+    r = found[0][1]
+    of = f"{r.samples} training samples" if r.samples else "the training data"
+    click.echo(
+        f"\nLearning rates. The loss, on the same {of} before each step: falls fastest per decade, turns (is lowest), "
+        "blows up (has risen by its first value).\n"
+        f"unstable: where the growing rate met the one whose stability threshold ({r.formula or '-'}) is lambda_max of "
+        "these samples at the weights of that step; before any step: at the first weights.\n"
+        f"turns / unstable: 1 where the threshold decides. blows up / unstable: {number(QUADRATIC, 3)} on a quadratic, "
+        "however slowly the rate grows. Small batches are noisy, which lowers both."
+    )
     click.echo(f"archive: {target}")

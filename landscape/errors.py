@@ -19,6 +19,10 @@ class ObjectiveError(LandscapeError):
     """A loss that cannot be measured: not deterministic, without a weight, not finite, not differentiable."""
 
 
+class NonFiniteLossError(ObjectiveError):
+    """A loss that is NaN or infinite at the weights as they are."""
+
+
 class ArchiveError(LandscapeError):
     """An archive that cannot be read or written."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .data import batch_size_of, map_tensors, seeded, slice_batch, tensors_of
-from .errors import LandscapeError, ObjectiveError, TaskError
+from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
 from .session import batchnorm_layers
@@ -100,7 +100,7 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
     known = known_weight(objective.task.loss, outputs, target) if own is None else None
     weight = float(own) if own is not None else known
     if not math.isfinite(first) and weight != 0:
-        raise ObjectiveError(
+        raise NonFiniteLossError(
             f"the loss at the checkpoint is {first} on {objective.split} batch {i}: nothing can be measured around it "
             "(look for diverged weights, or for inputs that are not finite)"
         )

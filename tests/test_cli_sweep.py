@@ -90,9 +90,10 @@ def test_rates_are_found_and_kept(world):
     text = done(
         *BASE, "--loss", "cross_entropy,focal", "--optimizer", "sgd,adam", "--lr-find", "--lr-range", "1e-2,1e4"
     )
-    assert "blow-up / critical" in text
+    assert "turns / unstable" in text
+    assert "blows up / unstable: 6.30 on a quadratic" in text
     assert len([line for line in text.splitlines() if "sgd" in line or "adam" in line]) == 4
-    assert "lambda_best" in done("show", "runs/lr_find.h5")
+    assert "critical_start" in done("show", "runs/lr_find.h5")
     shown = json.loads(done(*BASE, "--lr-find", "--json"))["lr_find"]
     assert shown[0]["critical_start"] > 0
     done(*BASE, "--no-measure")  # a range test before it makes no other sweep of the folder

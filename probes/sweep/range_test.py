@@ -1,12 +1,11 @@
-"""The learning-rate range test, and where stability ends: its divergence point against 2 / lambda_max."""
+"""The learning-rate range test: where the loss turns and blows up, against where stability ends (2 / lambda_max)."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from landscape.curvature.operators import Hessian
 from landscape.curvature.optimizer_state import read_optimizer
 from landscape.curvature.preconditioned import Preconditioned
 from landscape.curvature.stability import threshold_of
-from landscape.errors import LandscapeError, TrainingError
+from landscape.errors import LandscapeError, NonFiniteLossError, TrainingError
 from landscape.objective import Objective
 from landscape.results import Cost
 from landscape.tasks import Task
@@ -33,9 +32,18 @@ from .stopping import Interrupted, Stop
 
 #: Where `landscape sweep --lr-find` keeps its results, in the sweep's folder.
 FILE = "lr_find.h5"
-#: Smith 2017, arXiv:1506.01186, section 3.3, grows the rate linearly; exponentially, smoothed by 0.98, and stopped at 4
-#: times the lowest smoothed loss: Gugger 2018, How Do You Find A Good Learning Rate, as in fastai. 100 steps: fastai.
-LOW, HIGH, STEPS, SMOOTHING, STOP_AT = 1e-5, 10.0, 100, 0.98, 4.0
+#: Smith 2017, arXiv:1506.01186, section 3.3, grows the rate linearly; exponentially, as here: Gugger 2018, How Do You
+#: Find A Good Learning Rate. 100 steps: fastai.
+LOW, HIGH, STEPS = 1e-5, 10.0, 100
+#: The loss has blown up when it has risen by so many times its first value, or what it had fallen if that is more.
+#: Chosen by us: momentum swings back nearly as far at rates that are stable. fastai and Lightning wait for 4 times the
+#: lowest, which says nothing of a loss below 0, and which a bounded one reaches later or never.
+RISEN = 1.0
+#: The next eigenvalue is due when the rate has come half the way (in the logarithm) to the last one's threshold, or has
+#: grown by this factor. Chosen by us: some 12 of them, most where they matter.
+STRIDE = 10.0
+#: Steps whose mean stands for the loss where its slope is taken (chosen by us: single steps are noisy).
+WINDOW = 5
 
 
 def range_test(
@@ -45,7 +53,6 @@ def range_test(
     low: float = LOW,
     high: float = HIGH,
     steps: int = STEPS,
-    smoothing: float | None = None,
     curvature: bool = True,
     tol: float = 1e-2,
     max_samples: int | None = 1024,
@@ -55,20 +62,20 @@ def range_test(
 ) -> RangeTest:
     """Train with a rate that grows from `low` to `high`: where does the loss fall fastest, end falling, and blow up.
 
-    The largest eigenvalue of the training loss is measured at the first weights and at those of the lowest loss, and
-    turned into the rate at which full-batch steps of this optimizer stop being stable (2 / lambda_max for plain
-    gradient descent; for Adam the eigenvalue of the preconditioned Hessian). The blow-up comes later than that rate: a
-    direction that has shrunk while the rate was small has to grow again before the loss shows it, so that
-    `divergence / critical` above 1 is the rule, on a quadratic too. Nothing is written, no generator left changed.
+    Before each step the loss is taken on the same samples, so that neither noise nor an average over past steps moves
+    these points. The largest eigenvalue is measured on the way, until the rate has passed the one at which full-batch
+    steps of this optimizer stop being stable at these weights (2 / lambda_max for plain gradient descent; for Adam the
+    eigenvalue of the preconditioned Hessian). That is where the loss should turn; it blows up later, on a quadratic
+    too: see `landscape.training.rates.QUADRATIC`. Noise of small batches lowers both, above all with momentum. Nothing
+    is written, no generator left changed.
 
     Args:
         task, cell: as for `train_cell`; the cell's schedule, rate and epochs are not used, its seed is.
         low, high, steps: the rates, equally spaced in the logarithm.
-        smoothing: weight of the past in the average; None: 0.98, and none at all for full batches.
-        curvature: False leaves the eigenvalues out. tol: of them. max_samples: that they are measured on.
+        curvature: False leaves the eigenvalues out. tol: of them. max_samples: that loss and eigenvalues are taken on.
 
-    Raises TrainingError for rates that don't rise, and as `train_cell`. Costs `steps` steps and two times about 10
-    Hessian products.
+    Raises TrainingError for rates that don't rise, and as `train_cell`. Costs `steps` steps, 3 passes over the samples
+    before each, and about 12 times 10 Hessian products.
     """
     if not (0 < low < high and math.isfinite(high)) or steps < 3:
         raise TrainingError(f"rates from {low} to {high} in {steps} steps: they must rise from above 0, in 3 or more")
@@ -76,88 +83,181 @@ def range_test(
     begun = time.perf_counter()
     cell = checked(replace(cell or Cell(), schedule="constant", lr=None, drive={}, epochs=1))
     with one_thread_on_cpu(device), torch.random.fork_rng():
-        own = source.make(cell.settings, cell.seed)
-        parts = make_parts(cell, own, resolve_device(device))
+        parts = make_parts(cell, source.make(cell.settings, cell.seed), resolve_device(device))
         try_loss(parts)
-        weights = copy.deepcopy(parts.model.state_dict())
-        walk = _walk(parts, np.geomspace(low, high, steps), smoothing, stop or Stop(), progress or (lambda n: None))
-        found = {"start": (math.nan, math.nan, math.nan), "best": (math.nan, math.nan, math.nan)}
-        products, facts, notes = 0, {"formula": "", "operator": ""}, []
-        for where, state, optimizer in (
-            ("start", weights, parts.optimizer.state_dict() | {"state": {}}),
-            ("best", walk.weights, walk.optimizer),
-        ):
-            if not curvature:
-                break
-            parts.model.load_state_dict(state)
-            try:
-                critical, value, residual, spent, facts, more = _critical(parts, optimizer, tol, max_samples)
-                found[where] = (critical, value, residual)
-                products += spent
-                notes += more
-            except LandscapeError as error:
-                notes.append(f"no threshold at the {where}: {error}")
+        way = _Way(parts, max_samples, tol if curvature else None)
+        way.walk(np.geomspace(low, high, steps), stop or Stop(), progress or (lambda n: None))
+    best = int(np.argmin(way.held))
+    warnings = []
+    if not math.isfinite(way.divergence):
+        warnings.append(f"the loss never blew up below a rate of {high:g}")
+    if curvature and way.sharpness and not math.isfinite(way.critical):
+        where = "at the lowest rate already" if way.sharpness[0].stable <= low else f"never below a rate of {high:g}"
+        warnings.append(f"the rate met its stability threshold {where}")
     return RangeTest(
-        rate=np.array(walk.rates),
-        loss=np.array(walk.losses),
-        smoothed=np.array(walk.smoothed),
-        steepest=walk.steepest,
-        best=walk.best,
-        divergence=walk.divergence,
-        critical_start=found["start"][0],
-        lambda_start=found["start"][1],
-        residual_start=found["start"][2],
-        critical_best=found["best"][0],
-        lambda_best=found["best"][1],
-        residual_best=found["best"][2],
-        products=products,
+        rate=np.array(way.rates),
+        loss=np.array(way.losses),
+        held=np.array(way.held),
+        stable=way.along("stable"),
+        lambda_max=way.along("value"),
+        residual=way.along("residual"),
+        steepest=_steepest(way.rates[: best + 1], way.held[: best + 1]),
+        best=way.rates[best],
+        divergence=way.divergence,
+        critical=way.critical,
+        critical_start=float(way.along("stable")[0]),
+        products=way.products,
+        samples=way.samples,
         optimizer=cell.optimizer,
         batch=str(cell.batch_size if isinstance(cell.batch_size, str) else parts.batches.size or ""),
         settings={"low": low, "high": high, "steps": steps, "seed": cell.seed, "loss": cell.loss, "tol": tol},
-        notes=tuple(dict.fromkeys((*parts.notes, *notes))),
-        warnings=() if math.isfinite(walk.divergence) else (f"the loss never blew up below a rate of {high:g}",),
-        cost=Cost(products, 3.0 * len(walk.rates) / parts.batches.per_epoch, time.perf_counter() - begun),
-        formula=facts["formula"],
-        operator=facts["operator"],
+        notes=tuple(dict.fromkeys((*parts.notes, *way.notes))),
+        warnings=tuple(warnings),
+        cost=Cost(
+            way.products, 3.0 * len(way.rates) / parts.batches.per_epoch + way.passes, time.perf_counter() - begun
+        ),
+        formula=way.formula,
+        operator=way.operator,
     )
 
 
-class _walk:
-    """The steps with a growing rate: their losses, and the weights and optimizer of the lowest smoothed one."""
+def _steepest(rates: list[float], held: list[float]) -> float:
+    """Return the rate at which the loss, averaged over neighbouring steps, falls fastest per decade."""
+    width = min(WINDOW, len(held))
+    if width < 2 or len(held) - width < 1:
+        return rates[0]
+    box = np.full(width, 1 / width)
+    slopes = np.gradient(np.convolve(held, box, "valid"), np.convolve(np.log10(rates), box, "valid"))
+    return float(10 ** np.convolve(np.log10(rates), box, "valid")[int(slopes.argmin())])
 
-    def __init__(
-        self, parts: Parts, rates: np.ndarray, smoothing: float | None, stop: Stop, progress: Callable[[int], None]
-    ) -> None:
-        whole = parts.batches.per_epoch == 1
-        beta = (0.0 if whole else SMOOTHING) if smoothing is None else smoothing
+
+@dataclass(frozen=True)
+class _Sharpness:
+    """The largest eigenvalue before a step, and the rate whose threshold it is."""
+
+    step: int
+    stable: float
+    value: float
+    residual: float
+
+
+class _Way:
+    """The steps with a growing rate, the loss on the same samples before each, and the sharpness before some."""
+
+    def __init__(self, parts: Parts, max_samples: int | None, tol: float | None) -> None:
+        self.parts, self.tol = parts, tol
+        self.task, notes = as_trained(parts.task.replace(max_samples=max_samples, optimizer=None))
+        self.notes: list[str] = list(notes)
         self.rates: list[float] = []
         self.losses: list[float] = []
-        self.smoothed: list[float] = []
-        self.divergence = math.nan
-        average, lowest = 0.0, math.inf
-        parts.model.train()
-        for i, (rate, batch) in enumerate(zip(rates.tolist(), _endless(parts), strict=False)):
+        self.held: list[float] = []
+        self.sharpness: list[_Sharpness] = []
+        self.divergence = self.critical = math.nan
+        self.products, self.samples, self.passes = 0, 0, 0.0
+        self.formula, self.operator = "", ""
+        self._due = 0.0 if tol is not None else math.inf
+        self._failures = 0
+
+    def along(self, what: str) -> np.ndarray:
+        """Return a field of the sharpness for every step, NaN where it was not measured."""
+        found = np.full(len(self.rates), math.nan)
+        for s in self.sharpness:
+            if s.step < len(found):
+                found[s.step] = getattr(s, what)
+        return found
+
+    def walk(self, rates: np.ndarray, stop: Stop, progress: Callable[[int], None]) -> None:
+        """Take a step at each rate until the loss has blown up."""
+        self.parts.model.train()
+        for rate, batch in zip(rates.tolist(), _endless(self.parts), strict=False):
             if stop.asked:
                 raise Interrupted(stop.why)
-            before = (copy.deepcopy(parts.model.state_dict()), copy.deepcopy(parts.optimizer.state_dict()))
-            value = _step(parts, batch, rate)
-            average = beta * average + (1 - beta) * value
-            smooth = average / (1 - beta ** (i + 1))
-            if not math.isfinite(value) or (i > 0 and smooth > STOP_AT * lowest and smooth > lowest + 1e-12):
+            held = self._look(rate)
+            if self._blown_up(held):
                 self.divergence = rate
                 break
+            value = _step(self.parts, batch, rate)
             self.rates.append(rate)
+            self.held.append(held)
             self.losses.append(value)
-            self.smoothed.append(smooth)
-            if smooth <= lowest:
-                lowest = smooth
-                self.weights, self.optimizer = before
-            progress(i + 1)
+            progress(len(self.rates))
         if len(self.rates) < 2:
             raise TrainingError(f"the loss blew up at the lowest rate, {rates[0]:g}: begin lower")
-        slopes = np.gradient(np.array(self.smoothed), np.log10(self.rates))
-        self.steepest = self.rates[int(slopes.argmin())]
-        self.best = self.rates[int(np.argmin(self.smoothed))]
+
+    def _blown_up(self, held: float) -> bool:
+        if not math.isfinite(held):
+            return True
+        if not self.held:
+            return False
+        first, lowest = self.held[0], min(self.held)
+        return held - lowest > RISEN * max(first - lowest, abs(first))
+
+    def _look(self, rate: float) -> float:
+        """Return the loss on the same samples at the weights as they are; measure their sharpness where it is due."""
+        try:
+            with Objective(self.task) as objective:
+                held = objective.evaluate().loss
+                self.samples = objective.samples or 0
+                if rate >= self._due:
+                    self._measure(objective, rate)
+                self.passes += objective.passes
+                return held
+        except NonFiniteLossError:
+            return math.inf
+
+    def _measure(self, objective: Objective, rate: float) -> None:
+        """Measure where stability ends at these weights: has the rate passed it, and when to look again."""
+        try:
+            found = self._sharpness(objective)
+        except LandscapeError as error:
+            self._failures += 1
+            at = "at the start" if not self.rates else f"at a rate of {rate:.3g}"
+            self.notes.append(f"no threshold {at}: {error}")
+            # An optimizer that keeps averages has them after a step; one without a threshold never has one.
+            self._due = 0.0 if self._failures < 2 else math.inf
+            return
+        before = self.sharpness[-1] if self.sharpness else None
+        self.sharpness.append(found)
+        if not found.stable > 0:  # NaN: no direction bends upward
+            self._due = rate * STRIDE
+        elif rate >= found.stable:
+            self._due = math.inf
+            if before is not None and before.stable > 0:
+                self.critical = _meeting(self.rates[before.step], before.stable, rate, found.stable)
+        else:
+            self._due = rate * min(STRIDE, math.sqrt(found.stable / rate))
+
+    def _sharpness(self, objective: Objective) -> _Sharpness:
+        """Return where stability ends. Raises LandscapeError where the optimizer has no threshold.
+
+        Thresholds are C / lr - w with coupled weight decay w, so that one of them, at any rate, gives C.
+        """
+        assert self.tol is not None
+        own = self.parts.optimizer
+        state_dict = own.state_dict()
+        groups = [{**g, "lr": 1.0} for g in state_dict["param_groups"]]
+        state = read_optimizer({**state_dict, "param_groups": groups}, type(own).__name__.lower())
+        threshold = threshold_of(state)
+        if not threshold.defined:
+            raise TrainingError(threshold.notes[0])
+        A: Any = Hessian(objective)
+        if threshold.operator == "preconditioned":
+            A = Preconditioned(A, state)
+            threshold = A.threshold
+        pairs = eigenpairs(A, 1, "largest", self.tol)
+        self.products += pairs.products
+        self.formula, self.operator = threshold.formula, threshold.operator
+        self.notes += [*threshold.notes, *pairs.warnings]
+        value = float(pairs.values[0])
+        decay = state.rules[0].coupled if threshold.operator == "hessian" else 0.0
+        stable = (threshold.threshold + decay) / (value + decay) if value + decay > 0 else math.nan
+        return _Sharpness(len(self.rates), stable, value, float(pairs.residuals[0]))
+
+
+def _meeting(rate: float, stable: float, later: float, stable_later: float) -> float:
+    """Return where a growing rate meets a stable one that changes, both straight in the logarithm between two steps."""
+    gap, past = math.log(stable / rate), math.log(later / stable_later)
+    return rate * (later / rate) ** (gap / (gap + past))
 
 
 def _endless(parts: Parts) -> Iterator[Any]:
@@ -183,31 +283,3 @@ def _step(parts: Parts, batch: Any, rate: float) -> float:
     value = gradient()
     parts.optimizer.step()
     return float(value)
-
-
-def _critical(
-    parts: Parts, optimizer: dict[str, Any], tol: float, max_samples: int | None
-) -> tuple[float, float, float, int, dict[str, str], list[str]]:
-    """Return (rate, eigenvalue, residual, products, facts, notes): the rate whose threshold is the eigenvalue.
-
-    Thresholds are C / lr - w with coupled weight decay w, so that one of them, at any rate, gives C. Raises
-    MeasurementError where the optimizer has no threshold.
-    """
-    rate = 1.0
-    groups = [{**g, "lr": rate} for g in optimizer["param_groups"]]
-    state = read_optimizer({**optimizer, "param_groups": groups}, type(parts.optimizer).__name__.lower())
-    threshold = threshold_of(state)
-    if not threshold.defined:
-        raise TrainingError(threshold.notes[0])
-    task, seen = as_trained(parts.task.replace(max_samples=max_samples, optimizer=None))
-    with Objective(task) as objective:
-        A: Any = Hessian(objective)
-        if threshold.operator == "preconditioned":
-            A = Preconditioned(A, state)
-            threshold = A.threshold
-        pairs = eigenpairs(A, 1, "largest", tol)
-    value, residual = float(pairs.values[0]), float(pairs.residuals[0])
-    decay = state.rules[0].coupled if threshold.operator == "hessian" else 0.0
-    critical = (threshold.threshold + decay) * rate / (value + decay) if value + decay > 0 else math.nan
-    facts = {"formula": threshold.formula, "operator": threshold.operator}
-    return critical, value, residual, pairs.products, facts, [*seen, *threshold.notes, *pairs.warnings]
