@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from ..errors import MeasurementError
-from .bins import checked_bins
-from .collect import collect
 from .compiled import load
-from .counting import Counted, Counts, GroupSums
 from .evaluate import evaluate
-from .inputs import Form, Predictions, kept, lay_out, verify
+from .inputs import Form, Predictions, lay_out
+from .intake import Intake
 from .ranks import gather_states, moved
-from .scoring import View, blocks, within_unit
-from .sift import sift
+from .scoring import View
+from .settings import Settings
 from .table import Calibration
 from .totals import Totals
 
 #: Pairs that are kept as they are, so that ranks are exact up to there (chosen by us: 2 MiB).
 EXACT = 1 << 18
-#: Classes up to which each class gets its own table unasked (chosen by us: ImageNet's, which takes twice as long).
-CLASSWISE = 1000
-_NEVER = torch.iinfo(torch.int64).max
 
 
 class CalibrationAccumulator:
@@ -88,34 +81,26 @@ class CalibrationAccumulator:
         defer: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        self.bins, self.edges = checked_bins(bins, mass)
-        if confidence not in (None, "top", "positive"):
-            raise MeasurementError(f"confidence={confidence!r} is not one of 'top', 'positive' or None")
-        if isinstance(exact, bool) or not isinstance(exact, int | np.integer):
-            raise TypeError(f"exact must be an integer, got {type(exact).__name__}")
-        self.mass = mass
-        self.kind: Form | None = kind
-        self.confidence: View | None = confidence
-        self.ignore_index = ignore_index
-        self.class_dim = class_dim
-        self.scores = scores
-        self.classwise = classwise
-        self.exact = int(exact)
-        self.defer = defer
-        self.compiled = compiled
+        self.settings = Settings.checked(
+            bins=bins,
+            mass=mass,
+            kind=kind,
+            confidence=confidence,
+            ignore_index=ignore_index,
+            class_dim=class_dim,
+            scores=scores,
+            classwise=classwise,
+            exact=exact,
+            defer=defer,
+            compiled=compiled,
+        )
         if compiled:
             load()  # says at once where there is no compiler
-        self.reset()
+        self._intake = Intake(self.settings)
 
     def reset(self) -> None:
         """Forget every sample, and the shape of the first batch."""
-        self._counts: Counts | None = None
-        self._facts: dict[str, str] = {}
-        self._updates = 0
-        self._grouped: bool | None = None
-        self._warnings: dict[str, None] = {}
-
-    # ---------------------------------------------------------------------------------------------- batches
+        self._intake = Intake(self.settings)
 
     def update(
         self, *, logits: Any = None, probabilities: Any = None, labels: Any = None, groups: Any = None
@@ -130,132 +115,17 @@ class CalibrationAccumulator:
                 logits=logits,
                 probabilities=probabilities,
                 labels=labels,
-                ignore_index=self.ignore_index,
-                class_dim=self.class_dim,
-                kind=self.kind,
+                ignore_index=self.settings.ignore_index,
+                class_dim=self.settings.class_dim,
+                kind=self.settings.kind,
                 groups=groups,
             )
         )
 
     def add(self, predictions: Predictions) -> CalibrationAccumulator:
         """Count predictions that `inputs.lay_out` or `inputs.read_predictions` brought in order."""
-        if not len(predictions.truth):
-            return self
-        self._begin(predictions)
-        assert self._counts is not None
-        counts = self._counts
-        if counts.device != predictions.scores.device:
-            raise MeasurementError(
-                f"this batch lies on {predictions.scores.device}, those before it on {counts.device}; give each device "
-                "its own accumulator and merge them"
-            )
-        predictions, group = self._open_groups(predictions)
-        parts = list(blocks(predictions))
-        # A fault in a later block must leave no trace of the blocks before it.
-        saved = counts.snapshot() if len(parts) > 1 and not self._deferred else None
-        try:
-            self._count(predictions, parts, group)
-        except MeasurementError:
-            if saved is not None:
-                counts.restore(saved)
-            if not self._updates:
-                self.reset()
-            raise
-        if group is not None:
-            counts.close_groups(group)
-        self._updates += 1
+        self._intake.add(predictions)
         return self
-
-    def _begin(self, predictions: Predictions) -> None:
-        view = self._view(predictions)
-        facts = {"input": predictions.kind, "dtype": predictions.dtype, "confidence": view}
-        if self._counts is None:
-            if view == "positive" and not predictions.binary:
-                raise MeasurementError(
-                    f'confidence="positive" needs a binary task of shape (n,), got {predictions.classes} classes; '
-                    "give the scores of class 1 alone"
-                )
-            device = predictions.scores.device
-            self._deferred = device.type != "cpu" if self.defer is None else self.defer
-            self._facts = facts
-            tabled = self.classwise is not False and (
-                predictions.form in ("multiclass", "multilabel")
-                and (self.classwise is True or predictions.classes <= CLASSWISE)
-            )
-            self._make(predictions.form, predictions.classes, view, tabled, device)
-        elif (predictions.form, predictions.classes) != (self._counted.form, self._counted.classes):
-            raise MeasurementError(
-                f"this batch has {predictions.classes} classes ({predictions.form}), those before it had "
-                f"{self._counted.classes} ({self._counted.form}); give each its own accumulator"
-            )
-        elif facts["input"] != self._facts["input"]:
-            raise MeasurementError(
-                f"this batch holds {facts['input']}, those before it {self._facts['input']}; give each its own "
-                "accumulator"
-            )
-        elif facts["dtype"] not in self._facts["dtype"].split(", "):
-            self._facts["dtype"] += f", {facts['dtype']}"
-        grouped = predictions.groups is not None
-        if self._grouped is None:
-            self._grouped = grouped
-        if grouped != self._grouped:
-            raise MeasurementError("groups= must be given with every batch, or with none")
-
-    def _view(self, predictions: Predictions) -> View:
-        if self.confidence is not None:
-            return self.confidence
-        return "positive" if predictions.form in ("multilabel", "top-label") else "top"
-
-    def _make(self, form: Form, classes: int, view: View, tabled: bool, device: torch.device) -> None:
-        """Lay out the sums, all 0."""
-        counted = Counted(form, classes, view, self.bins, self.edges, self.scores, tabled, self.exact)
-        self._counts = Counts(counted, device)
-        self._fault = torch.full((1,), _NEVER, dtype=torch.int64, device=device)
-
-    @property
-    def _counted(self) -> Counted:
-        assert self._counts is not None
-        return self._counts.counted
-
-    def _open_groups(self, predictions: Predictions) -> tuple[Predictions, GroupSums | None]:
-        """Return the predictions with groups numbered from 0, and the sums to fill for them."""
-        if predictions.groups is None:
-            return predictions, None
-        ids, rows = None, predictions.groups
-        if predictions.named:
-            ids, rows = torch.unique(rows, return_inverse=True)
-        assert self._counts is not None
-        group = self._counts.open_groups(ids, predictions.members if ids is None else len(ids))
-        return dataclasses.replace(predictions, groups=rows), group
-
-    def _count(self, predictions: Predictions, parts: list[Predictions], group: GroupSums | None) -> None:
-        assert self._counts is not None
-        view, start = self._counted.view, 0
-        # Logits that are probabilities: looked for in every batch on the CPU, in the first on an accelerator, where
-        # each look waits for the device.
-        suspect = predictions.kind == "logits" and (not self._deferred or not self._updates)
-        share = 1 / self.bins if self._counted.tabled and not predictions.binary else None
-        for i, part in enumerate(parts):
-            found = sift(
-                part,
-                view,
-                ignore_index=self.ignore_index,
-                deferred=self._deferred,
-                scores=self.scores,
-                share=share,
-                with_kernel=self.compiled,
-            )
-            if found is not None:
-                if found.lost is not None:
-                    first = (self._updates << 32) + start + found.lost.int().argmax()
-                    self._fault = torch.minimum(self._fault, torch.where(found.lost.any(), first, _NEVER))
-                suspect = suspect and (found.scored is None or within_unit(found.scored))
-                if not found.fine or (suspect and i == len(parts) - 1):
-                    for warning in verify(kept(predictions, self.ignore_index)).warnings:
-                        self._warnings[warning] = None
-                if found.scored is not None:
-                    self._counts.add(found.part, found.scored, found.keep, group)
-            start += len(part.truth)
 
     # ---------------------------------------------------------------------------------------------- together
 
@@ -263,32 +133,14 @@ class CalibrationAccumulator:
         """Add what another accumulator with the same settings has counted, on any device; it stays as it is."""
         if not isinstance(other, CalibrationAccumulator):
             raise TypeError(f"merge needs a CalibrationAccumulator, got {type(other).__name__}")
-        mine, theirs = self._settings(), other._settings()
+        mine, theirs = self.settings.shared(), other.settings.shared()
         for name, value in mine.items():
             if theirs[name] != value:
                 raise MeasurementError(
                     f"accumulators with different {name} cannot be merged ({value!r} and {theirs[name]!r}); "
                     "make both with the same settings"
                 )
-        if other._counts is None:
-            return self
-        if self._counts is None:
-            self.load_state_dict(other.state_dict())
-            return self
-        seen = [(x._counted.form, x._counted.classes, x._facts["input"], x._grouped) for x in (self, other)]
-        if seen[0] != seen[1]:
-            raise MeasurementError(
-                f"accumulators of different predictions cannot be merged: {_named(seen[0])} and {_named(seen[1])}"
-            )
-        self._counts.merge(other._counts)
-        for dtype in other._facts["dtype"].split(", "):
-            if dtype not in self._facts["dtype"].split(", "):
-                self._facts["dtype"] += f", {dtype}"
-        device = self._counts.device
-        theirs = other._fault.to(device)
-        self._fault = torch.minimum(self._fault, torch.where(theirs < _NEVER, theirs + (self._updates << 32), theirs))
-        self._updates += other._updates
-        self._warnings |= other._warnings
+        self._intake.merge(other._intake)
         return self
 
     def all_reduce(self, group: Any = None) -> CalibrationAccumulator:
@@ -298,65 +150,23 @@ class CalibrationAccumulator:
         and the pairs that are kept).
         """
         states = gather_states(self.state_dict(), group)
-        device = None if self._counts is None else self._counts.device
-        total = CalibrationAccumulator(**self._arguments())
+        device = self._intake.device
+        total = CalibrationAccumulator(**self.settings.arguments())
         for state in states:
-            total.merge(CalibrationAccumulator(**self._arguments()).load_state_dict(state))
+            total.merge(CalibrationAccumulator(**self.settings.arguments()).load_state_dict(state))
         return self.load_state_dict(total.state_dict() if device is None else moved(total.state_dict(), device))
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "bins": self.bins if self.edges is None else self.edges,
-            "mass": self.mass,
-            "kind": self.kind,
-            "confidence": self.confidence,
-            "ignore_index": self.ignore_index,
-            "class_dim": self.class_dim,
-            "scores": self.scores,
-            "classwise": self.classwise,
-            "exact": self.exact,
-            "defer": self.defer,
-            "compiled": self.compiled,
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        """Return what must agree between accumulators that are merged."""
-        found = {k: v for k, v in self._arguments().items() if k not in ("class_dim", "exact", "defer", "compiled")}
-        return found | {"bins": self.bins if self.edges is None else [float(x) for x in self.edges]}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything counted so far, as tensors and plain values that `torch.load` reads with weights_only."""
-        return {
-            "settings": self._settings(),
-            "form": None if self._counts is None else self._counted.form,
-            "classes": 0 if self._counts is None else self._counted.classes,
-            "facts": dict(self._facts),
-            "updates": self._updates,
-            "fault": None if self._counts is None else self._fault,
-            "deferred": False if self._counts is None else self._deferred,
-            **({} if self._counts is None else self._counts.state()),
-            "grouped": self._grouped,
-            "warnings": list(self._warnings),
-        }
+        return {"settings": self.settings.shared(), **self._intake.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> CalibrationAccumulator:
         """Take over a `state_dict` of an accumulator with the same settings; what was counted here is forgotten."""
-        mine = self._settings()
+        mine = self.settings.shared()
         for name, value in state["settings"].items():
             if mine.get(name) != value:
                 raise MeasurementError(f"this state has {name}={value!r}, the accumulator {mine.get(name)!r}")
-        self.reset()
-        if state["form"] is None:
-            return self
-        self._facts, self._deferred = dict(state["facts"]), state["deferred"]
-        view: View = "positive" if self._facts["confidence"] == "positive" else "top"
-        sums = state["sums"]
-        self._make(state["form"], state["classes"], view, "class counts" in sums, sums["counts"].device)
-        assert self._counts is not None
-        self._counts.load(state)
-        self._fault = state["fault"].clone()
-        self._updates, self._grouped = state["updates"], state["grouped"]
-        self._warnings = dict.fromkeys(state["warnings"])
+        self._intake.load(state)
         return self
 
     # ---------------------------------------------------------------------------------------------- numbers
@@ -364,30 +174,21 @@ class CalibrationAccumulator:
     @property
     def facts(self) -> dict[str, str]:
         """What came: "input" (logits or probabilities), "dtype" and the "confidence" taken."""
-        return dict(self._facts)
+        return dict(self._intake.facts)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What whoever shows the numbers should say of the input."""
-        return tuple(self._warnings)
+        return tuple(self._intake.warnings)
 
     @property
     def samples(self) -> int:
         """Predictions counted so far (waits for the device)."""
-        return 0 if self._counts is None else self._counts.samples
+        return self._intake.samples
 
     def totals(self) -> Totals:
         """Return the sums on the host; raises MeasurementError for faults put off until now, and without samples."""
-        if self._counts is None or not self.samples + int(self._fault < _NEVER):
-            raise MeasurementError("no predictions: nothing was counted (or ignore_index left nothing)")
-        fault = int(self._fault)
-        if fault < _NEVER:
-            raise MeasurementError(
-                f"row {fault & 0xFFFFFFFF} of update {fault >> 32} (both from 0) has a score that is not finite, "
-                "probabilities outside [0, 1] or not summing to 1, or a label out of range: pass logits as logits=, "
-                "leave labels out with ignore_index=, or mend the data, and accumulate anew"
-            )
-        return collect(self._counts, bool(self._grouped))
+        return self._intake.totals()
 
     def compute(
         self,
@@ -404,18 +205,13 @@ class CalibrationAccumulator:
         totals = self.totals()
         return evaluate(
             totals,
-            form=self._counted.form,
-            classes=self._counted.classes,
-            bins=self.bins,
-            mass=self.mass,
+            form=self._intake.form,
+            classes=self._intake.classes,
+            bins=self.settings.bins,
+            mass=self.settings.mass,
             seed=seed,
             interval=interval,
             strict=strict,
             warnings=self.warnings,
-            settings={**self._facts, "ignore_index": self.ignore_index},
+            settings={**self.facts, "ignore_index": self.settings.ignore_index},
         )
-
-
-def _named(seen: tuple[Any, ...]) -> str:
-    form, classes, kind, grouped = seen
-    return f"{kind} of {classes} classes ({form}{', grouped' if grouped else ''})"

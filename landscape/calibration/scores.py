@@ -123,7 +123,7 @@ def calibration_error(
         kept(predictions, ignore_index)
     totals, theirs = accumulator.totals(), {}
     if convention is not None:
-        found = CONVENTIONS[convention](predictions, accumulator.bins)
+        found = CONVENTIONS[convention](predictions, accumulator.settings.bins)
         table = Bins(found.edges).add(found.confidence, found.correct, found.index)
         if table.outside == table.samples:
             raise MeasurementError(
@@ -135,7 +135,7 @@ def calibration_error(
         totals,
         form=predictions.form,
         classes=predictions.classes,
-        bins=accumulator.bins,
+        bins=accumulator.settings.bins,
         mass=mass,
         seed=seed,
         interval=interval,
