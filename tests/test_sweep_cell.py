@@ -20,6 +20,7 @@ from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import Cell, grid
 from landscape.probes.sweep.how import How
 from landscape.probes.sweep.stopping import Stop
+from landscape.report.runs import gather
 
 #: Nothing beside the training: what is compared are weights.
 BARE = How(record=False, measure=False)
@@ -201,6 +202,10 @@ def test_a_cell_leaves_a_checkpoint_that_names_its_task_and_loss_and_an_archive_
     assert found.facts["loss"] == text
     # The weight in force at the last step, 11 of 12: the ramp ends behind it.
     assert found.task.loss.startswith("0.9*cross_entropy + 0.09")
+    (run,) = gather(["c/run.h5"])
+    assert run.settings["loss"] == text
+    assert "loss_at_end" not in run.settings  # what it was measured with is no setting of its own
+    assert run.about["loss_at_end"] == found.task.loss
     archive = open_archive("c/run.h5")
     assert archive.status == "complete"
     assert archive.run["loss"] == text

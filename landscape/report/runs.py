@@ -20,7 +20,7 @@ from .recorded import Recorded, reduce
 #: More runs than this are many: what says the same of each of them is said once (chosen by us: a screen of rows).
 MANY = 12
 #: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
-MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset"})
+MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset", "loss_at_end"})
 #: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
 NOT_SETTINGS = frozenset(
     {"name", "checkpoint", "fingerprint", "task", "task_file", "task_hash", "step", "epoch", "path", "seconds"}
