@@ -85,7 +85,7 @@ class CalibrationProbe(Probe):
         if kept is None:
             return math.nan, math.nan
         try:
-            fitted = fit_temperature(*kept, ignore_index=seen.accumulator.ignore_index)
+            fitted = fit_temperature(*kept, ignore_index=seen.accumulator.settings.ignore_index)
         except MeasurementError:
             return math.nan, math.nan  # one class only, several labels at once: there is no such temperature
         return float(fitted.value), float(fitted.stderr)

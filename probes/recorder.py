@@ -542,7 +542,7 @@ class Recorder:
     def _gather_observed(self) -> None:
         """Bring together what all processes observed. The logits kept for a temperature stay those of the first."""
         told: list[Any] = [None] * self._world
-        own = {s: o.accumulator.ignore_index for s, o in self._run.observed.items()}
+        own = {s: o.accumulator.settings.ignore_index for s, o in self._run.observed.items()}
         torch.distributed.all_gather_object(told, own)
         for split, ignore_index in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
             seen = self._run.observed.setdefault(split, Observed(ignore_index))
