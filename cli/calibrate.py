@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..probes.calibrating import CalibrationOutcome
 
 METHODS = ("temperature", "vector", "isotonic", "histogram")
+KINDS = ("multiclass", "binary", "multilabel", "top-label")
 CONVENTIONS = ("torchmetrics", "netcal", "guo")
 
 
@@ -50,6 +51,15 @@ CONVENTIONS = ("torchmetrics", "netcal", "guo")
 )
 @click.option("--ignore-index", type=int, help="Label of what shall not count, e.g. -100.")
 @click.option("--class-dim", type=int, default=1, show_default=True, help="Where the classes lie, e.g. -1.")
+@click.option(
+    "--kind", type=click.Choice(KINDS), help="What a row is: binary also for each pixel.  [default: by its shape]"
+)
+@click.option(
+    "--strict/--no-strict",
+    default=None,
+    help="Refuse fewer samples than bins and labels of one class, or only warn.  [default: refuse, but with "
+    "--convention]",
+)
 @click.option(
     "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="Of a checkpoint's task."
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from landscape.archive.schema import Subject
 from landscape.archive.writer import ArchiveWriter
 from landscape.calibration.calibrated import save_recalibration
 from landscape.calibration.held_out import held_out_predictions
-from landscape.calibration.inputs import tensor_of
+from landscape.calibration.inputs import Form, tensor_of
 from landscape.calibration.maps import Method
 from landscape.calibration.predictions import looks_saved, read_saved
 from landscape.calibration.recalibrated import Recalibration
@@ -32,6 +33,11 @@ from .selection import samples_to_draw
 from .subjects import Prepared, Tasks, check_paths, task_changes
 
 SUFFIX = ".calibration.h5"
+# Arguments in a message that are options of the command line, and those of them that name an array in a file.
+_ARGUMENT = re.compile(
+    r'\b(?P<name>logits|probabilities|groups|ignore_index|class_dim|kind|bins|folds|strict)=(?P<value>"[\w-]+"|-?\w*)'
+)
+_NAMED = ("logits", "probabilities", "groups")
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ def calibrate_files(
     folds: int | None = None,
     ignore_index: int | None = None,
     class_dim: int = 1,
+    kind: Form | None = None,
+    strict: bool | None = None,
     split: str = "test",
     out: str | os.PathLike[str] | None = None,
     archive: str | os.PathLike[str] | None = None,
@@ -131,8 +139,9 @@ def calibrate_files(
         logits, probabilities, labels, groups: names in the files of predictions; with one of them a .pt is taken for
             such.
         method: of the recalibration; None tries temperature scaling, and says in the warnings where it has no fit.
-        convention, bins, share, folds, ignore_index, class_dim, seed: as in `calibration_error` and `recalibrate`.
-            `seed` None is the task's own, or 0.
+        convention, bins, share, folds, ignore_index, class_dim, kind, strict, seed: as in `calibration_error` and
+            `recalibrate`, the layout (ignore_index, class_dim, kind) of saved predictions only. `seed` None is the
+            task's own, or 0.
         split, task, settings, device, dtype, max_samples, weights, trust_pickle, root: of checkpoints, as in
             `probe_checkpoints`; all samples of the split are taken unless `max_samples` or the task says fewer.
         out: the calibrated model: weights and map, or the map alone for saved predictions. One source only.
@@ -144,7 +153,7 @@ def calibrate_files(
     """
     say = say or (lambda text: None)
     paths = [os.fspath(p) for p in sources]
-    check_paths(paths)
+    check_paths(paths, "predictions or checkpoint")
     if out is not None:
         _check_output(Path(out), paths, force)
     targets = archive_paths(paths, archive)
@@ -176,10 +185,10 @@ def calibrate_files(
         for path, target in zip(paths, targets, strict=True):
             start = time.perf_counter()
             known = any(v is not None for v in named.values()) or looks_saved(path)
-            source = _saved(path, named, ignore_index) if known else _of_checkpoint(path, tasks, split)
+            source = _saved(path, named, ignore_index, kind) if known else _of_checkpoint(path, tasks, split)
             say(f"{source.subject.label}: calibration of {_described(source.judged)}")
-            found = calibrate(
-                source.judged,
+            found = _calibrated(
+                source,
                 bins=bins,
                 method=method or "temperature",
                 convention=convention,
@@ -188,6 +197,8 @@ def calibrate_files(
                 # A task's predictions come without what it ignores, one row each.
                 ignore_index=ignore_index if source.ready is None else None,
                 class_dim=class_dim if source.ready is None else 1,
+                kind=kind if source.ready is None else None,
+                strict=strict,
                 seed=_seed(source, seed),
                 must_recalibrate=method is not None or out is not None,
             )
@@ -200,6 +211,28 @@ def calibrate_files(
     return outcomes
 
 
+def _calibrated(source: Source, **how: Any) -> Calibration:
+    """Calibrate; what is wrong with a file of predictions is said in terms of the command line."""
+    try:
+        return calibrate(source.judged, **how)
+    except MeasurementError as error:
+        if source.ready is not None:
+            raise
+        raise MeasurementError(in_options(str(error))) from error
+
+
+def in_options(text: str) -> str:
+    """Return a message about arguments as one about options: `ignore_index=-1` as `--ignore-index -1`."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found["name"].replace("_", "-"), found["value"].strip('"')
+        if value == "False":
+            return f"--no-{name}"
+        return f"--{name} {value or 'NAME' * (name in _NAMED)}".rstrip()
+
+    return _ARGUMENT.sub(option, text)
+
+
 def _described(judged: Judged) -> str:
     scores = tuple(judged.scores.shape)
     return f"{judged.kind} {' x '.join(str(n) for n in scores)}"
@@ -208,6 +241,7 @@ def _described(judged: Judged) -> str:
 def _outcome(
     source: Source, results: Mapping[str, Result], writer: ArchiveWriter, out: Any, seconds: float
 ) -> CalibrationOutcome:
+    said = dict.fromkeys(w for r in results.values() for w in r.warnings)
     return CalibrationOutcome(
         source=source.path,
         task=source.ready.reference if source.ready else "",
@@ -216,7 +250,7 @@ def _outcome(
         output=None if out is None else str(out),
         seconds=seconds,
         notes=tuple(dict.fromkeys(n for r in results.values() for n in r.notes)),
-        warnings=tuple(dict.fromkeys([*source.warnings, *(w for r in results.values() for w in r.warnings)])),
+        warnings=tuple(dict.fromkeys([*source.warnings, *(map(in_options, said) if source.ready is None else said)])),
     )
 
 
@@ -254,8 +288,8 @@ def _seed(source: Source, seed: int | None) -> int:
     return source.ready.task.seed if source.ready is not None else 0
 
 
-def _saved(path: str, named: Mapping[str, str | None], ignore_index: int | None) -> Source:
-    found = read_saved(path, **named)
+def _saved(path: str, named: Mapping[str, str | None], ignore_index: int | None, kind: Form | None) -> Source:
+    found = read_saved(path, **named, kind=kind)
     truth = np.ascontiguousarray(tensor_of(found.labels)[0].cpu().numpy())
     # The labels in their order stand for the samples: whoever saved two models' predictions on one set has them equal.
     mark = hashlib.sha256(f"{truth.shape} {ignore_index}".encode() + truth.astype(np.int64).tobytes()).hexdigest()

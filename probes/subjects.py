@@ -207,8 +207,8 @@ def resolve_device(device: str) -> torch.device | None:
     return wanted
 
 
-def check_paths(checkpoints: Sequence[str]) -> None:
+def check_paths(paths: Sequence[str], what: str = "checkpoint") -> None:
     """Raise CheckpointError for the first path that is not there, before any of the others is read."""
-    for path in checkpoints:
+    for path in paths:
         if not os.path.lexists(path):
-            raise CheckpointError(f"no checkpoint at {path}; check the path")
+            raise CheckpointError(f"no {what} at {path}; check the path")

@@ -11,6 +11,7 @@ import pytest
 from report_samples import calibration, recalibration, sample_runs, sample_scores
 from scipy import stats
 
+from landscape.calibration.scores import calibration_error
 from landscape.comparison.paired import independent_difference
 from landscape.comparison.scores import compare_samples, compare_summaries, same_samples
 from landscape.comparison.shares import share_interval
@@ -137,6 +138,20 @@ def test_the_worst_classes_come_first_and_the_others_wait() -> None:
     assert list(rows) == order
     assert [c.text for c in rows["class 9"].cells[6:]] == ["never"] * 3  # predicted for no sample
     assert rows["class 9"].cells[6].quiet
+
+
+def test_several_labels_have_frequencies_and_none_is_predicted() -> None:
+    g = np.random.default_rng(0)
+    p = g.random((400, 3))
+    y = (g.random((400, 3)) < p * [1.0, 0.5, 0.1]).astype(int)
+    section = build(unique([make_run("a", [calibration_error(probabilities=p, labels=y, kind="multilabel")])]))
+    assert section is not None
+    rows = table_of(section, "Classes one by one").groups[0][1]
+    assert [row.cells[0].text for row in rows] == ["class 2", "class 1", "class 0"]
+    for row, k in zip(rows, (2, 1, 0), strict=True):
+        assert row.cells[2].text == str(y[:, k].sum())
+        assert row.cells[4].sort == pytest.approx(y[:, k].mean(), rel=1e-12)
+        assert [c.text for c in row.cells[5:]] == ["several labels"] * 4
 
 
 def test_runs_on_the_same_samples_are_compared_in_pairs() -> None:

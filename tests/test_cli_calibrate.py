@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,33 @@ def test_without_a_fit_the_calibration_is_there_and_the_reason_said(world):
     assert not os.path.exists("other.h5")
 
 
+def test_few_samples_are_a_warning_where_asked_for(world):
+    z, y = world
+    np.savez("few.npz", logits=z[:10], labels=y[:10])
+    (one,) = found("few.npz", "--no-strict")
+    assert one["calibration"]["ece"] == calibration_error(logits=z[:10], labels=y[:10], strict=False).ece
+    assert any("10 samples for 15 bins" in w for w in one["warnings"])
+    assert any(w.endswith("give more, or fewer --bins") for w in one["warnings"])
+    assert "--bins" not in str([e.result.warnings for e in ls.open_archive(one["archive"]).entries])
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "binary", "top-label"])
+def test_predictions_of_every_kind_have_their_numbers_and_a_report(world, kind):
+    rng = np.random.default_rng(3)
+    shape = {"multilabel": (500, 4), "binary": (60, 6, 6), "top-label": (900,)}[kind]
+    p = rng.random(shape)
+    y = (rng.random(shape) < p).astype(int)
+    np.savez("k.npz", probabilities=p, labels=y)
+    (one,) = found("k.npz", "--kind", kind, "--report", "k.html")
+    direct = calibration_error(probabilities=p, labels=y, kind=kind)
+    assert one["samples"] == p.size
+    assert one["calibration"]["ece"] == direct.ece
+    assert not any("one column" in n for n in one["notes"])
+    assert (one["recalibration"] is None) == (kind != "binary")
+    assert any("recalibrate each label by itself" in w for w in one["warnings"]) == (kind != "binary")
+    assert ("each against the rest" in Path("k.html").read_text()) == (kind == "multilabel")
+
+
 def test_several_files_and_their_report(world):
     one, two = found("a.npz", "b.npz", "--archive", "both.h5", "--report", "r.html")
     assert one["archive"] == two["archive"]
@@ -205,13 +233,23 @@ def test_the_same_checkpoint_probed_and_calibrated_agree(world, tmp_path):
 # ------------------------------------------------------------------------------------------------ bad input
 
 CASES = {
-    "nothing there": ("nowhere.npz", 1, r"nowhere\.npz"),
+    "nothing there": ("nowhere.npz", 1, r"no predictions or checkpoint at nowhere\.npz"),
     "NaN, the row named": ("nan.npz", 1, r"logits must be finite, got nan in row 17"),
-    "logits called probabilities": ("a.npz --probabilities logits", 1, r"must lie in \[0, 1\].*pass them as logits"),
-    "labels out of range": ("range.npz", 1, "label 9 in row 4 lies outside the 4 classes"),
+    "logits called probabilities": ("a.npz --probabilities logits", 1, r"must lie in \[0, 1\].*as --logits NAME"),
+    "probabilities called logits": ("p.npz --logits p", 1, "they are probabilities; pass them as --probabilities NAME"),
+    "unnormalized": ("short.npz", 1, r"must sum to 1 .*got 0\.9 in row 0; if these are logits, pass them as --logits"),
+    "infinite": ("inf.npz", 1, r"logits must be finite, got -inf in row 17"),
+    "negative label": ("negative.npz", 1, "label -7 in row 4 is negative.*pass --ignore-index -7"),
+    "one-hot labels": ("hot.npz", 1, "not one-hot .*--kind multilabel; a binary task for each pixel: --kind binary"),
+    "a map of several labels": (
+        "hot.npz --kind multilabel --method vector",
+        1,
+        "got --kind multilabel; recalibrate each",
+    ),
+    "labels out of range": ("range.npz", 1, "label 9 in row 4 lies outside the 4 classes.*--ignore-index"),
     "unnamed scores": ("unnamed.npz", 1, "neither logits nor probabilities by name"),
     "one class only": ("one.npz", 1, "all 2000 labels are class 2"),
-    "few": ("few.npz", 1, r"10 samples for 15 bins"),
+    "few": ("few.npz", 1, r"10 samples for 15 bins.*or --no-strict to go on with a warning"),
     "both names": ("a.npz --logits a --probabilities b", 2, "give the one that the numbers are"),
     "method": ("a.npz --method platt", 2, "temperature"),
     "share": ("a.npz --split-share 1", 2, "split-share"),
@@ -242,6 +280,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, case):
     np.savez("unnamed.npz", x=z, labels=y)
     np.savez("one.npz", logits=z, labels=np.full(2000, 2))
     np.savez("few.npz", logits=z[:10], labels=y[:10])
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    np.savez("p.npz", p=p, labels=y)
+    np.savez("short.npz", p=0.9 * p, labels=y)
+    np.savez("inf.npz", logits=np.where(np.isnan(broken), -np.inf, broken), labels=y)
+    np.savez("negative.npz", logits=z, labels=np.where(np.arange(2000) == 4, -7, y))
+    np.savez("hot.npz", logits=z, labels=np.eye(4, dtype=int)[y])
     torch.save({"logits": torch.from_numpy(z), "labels": torch.from_numpy(y)}, "taken.pt")
     (tmp_path / "taken.h5").write_text("something else")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import os
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import MeasurementError
-from .inputs import Kind
+from .inputs import Form, Kind
 
 #: Names that are taken for what they say; a table's scores are these with the class behind them: logit_0, p_0.
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -54,6 +55,7 @@ def read_saved(
     probabilities: str | None = None,
     labels: str | None = None,
     groups: str | None = None,
+    kind: Form | None = None,
 ) -> SavedPredictions:
     """Return scores and labels from a file of saved predictions; nothing in the file is executed.
 
@@ -66,6 +68,7 @@ def read_saved(
         labels: the name of the labels, class indices.
         groups: the name of whole numbers that say which samples depend on each other (the patient of each scan); never
             looked for unasked.
+        kind: as in `calibration_error`; unless it says otherwise, a single column is noted to be a binary task.
 
     Whether numbers are logits or probabilities is never guessed from them: where neither name is there, or both are,
     the error says which option to give. Memory: the file's numbers, in float64 for tables.
@@ -89,7 +92,12 @@ def read_saved(
         )
         raise MeasurementError(f"{path} is none of {', '.join(SUFFIXES)}{hint}")
     named = {"logits": logits, "probabilities": probabilities, "labels": labels, "groups": groups}
-    return reader(where, named)
+    found = reader(where, named)
+    if np.ndim(found.scores) == 1 and kind in (None, "binary"):
+        one = {"logits": "logit", "probabilities": "probability"}[found.kind]
+        note = f"one column: the {one} of class 1 of a binary task"
+        found = dataclasses.replace(found, notes=(*found.notes, note))
+    return found
 
 
 def looks_saved(path: str | os.PathLike[str]) -> bool:
@@ -182,14 +190,12 @@ def _from_arrays(path: Path, held: Mapping[str, Any], named: Mapping[str, str | 
     for name, value in ((key, scores), (label, labels), *([(group, groups)] if group else [])):
         if not _is_array(value):
             raise MeasurementError(f"{name!r} in {path} is a {type(value).__name__}, expected a tensor or an array")
-    notes = [f"{kind} from {key!r}, labels from {label!r}" + (f", groups from {group!r}" if group else "")]
+    note = f"{kind} from {key!r}, labels from {label!r}" + (f", groups from {group!r}" if group else "")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if scores.ndim == 2 and scores.shape[1] == 1 and labels.ndim == 1:
         scores = scores[:, 0]
-    if scores.ndim == 1:
-        notes.append(_binary(kind))
-    return SavedPredictions(str(path), kind, scores, labels, groups, tuple(notes))
+    return SavedPredictions(str(path), kind, scores, labels, groups, (note,))
 
 
 def _choose(path: Path, names: Sequence[str], named: Mapping[str, str | None], described: str) -> tuple[Kind, str]:
@@ -233,11 +239,6 @@ def _group(path: Path, names: Sequence[str], named: Mapping[str, str | None], de
     if key is not None and key not in names:
         raise MeasurementError(f"{path} has no {key!r} (--groups); it holds {described}")
     return key
-
-
-def _binary(kind: Kind) -> str:
-    one = {"logits": "logit", "probabilities": "probability"}[kind]
-    return f"one column: the {one} of class 1 of a binary task"
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -307,14 +308,11 @@ def _from_table(
     path: Path, columns: _Columns, scores: np.ndarray, labels: np.ndarray, groups: np.ndarray | None
 ) -> SavedPredictions:
     """Return the predictions of a table's columns; `labels` and `groups` may be whole numbers as floats."""
-    notes = [columns.note]
     labels = _whole(path, labels, "label", "a class index")
     groups = None if groups is None else _whole(path, groups, "group", "a whole number")
     if scores.ndim == 2 and scores.shape[1] == 1:
         scores = scores[:, 0]
-    if scores.ndim == 1:
-        notes.append(_binary(columns.kind))
-    return SavedPredictions(str(path), columns.kind, scores, labels, groups, tuple(notes))
+    return SavedPredictions(str(path), columns.kind, scores, labels, groups, (columns.note,))
 
 
 def _whole(path: Path, values: np.ndarray, what: str, expected: str) -> np.ndarray:

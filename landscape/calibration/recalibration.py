@@ -13,7 +13,7 @@ import torch
 from ..comparison.paired import Binned, Difference, ece_difference, mean_difference
 from ..errors import MeasurementError
 from ..results import Check, Cost
-from .inputs import Predictions, read_predictions
+from .inputs import Form, Predictions, read_predictions
 from .maps import METHODS, ON_LOGITS, Method, converted
 from .one_vs_rest import HISTOGRAM_BINS, fit_histogram, fit_isotonic
 from .recalibrated import Recalibration, apply_map
@@ -55,6 +55,7 @@ def recalibrate(
     ignore_index: int | None = None,
     class_dim: int = 1,
     groups: Any = None,
+    kind: Form | None = None,
 ) -> Recalibration:
     """Fit a recalibration on one part of held-out predictions and judge it on the other, with paired intervals.
 
@@ -64,9 +65,9 @@ def recalibrate(
             "isotonic" and "histogram" map each class's probability, one against the rest, and normalize (Zadrozny
             and Elkan 2002, 2001); they need thousands of predictions for each class that they shall mend. See
             Kull et al. 2019, arXiv:1910.12656, for how they compare.
-        logits, probabilities, labels, ignore_index, class_dim, groups: as in `calibration_error`; one of several
-            classes, or a binary task. Temperature and vector scaling of probabilities take their logarithms, so none
-            may be 0.
+        logits, probabilities, labels, ignore_index, class_dim, groups, kind: as in `calibration_error`; one of
+            several classes, or a binary task (for each pixel: kind="binary"). Temperature and vector scaling of
+            probabilities take their logarithms, so none may be 0.
         held_out: (scores, labels) to judge on, of the same kind and layout; all the others are then for the fit.
         share: share of the samples for the fit where one split is made (0.5: chosen by us).
         folds: 0 makes one split, drawn with `seed`; k >= 2 cross-fits in k folds. Default: 5 folds below 1,000
@@ -87,7 +88,12 @@ def recalibrate(
     start = time.perf_counter()
     if method not in METHODS:
         raise MeasurementError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}")
-    how: dict[str, Any] = {"ignore_index": ignore_index, "class_dim": class_dim}
+    if kind in ("multilabel", "top-label"):
+        raise MeasurementError(
+            f'a recalibration maps the scores of several classes or of a binary task, got kind="{kind}"; recalibrate '
+            "each label by itself, or the scores that the confidences come from"
+        )
+    how: dict[str, Any] = {"ignore_index": ignore_index, "class_dim": class_dim, "kind": kind}
     given = read_predictions(logits=logits, probabilities=probabilities, labels=labels, groups=groups, **how)
     number = _groups(given)
     size = int(number.max()) + 1

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..errors import MeasurementError
 from ..results import Cost, Result
-from .inputs import Kind, read_predictions
+from .inputs import Form, Kind, read_predictions
 from .maps import Method
 from .recalibrated import Recalibration
 from .recalibration import recalibrate
@@ -53,6 +53,8 @@ def calibrate(
     folds: int | None = None,
     ignore_index: int | None = None,
     class_dim: int = 1,
+    kind: Form | None = None,
+    strict: bool | None = None,
     seed: int = 0,
     must_recalibrate: bool = False,
 ) -> Calibration:
@@ -63,8 +65,13 @@ def calibrate(
     are those of `calibration_error` and `recalibrate`.
     """
     start = time.perf_counter()
-    layout: dict[str, Any] = {"ignore_index": ignore_index, "class_dim": class_dim, "groups": judged.groups}
-    result = calibration_error(**judged.given, bins=bins, convention=convention, seed=seed, **layout)
+    layout: dict[str, Any] = {
+        "ignore_index": ignore_index,
+        "class_dim": class_dim,
+        "groups": judged.groups,
+        "kind": kind,
+    }
+    result = calibration_error(**judged.given, bins=bins, convention=convention, seed=seed, strict=strict, **layout)
     settings = {"split": judged.split} if judged.split else {}
     warnings = list(judged.warnings)
     further: list[Result] = []

@@ -69,29 +69,36 @@ def _worst_of_many(found: Sequence[tuple[Run, Any]]) -> Block:
 
 
 def _rows(run: Run, c: Any) -> list[Row]:
-    """Return a row for each class, the largest class ECE first."""
-    total = max(int(c.samples), 1)
+    """Return a row for each class, the largest class ECE first.
+
+    Of several labels to each sample none is the predicted one, and each is there or not in its share of the samples.
+    """
+    several = c.class_predicted is None
+    total = max(int(c.samples) // (len(c.class_ece) if several else 1), 1)
     error = np.asarray(c.class_ece, dtype=float)
     rows = []
     for k in np.argsort(-np.where(np.isfinite(error), error, -1.0), kind="stable"):
-        labels, predicted = int(c.class_counts[k]), int(c.class_predicted[k])
+        labels = int(c.class_counts[k])
         frequency = labels / total
         spread = float(np.sqrt(frequency * (1 - frequency) / total))
-        right, gap = _right(float(c.class_confidences[k]), float(c.class_accuracies[k]), predicted)
-        sure = measured(c.class_confidences[k]) if predicted else Value(missing="never")
         cells = [
             Cell(f"class {k}", sort=int(k)),
             value_cell(measured(error[k])),
             Cell(count(labels), sort=labels),
             value_cell(measured(c.class_probabilities[k])),
             value_cell(measured(frequency, spread)),
-            Cell(count(predicted), sort=predicted),
-            value_cell(sure),
-            value_cell(right),
-            value_cell(gap),
+            *([value_cell(Value(missing="several labels"))] * 4 if several else _predicted(c, int(k))),
         ]
         rows.append(Row(cells, run.index))
     return rows
+
+
+def _predicted(c: Any, k: int) -> list[Cell]:
+    """Return how often a class is predicted, how surely and how rightly."""
+    predicted = int(c.class_predicted[k])
+    right, gap = _right(float(c.class_confidences[k]), float(c.class_accuracies[k]), predicted)
+    sure = measured(c.class_confidences[k]) if predicted else Value(missing="never")
+    return [Cell(count(predicted), sort=predicted), value_cell(sure), value_cell(right), value_cell(gap)]
 
 
 def _right(confidence: float, accuracy: float, n: int) -> tuple[Value, Value]:
