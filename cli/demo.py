@@ -21,13 +21,14 @@ from .probe import print_outcomes
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the trainings and measurements.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo in that folder.")
 def command(out: Path, seed: int, force: bool) -> None:
-    """Train four small nets on real data, probe each, and compare them in one report.
+    """Train four small nets on real data, probe each, and compare them in one report and two pictures.
 
     Two losses by two learning rate schedules on scikit-learn's handwritten digits; nothing is downloaded. It takes
     about a minute and a half on two cores.
     """
     from landscape.errors import LandscapeError
     from landscape.report.page import write_report
+    from landscape.report.pictures import write_two_pictures
 
     from ..probes.demo.training import one_thread, train_demo
     from ..probes.posthoc import SUFFIX, probe_checkpoints
@@ -49,7 +50,10 @@ def command(out: Path, seed: int, force: bool) -> None:
             archive = checkpoint.with_name(checkpoint.stem + SUFFIX)
             say(f"{number} of {len(checkpoints)}: landscape probe {checkpoint} -o {archive}")
             outcomes += probe_checkpoints([checkpoint], out=archive, force=force, seed=seed, progress=bars)
-    write_report([str(o.archive) for o in outcomes], report)
+    archives = [str(o.archive) for o in outcomes]
+    write_report(archives, report)
+    pictures = write_two_pictures(archives, out)
     print_outcomes(outcomes, None, as_json=False)
     say(f"done in {time.perf_counter() - start:.0f} s; open the report in a browser:")
-    click.echo(report)
+    for path in (*pictures, report):
+        click.echo(path)

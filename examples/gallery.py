@@ -7,6 +7,7 @@ recorded trainings) is measured first, once. `make gallery` runs both.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,8 +92,24 @@ def main(demo: Path, docs: Path) -> None:
         shown = command.format(demo="landscape-demo")
         lines += [f"## {title}", "", seen, "", f"    {shown} -o {name}.png", "", f"![{title}](gallery/{name}.png)", ""]
         lines += [f"*{caption.replace('*', chr(92) + '*')}*", ""]
+    photograph(demo / "report.html", docs / "report.png")
     (docs / "gallery.md").write_text("\n".join(lines).replace(f"{demo}/", "landscape-demo/"), encoding="utf-8")
     print(docs / "gallery.md")
+
+
+def photograph(page: Path, out: Path) -> None:
+    """Save the first screen of the demo's report as a picture, where Debian's chromium is installed."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print(f"{out} stays as it is: a picture of the page needs chromium")
+        return
+    arguments = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1425,1290"]
+    arguments += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--virtual-time-budget=20000"]
+    where = [f"--screenshot={out.resolve()}", page.resolve().as_uri()]
+    subprocess.run([chromium, *arguments, *where], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # The runs' colors are few pixels: taken by how far they lie apart, not by how often they come.
+    small = Image.open(out).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(out, optimize=True)
 
 
 def draw(command: str, out: Path) -> None:

@@ -31,6 +31,7 @@ def test_each_checkpoint_is_probed_and_compared(tmp_path, monkeypatch):
     assert result.stdout.splitlines()[-1] == "shown/report.html"
     assert "landscape probe shown/tiny.pt -o shown/tiny.landscape.h5" in result.stderr
     names = {"tiny.pt", "tiny.landscape.h5", "other.pt", "other.landscape.h5", "report.html"}
+    names |= {"surfaces.png", "calibration.png"}
     assert {p.name for p in (tmp_path / "shown").iterdir()} == names
     for name in ("tiny", "other"):
         archive = open_archive(tmp_path / "shown" / f"{name}.landscape.h5")
@@ -61,5 +62,7 @@ def test_the_demo(tmp_path, monkeypatch):
         assert performance.result.summary()["accuracy"]["test"] > 0.95
         (pairs,) = archive.select("eigenvalues")
         assert pairs.result.converged.all()
+    for name in ("surfaces", "calibration"):
+        assert 5_000 < (folder / f"{name}.png").stat().st_size < 150_000
     page = (folder / "report.html").read_text()
     assert all(name in page for name in names)

@@ -134,7 +134,8 @@ def make_figure(
             words = _draw_beside(figure, kind, found, options, inches, height, chosen, named)
         fit(figure, chosen)
         if kind in ("calibration", "recalibration"):
-            figure.canvas.draw()  # the strip hangs below its axes: the layout finds room for it on the second time
+            # The strip hangs below its axes: the layout finds room for it on the second time.
+            figure.draw_without_rendering()
     results = [r for _, r in found]
     if kind == "training":
         text, how = captions.training(found)

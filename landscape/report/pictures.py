@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import LandscapeError
@@ -11,7 +13,7 @@ from .aside import whole
 from .effects import effects
 from .paper import OVERLAID, Drawn, empty_figure, make_figure
 from .references import bibtex
-from .runs import Run
+from .runs import Run, gather
 from .sections import by_task
 from .style import Style, fit, style_of, styled
 
@@ -24,6 +26,8 @@ ORDER = (
 LEFT_OUT = frozenset({"performance", "sample_scores", "reference", "estimate", "frobenius"})
 #: As many runs are drawn beside, and over, one another (chosen by us; the tables hold them all).
 MOST_BESIDE, MOST_OVER, MOST_EFFECTS = 6, 7, 9
+#: Dots an inch of pictures for a README (chosen by us: 10 inches become 1000 dots, which a page shows as they are).
+SMALL = 100
 
 
 def every_figure(runs: Sequence[Run], style: str | Style = "paper") -> Iterator[tuple[str, Drawn | LandscapeError]]:
@@ -67,9 +71,20 @@ def write_pictures(runs: Sequence[Run], folder: Path, form: str) -> list[Path]:
     return paths
 
 
-def _told(drawn: Drawn, more: str) -> Drawn:
-    from dataclasses import replace
+def write_two_pictures(paths: Sequence[str | os.PathLike[str]], folder: Path) -> list[Path]:
+    """Write the two pictures that matter, for a README: surfaces.png and calibration.png, at most 150 kB each.
 
+    Raises LandscapeError where no archive holds what is drawn, or the folder can't be written.
+    """
+    runs = gather(paths)
+    style = replace(style_of("screen"), dpi=SMALL)
+    return [
+        whole(folder / f"{name}.png", make_figure(runs, what, style=style).save)
+        for name, what in (("surfaces", "surface"), ("calibration", "recalibration"))
+    ]
+
+
+def _told(drawn: Drawn, more: str) -> Drawn:
     return replace(drawn, caption=drawn.caption + more)
 
 

@@ -102,6 +102,7 @@ def styled(style: Style) -> Iterator[None]:
 
 def fit(figure: Figure, style: Style) -> None:
     """Bring what a drawing sized in points of its own to the style: letters within bounds, strokes scaled."""
+    from matplotlib.axes import Axes
     from matplotlib.collections import LineCollection
     from matplotlib.legend import Legend
     from matplotlib.lines import Line2D
@@ -120,9 +121,10 @@ def fit(figure: Figure, style: Style) -> None:
     for ax in figure.axes:
         if ax.get_xscale() == "linear" and isinstance(ax.xaxis.get_major_locator(), AutoLocator):
             ax.locator_params(axis="x", nbins=5)
+    own = {part for ax in figure.findobj(Axes) for part in _ticks(ax)}
     for line in figure.findobj(Line2D):
         assert isinstance(line, Line2D)
-        if line.axes is None or line in _ticks(line.axes):
+        if line.axes is None or line in own:
             continue
         line.set_linewidth(line.get_linewidth() * style.stroke)
         line.set_markersize(line.get_markersize() * style.stroke)
