@@ -106,9 +106,16 @@ def photograph(page: Path, out: Path) -> None:
     arguments = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=1425,1290"]
     arguments += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--virtual-time-budget=20000"]
     where = [f"--screenshot={out.resolve()}", page.resolve().as_uri()]
-    subprocess.run([chromium, *arguments, *where], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(5):
+        subprocess.run([chromium, *arguments, *where], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        taken = Image.open(out).convert("RGB")
+        # The browser's own clock may run out before the surfaces are drawn: below the table there is text alone then.
+        if len(taken.crop((0, 950, *taken.size)).getcolors(1 << 24) or ()) > 2000:
+            break
+    else:
+        raise SystemExit(f"the surfaces of {page} were not drawn in time for {out}; try again on a quieter machine")
     # The runs' colors are few pixels: taken by how far they lie apart, not by how often they come.
-    small = Image.open(out).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small = taken.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(out, optimize=True)
 
 
