@@ -11,7 +11,7 @@ import numpy as np
 from landscape.report.numbers import count, number
 from landscape.results import Result, kind_of
 
-from .bars import curve
+from .bars import curve, reliability
 
 #: Columns of the text (chosen by us: an 80x24 terminal's wider sister, and an issue).
 COLUMNS = 100
@@ -64,6 +64,7 @@ def training(history: Any) -> list[list[str]]:
         ]
         if told:
             rows.append(["held out", f"{'   '.join(told)}  at the end"])
+    rows += _reliability(history)
     kinds: dict[str, int] = {}
     for event in history.events:
         kinds[event.kind] = kinds.get(event.kind, 0) + 1
@@ -71,6 +72,17 @@ def training(history: Any) -> list[list[str]]:
     if loud:
         rows.append(["events", ", ".join(f"{count(n)} × {k.replace('_', ' ')}" for k, n in loud.items())])
     return rows
+
+
+def _reliability(history: Any) -> list[list[str]]:
+    """Return the bar of the last reliability table that was evaluated while training."""
+    from landscape.report.finals import last_results
+
+    table, step = last_results(history)[0].get("calibration", (None, 0))
+    if table is None:
+        return []
+    bar, below = reliability(table)[:2]
+    return [["reliability", f"{bar}  at step {count(step)}"], ["", below]]
 
 
 def archive_text(archive: Any) -> str:

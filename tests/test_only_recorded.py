@@ -24,6 +24,7 @@ from landscape.cli.main import main
 from landscape.report.markdown import markdown
 from landscape.report.measures import measures
 from landscape.report.pairs import compare_runs
+from landscape.report.paper import make_figure
 from landscape.report.recorded import reduce
 from landscape.report.runs import gather, make_run
 from landscape.report.tables import as_csv, as_json
@@ -138,6 +139,10 @@ class TestOutputs:
         assert shown["lambda_max"]["while_training_at_step"] == 590
         assert "step 590" in markdown(runs)
 
+    def test_the_caption_of_a_figure_says_it(self, paths):
+        caption = make_figure(gather(paths), "eigenvalues").caption
+        assert "Measured while training: run0 after step 590 and run1 after step 590." in caption
+
     def test_measured_runs_have_no_such_columns(self):
         runs = samples.sample_runs(2, points=5)
         assert "_step" not in as_csv(runs).splitlines()[0]
@@ -180,3 +185,10 @@ class TestCommand:
         (other,) = samples.write_archives(tmp_path, 1, points=5)
         found = json.loads(self.call(other, paths[0], "--json").stdout)["comparisons"][0]["differences"]
         assert found["ece"]["while_training_at_step"] == [None, 600]
+
+    def test_show_has_a_bar_of_reliability(self, paths):
+        done = CliRunner().invoke(main, ["show", str(paths[0])])
+        assert done.exit_code == 0, done.output
+        assert "reliability" in done.stdout
+        assert "at step 600" in done.stdout
+        assert "samples in each bin" in done.stdout

@@ -22,6 +22,10 @@ def caption(found: Found, quantity: str = "loss", scale: str = "") -> str:
     parts = [say(found, quantity, scale)]
     if len(found) > 1:
         parts.append(f"Runs: {_listed([r.name for r, _ in found])}.")
+    during = {r.name: r.probed_at[kind] for r, _ in found if kind in r.probed_at}
+    if during:
+        told = [f"{name} after step {step:,}" for name, step in during.items()]
+        parts.append(f"Measured while training: {_listed(told)}.")
     loud = sorted({c.message for _, r in found for c in r.checks if c.level == "fail"})
     parts += [f"Note: {text.rstrip('.')}." for text in loud[:3]]
     partial = [r.name for r, x in found if x.status != "complete"]
