@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page, browser, chromium
-from report_samples import about, results, write_archives
+from report_samples import about, calibration, line, plane, results, settings, write_archives
+from training_samples import history, record
 
 from landscape.report.page import render_report, write_report
 from landscape.report.runs import make_run, unique
@@ -352,3 +353,36 @@ def test_runs_are_reached_and_drawn_by_keyboard(opened):
     page.press(" ", 32)
     until(lambda: page.value("document.querySelector('#figure-lines .chip').getAttribute('aria-pressed')") == "false")
     until(lambda: page.value("document.querySelector('#figure-lines .plot').data.length") == 3)
+
+
+# ------------------------------------------------------------------------------------------------ over a training
+
+
+def test_what_probes_measured_while_training_is_drawn(chrome: Browser, tmp_path):
+    probed = {}
+    for i, step in enumerate((0, 150, 300)):
+        probed["surface", step] = [line(1.0 + i), plane(1.0 + i, 0, 9)]
+        probed["calibration", step] = [calibration(0.95, 0.02 * i)]
+    path = record(tmp_path / "a.h5", history(0, 300), settings(0), attributes=about(0), probed=probed)
+    page = chrome.open(write_report([path], tmp_path / "a.html"), 1280, 900)
+    try:
+        page.scroll_through()
+        for name in ("lines", "surfaces", "reliability"):
+            page.show(f"#figure-{name}-steps")
+            page.wait(f"document.querySelector('#figure-{name}-steps .plot .main-svg') !== null")
+        lines = "[...document.querySelectorAll('#figure-lines-steps .js-line')].map((l) => l.style.stroke)"
+        assert len(set(page.value(lines))) == 3
+        shown = "document.querySelector('#figure-surfaces-steps .textpoint').textContent.trim()"
+        assert page.value(shown) == "step 300"
+        page.show("#figure-surfaces-steps")
+        page.click("#figure-surfaces-steps input[value='0'] + span")
+        page.wait(f"{shown} === 'step 0'")
+        bars = "document.querySelectorAll('#figure-reliability-steps .colorbar:not([hidden])').length"
+        assert page.value(bars) == 1
+        page.show("#figure-reliability-steps")
+        page.click("#figure-reliability-steps input[value='2'] + span")
+        page.wait(f"{bars} === 0")
+        assert page.value("document.documentElement.scrollWidth") <= 1280
+        assert page.complaints() == []
+    finally:
+        page.close()

@@ -57,6 +57,7 @@ class Record:
             "curvature": Series(("lambda_max", "threshold"), t[::20], np.ones((len(t[::20]), 2))),
         }
         self.events = (Event(7, "spike"), Event(9, "epoch"))
+        self.probed: dict[str, tuple[Any, ...]] = {}
 
     def get(self, name: str) -> Series | None:
         return self.held.get(name)
