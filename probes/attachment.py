@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
+import operator
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+import torch
 
 from .probe import Followed, Probe, Run, Step
 from .timing import Timed
@@ -15,15 +19,17 @@ from .timing import Timed
 class Owner(Protocol):
     """What an attachment tells the recorder."""
 
-    #: Seconds spent recording so far.
-    recording: float
     closed: bool
+    #: Whether `begin` was called.
+    began: bool
+    #: Steps taken so far by all optimizers together.
+    all_steps: int
 
     def begin(self) -> None:
         """The first step is about to be taken."""
 
-    def stepped(self, step: Step, started: float) -> None:
-        """An optimizer has taken a step; the hooks behind it began at `started`."""
+    def stepped(self, followed: Followed, number: int, closure: bool, started: float) -> None:
+        """An optimizer has taken its step of this number; the time since `started` was spent inside its hooks."""
 
     def thrown_away(self, followed: Followed, number: int) -> None:
         """Gradients were zeroed without a step."""
@@ -34,32 +40,31 @@ class Owner(Protocol):
     def changed(self, name: str) -> None:
         """The optimizer holds other parameters than before: have all attachments follow them."""
 
-    @property
-    def all_steps(self) -> int:
-        """Steps taken so far by all optimizers together."""
-        ...
-
 
 class Attachment:
     """Hooks of one optimizer, on behalf of the cheap probes; `taken` counts its steps.
 
-    Costs 10 microseconds a step without a probe.
+    A step at which no probe looks costs one comparison beside what the recorder itself does.
     """
 
     def __init__(self, owner: Owner, run: Run, followed: Followed, probes: Sequence[Timed]) -> None:
         self._owner, self._run, self.followed = owner, run, followed
-        self.taken = 0
+        self._taken = 0
         self._held = held_by(followed.optimizer)
-        self._step = Step(followed, 0)
+        self._step: Step | None = None
         self._inside = self._closure = False
         self._stepped = False
+        self._spent = 0.0
         #: Where a backward pass would show: a gradient, how often it was changed, and all steps at the last zero_grad.
         self._mark: tuple[Any, int, int]
-        self._remember(0)
+        self._remember(self._some_gradient())
         cheap = [t for t in probes if not t.probe.expensive]
-        self._before_step = [t for t in cheap if _overrides(t, "before")]
-        self._on_gradients = [t for t in cheap if _overrides(t, "on_gradients")]
-        self._after_step = [t for t in cheap if _overrides(t, "after")]
+        self._before_step = [(t, t.probe.before) for t in cheap if _overrides(t, "before")]
+        self._on_gradients = [(t, t.probe.on_gradients) for t in cheap if _overrides(t, "on_gradients")]
+        self._after_step = [(t, t.probe.after) for t in cheap if _overrides(t, "after")]
+        self._looking = {t for t, _ in (*self._before_step, *self._on_gradients, *self._after_step)}
+        self._due: float
+        self._look_next()
         optimizer = followed.optimizer
         self._handles: list[Any] = [
             optimizer.register_step_pre_hook(self._pre),
@@ -75,9 +80,19 @@ class Attachment:
         self._unwrap()
 
     @property
+    def taken(self) -> int:
+        """Steps taken so far."""
+        return self._taken
+
+    @taken.setter
+    def taken(self, steps: int) -> None:
+        self._taken = steps
+        self._look_next()
+
+    @property
     def number(self) -> int:
         """The number of the coming step, or of the one that is being taken."""
-        return self.taken + 1
+        return self._taken + 1
 
     def skipped(self) -> None:
         """The coming step is skipped; a zero_grad that follows says nothing new."""
@@ -85,31 +100,38 @@ class Attachment:
         if not self._owner.closed:
             self._owner.thrown_away(self.followed, self.number)
 
+    def _look_next(self) -> None:
+        """Find the next step at which a probe may look; 0 where one looks at all of them."""
+        if any(timed.always for timed in self._looking):
+            self._due = 0
+        else:
+            self._due = min((timed.next_look(self.number) for timed in self._looking), default=math.inf)
+
     def _pre(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
         if owner.closed:
             return
         started = time.perf_counter()
-        owner.begin()
-        held = held_by(optimizer)
-        if held != self._held:
-            self._held = held
+        if not owner.began:
+            owner.begin()
+        if not _holds(optimizer, self._held):
+            self._held = held_by(optimizer)
             owner.changed(self.followed.name)
-        number = self.taken + 1
-        scale = getattr(optimizer, "grad_scale", None)
         # The arguments begin with the optimizer itself.
         self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
-        found_inf = getattr(optimizer, "found_inf", None)
-        self._step = step = Step(self.followed, number, scale, found_inf, self._closure)
         self._inside = True
-        for timed in self._before_step:
-            if timed.always or timed.due(number):
-                timed.before(step)
+        self._step = None if self._taken + 1 < self._due else self._look_before(optimizer)
+        self._spent = time.perf_counter() - started
+
+    def _look_before(self, optimizer: Any) -> Step:
+        scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        step = Step(self.followed, self._taken + 1, scale, found_inf, self._closure)
+        for timed, look in self._before_step:
+            timed.show(look, step)
         if not self._closure:
-            for timed in self._on_gradients:
-                if timed.always or timed.due(number):
-                    timed.on_gradients(step)
-        owner.recording += time.perf_counter() - started
+            for timed, look in self._on_gradients:
+                timed.show(look, step)
+        return step
 
     def _post(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
@@ -117,22 +139,23 @@ class Attachment:
             return
         started = time.perf_counter()
         self._inside = False
-        step, number = self._step, self.taken + 1
-        if self._closure:
-            for timed in self._on_gradients:
-                if timed.always or timed.due(number):
-                    timed.on_gradients(step)
-        for timed in self._after_step:
-            if timed.always or timed.due(number):
-                timed.after(step)
-        self.taken = number
-        self._stepped = True
-        owner.stepped(step, started)
+        step, number = self._step, self._taken + 1
+        if step is not None:
+            if self._closure:
+                for timed, look in self._on_gradients:
+                    timed.show(look, step)
+            for timed, look in self._after_step:
+                timed.show(look, step)
+        self._taken, self._stepped = number, True
+        if step is not None and self._due:
+            self._look_next()
+        owner.stepped(self.followed, number, self._closure, started - self._spent)
 
     def _watch_zero_grad(self, optimizer: Any) -> Callable[[], None]:
         """Notice gradients that are thrown away without a step: torch has no hook for a step that GradScaler skips."""
         original, before = optimizer.zero_grad, optimizer.__dict__.get("zero_grad")
         own = weakref.ref(self)
+        plain = getattr(original, "__func__", None) is torch.optim.Optimizer.zero_grad
 
         @functools.wraps(original)
         def zero_grad(*args: Any, **kwargs: Any) -> Any:
@@ -141,7 +164,9 @@ class Attachment:
                 return original(*args, **kwargs)
             attachment._zeroed()
             found = original(*args, **kwargs)
-            attachment._remember(attachment._owner.all_steps)
+            # torch's own leaves no gradient behind, unless it is told to: none has to be looked for.
+            left = args or kwargs or not plain
+            attachment._remember(attachment._some_gradient() if left else None)
             return found
 
         optimizer.zero_grad = zero_grad
@@ -168,18 +193,29 @@ class Attachment:
                 return
         self._owner.zeroed(self.followed.name)
 
-    def _remember(self, steps: int) -> None:
-        """After a zero_grad, all optimizers having taken so many steps: what a backward pass would change."""
-        gradient = self._some_gradient()
-        self._mark = (gradient, -1 if gradient is None else gradient._version, steps)
+    def _remember(self, gradient: Any) -> None:
+        """After a zero_grad that left this gradient: what a backward pass would change."""
+        self._mark = (gradient, -1 if gradient is None else gradient._version, self._owner.all_steps)
 
     def _some_gradient(self) -> Any:
         return next((p.grad for p in self.followed.parameters if p.grad is not None), None)
 
 
-def held_by(optimizer: Any) -> list[int]:
-    """Return which parameters an optimizer holds: it changes when layers are unfrozen into a new group, or replaced."""
-    return [id(p) for group in optimizer.param_groups for p in group["params"]]
+def held_by(optimizer: Any) -> list[tuple[Any, ...]]:
+    """Return the parameters that an optimizer holds, by group."""
+    return [tuple(group["params"]) for group in optimizer.param_groups]
+
+
+def _holds(optimizer: Any, held: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether an optimizer still holds these: not where layers were unfrozen into a new group, or replaced."""
+    groups = optimizer.param_groups
+    if len(groups) != len(held):
+        return False
+    for group, parameters in zip(groups, held, strict=True):
+        now = group["params"]
+        if len(now) != len(parameters) or not all(map(operator.is_, now, parameters)):
+            return False
+    return True
 
 
 def _overrides(timed: Timed, method: str) -> bool:

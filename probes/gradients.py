@@ -41,14 +41,9 @@ class GradientNorms(Probe):
     def start(self, run: Run) -> Sequence[Quantity]:
         found = []
         for f in run.followed:
-            columns = ("global", *(f.names if self.layers else ()))
+            doc = "Euclidean norm of the gradient, as it was used"
             found += [
-                Quantity(
-                    f"gradient_norm{f.suffix}",
-                    columns,
-                    "loss / weight",
-                    "Euclidean norm of the gradient, as it was used",
-                ),
+                Quantity(f"gradient_norm{f.suffix}", f.columns(self.layers), "loss / weight", doc),
                 Quantity(f"skipped{f.suffix}", ("steps", "tensors"), "", "steps skipped; gradients that aren't finite"),
             ]
         return found
@@ -56,9 +51,9 @@ class GradientNorms(Probe):
     def clip(self, run: Run, followed: Followed, clip: Clip) -> None:
         """Take note of a clipping, for the step that comes."""
         if followed.name not in self._clips:
-            columns = ("global", *(followed.names if self.layers else ()))
             doc = "Euclidean norm of the gradient before clipping"
-            run.declare(Quantity(f"gradient_norm_before{followed.suffix}", columns, "loss / weight", doc))
+            name = f"gradient_norm_before{followed.suffix}"
+            run.declare(Quantity(name, followed.columns(self.layers), "loss / weight", doc))
             doc = "what clipping multiplied the gradient by (NaN: values were clipped), and its limit"
             run.declare(Quantity(f"clip{followed.suffix}", ("coefficient", "limit"), "", doc))
         self._clips[followed.name] = clip
@@ -71,7 +66,7 @@ class GradientNorms(Probe):
         else:
             row = f.norms(step.gradients)
         if step.scale is not None:
-            row = row / (float(step.scale) if f.on_host else step.scale)
+            row = scaled(row, 1 / (float(step.scale) if f.on_host else step.scale.double()))
         if f.on_host:
             if not math.isfinite(row[0]):
                 self._not_finite(run, step, row)
@@ -99,13 +94,18 @@ class GradientNorms(Probe):
         run.record(f"gradient_norm_before{f.suffix}", step.number, clip.before if self.layers else clip.before[:1])
         coefficient, limit = clip.coefficient, clip.limit
         unchanged = coefficient is not None and clip.versions == versions(step.gradients)
-        row = clip.before * coefficient if unchanged else f.norms(step.gradients)
+        row = scaled(clip.before, coefficient) if unchanged else f.norms(step.gradients)
         if isinstance(coefficient, Tensor):
             pair: Any = torch.stack([coefficient, torch.full_like(coefficient, limit)])
         else:
             pair = (math.nan if coefficient is None else coefficient, limit)
         run.record(f"clip{f.suffix}", step.number, pair)
         return row
+
+
+def scaled(row: Any, factor: Any) -> Any:
+    """Return a row of norms times a factor: floats on the host, else a tensor."""
+    return tuple(v * factor for v in row) if isinstance(row, tuple) else row * factor
 
 
 class Clip:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Logged:
             self.record("loss", self._known, named, _LOSS)
             return {}
         self._pending[-1].append({name: _light(value) for name, value in named.items()})
+        if len(named) == 1:
+            return {}
         return {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
 
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
@@ -88,8 +90,9 @@ class Logged:
     def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
         """Record one row of named values; a new name is a new column."""
         columns = self._columns.get(quantity, ())
+        row: Sequence[Any]
         if tuple(values) == columns:
-            row = [_light(v) for v in values.values()]
+            row = tuple(map(_light, values.values()))
         else:
             new = [n for n in values if n not in columns]
             if new:
@@ -104,6 +107,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     loss = values["loss"]
     if isinstance(loss, tuple):
         loss = loss[0]
+    if len(values) == 1 and isinstance(loss, Tensor):
+        return {"loss": loss}
     rest = {n: v for n, v in values.items() if n != "loss"}
     if isinstance(loss, Mapping):
         return {"loss": sum(loss.values()), **loss, **rest}
@@ -138,8 +143,11 @@ def _mean(calls: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: sum(several) / len(several) for name, several in found.items()}
 
 
-def _row(values: list[Any]) -> Any:
-    held = next((v for v in values if isinstance(v, Tensor)), None)
+def _row(values: Sequence[Any]) -> Any:
+    held = None
+    for value in values:
+        if isinstance(value, Tensor):
+            held = value
     if held is None:
         return values
     # Filled, not copied: a copy from the host would wait for the device.

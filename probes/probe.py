@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.dynamics.norms import host_norms, tensor_norms
+from landscape.dynamics.packed import Packed, PackedNorms
 from landscape.dynamics.sharded import is_sharded, sharded_norms
 from landscape.errors import MeasurementError
 from landscape.results import Result
@@ -58,13 +59,22 @@ class Followed:
         """Whether all parameters lie on a CPU, whole."""
         return not self.sharded and all(p.device.type == "cpu" for p in self.parameters)
 
-    def norms(self, tensors: Sequence[Tensor | None]) -> Any:
-        """Return (1 + k,) in float64: the joint norm and the norm of each tensor, NaN for None.
+    def columns(self, layers: bool) -> tuple[str, ...]:
+        """Return the columns of a quantity that has a number for the whole and, with `layers`, for each parameter."""
+        return ("global", *self.names) if layers else ("global",)
 
-        A NumPy array of parameters on a CPU, elsewhere a tensor on their device, which is not waited for.
+    @cached_property
+    def _packed(self) -> PackedNorms | None:
+        return PackedNorms(self.parameters) if self.on_host and Packed.fits(self.parameters) else None
+
+    def norms(self, tensors: Sequence[Tensor | None]) -> Any:
+        """Return (1 + k,) in float64: the joint norm and the norm of each parameter's tensor, NaN for None.
+
+        Floats of parameters on a CPU, elsewhere a tensor on their device, which is not waited for.
         """
         if self.on_host:
-            return host_norms(tensors)
+            found = self._packed(tensors) if self._packed is not None else None
+            return host_norms(tensors) if found is None else found
         found = [i for i, t in enumerate(tensors) if t is not None]
         present: list[Any] = [tensors[i] for i in found]
         norms = sharded_norms(present) if self.sharded else tensor_norms(present)

@@ -13,34 +13,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from landscape.archive.compaction import compact
-from landscape.archive.history import LIVE_RESULTS, History
-from landscape.archive.schema import Subject
+from landscape.archive.history import History
 from landscape.archive.segments import live_folder
-from landscape.archive.writer import save_archive
-from landscape.checkpoint import save_checkpoint
-from landscape.dynamics.norms import clip_coefficient
-from landscape.errors import ArchiveError, LandscapeError, MeasurementError
+from landscape.errors import ArchiveError, MeasurementError
 from landscape.parameters import unwrap
 from landscape.tasks import Task
 
 from .attachment import Attachment
+from .between import Between
 from .calibration import CalibrationProbe
+from .clipping import Clipping
 from .following import Optimizers, follow, named_optimizers
-from .gradients import Clip, GradientNorms, versions
+from .gradients import GradientNorms
 from .logged import Logged
 from .observed import Observed
 from .opening import Opened, open_together, settings_of
-from .probe import Followed, Found, Now, Probe, Quantity, Run, Step
+from .probe import Followed, Now, Probe, Quantity, Run
 from .rates import LearningRate
+from .saving import Saving
 from .sink import Sink
 from .terms import LossTerms
 from .timing import Timed
 from .updates import Updates
-from .when import Moment, When
+from .when import When
 
 #: Models that a recorder is attached to.
 _RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -121,11 +119,7 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
-        self._checkpoints = checkpoints
-        self._reference, self._task_settings = task_reference, dict(task_settings or {})
-        self._task_loss = task_loss
-        self._facts = dict(facts or {})
-        settings = settings_of(followed, self._facts, task_reference)
+        settings = settings_of(followed, facts or {}, task_reference)
         self._opened, self._rank, self._world = open_together(self.path, followed, settings, resume=resume, force=force)
         folder = live_folder(self.path) if self._rank == 0 else None
         self._sink = Sink(folder, {"session": self._opened.session}, flush_seconds)
@@ -133,15 +127,26 @@ class Recorder:
             task = task.replace(model=inner)
         self._run = Run(model, inner, followed, task, seed, self._sink)
         self._logged = Logged(self._run)
+        self._saving = Saving(
+            self.path.parent,
+            self._run,
+            checkpoints,
+            reference=task_reference,
+            settings=task_settings or {},
+            task_loss=task_loss,
+            facts=facts or {},
+        )
         self._first = followed[0].name
         self.recording = 0.0
-        self.closed = self._began = self._unsafe_checkpoint = False
+        self.all_steps = 0
+        self.closed = self.began = False
         self._probes: list[Timed] = []
         self._attached: dict[str, Attachment] = {}
         _RECORDED.add(inner)
         try:
             self._start(chosen)
             self._attached = {f.name: Attachment(self, self._run, f, self._probes) for f in followed}
+            self._clipping = Clipping(self._run, self._probes, self._attached)
             if self._opened.taken:
                 self._go_on_from(self._opened.taken[self._first], self._opened.epoch, self._opened.taken)
             self._opened.earlier = History()  # a long run's record is large, and nobody needs it any more
@@ -167,10 +172,11 @@ class Recorder:
         """
         started = time.perf_counter()
         if not self.closed:
-            self.begin()
+            if not self.began:
+                self.begin()
             terms = self._logged.add(values)
             if terms:
-                for timed in self._of(LossTerms):
+                for timed in self._terms:
                     if timed.due(self._run.step + 1):
                         timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
         self.recording += time.perf_counter() - started
@@ -246,9 +252,8 @@ class Recorder:
         The norms before are those after it over its coefficient (exact, save where a gradient became 0).
         """
         f = self._named(optimizer)
-        for timed in [] if self.closed else self._of(GradientNorms):
-            if timed.due(self._attached[f.name].number):
-                timed.call(lambda p: self._note_clip(p, f, None, total_norm, float(max_norm)))
+        if not self.closed:
+            self._clipping.done(f, total_norm, float(max_norm))
 
     def clipping(self, limit: float, *, by_norm: bool = True, optimizer: str | None = None) -> None:
         """Tell that the gradients are about to be clipped to this norm (or this value), where others do the clipping.
@@ -257,9 +262,8 @@ class Recorder:
         """
         f = self._named(optimizer)
         started = time.perf_counter()
-        for timed in [] if self.closed else self._of(GradientNorms):
-            if timed.due(self._attached[f.name].number):
-                timed.call(lambda p: self._note_clipping(p, f, float(limit), by_norm))
+        if not self.closed:
+            self._clipping.coming(f, float(limit), by_norm=by_norm)
         self.recording += time.perf_counter() - started
 
     def skipped_step(self, *, optimizer: str | None = None) -> None:
@@ -279,7 +283,7 @@ class Recorder:
         self._run.epoch += 1
         self._sink.declare([Quantity("epoch", ("epoch",), "", "epochs ended at this step", "epoch")])
         self._sink.record("epoch", self._run.step, (float(self._run.epoch),))
-        self._between(ends_epoch=True)
+        self._pause(ends_epoch=True)
         self.recording = before + time.perf_counter() - started
 
     def end_evaluation(self, *, everywhere: bool = False) -> None:
@@ -290,8 +294,8 @@ class Recorder:
         """
         if not self.closed:
             if everywhere and self._world > 1:
-                self._gather_observed()
-            self._evaluate_observed()
+                self._between.gather()
+            self._between.evaluate()
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
         """Write a checkpoint of the model and the first optimizer, by default `step-<number>.pt` beside the archive.
@@ -299,20 +303,7 @@ class Recorder:
         It names its task where the recorder knows one, holds the recorder's own state under facts["recorder"], and
         appears whole or not at all. Raises CheckpointError where it can't be written.
         """
-        target = Path(path) if path is not None else self.path.parent / f"step-{self._run.step:08d}.pt"
-        known = {k: v for k, v in self._facts.items() if k not in ("step", "epoch", "task", "settings")}
-        save_checkpoint(
-            target,
-            self._run.model,
-            task=self._reference,
-            settings=self._task_settings if self._reference else None,
-            task_loss=self._task_loss if self._reference else "",
-            optimizer=self._run.followed[0].optimizer,
-            step=self._run.step,
-            epoch=self._run.epoch,
-            further={**known, **facts, "recorder": self.state_dict()},
-        )
-        return target
+        return self._saving.save(path, self.state_dict(), facts)
 
     def flush(self) -> None:
         """Write every row now, from this thread: before a program does something that may end it."""
@@ -332,11 +323,6 @@ class Recorder:
     def steps(self) -> dict[str, int]:
         """Steps taken so far by each optimizer, by its name; one alone is called ""."""
         return {name: attached.taken for name, attached in self._attached.items()}
-
-    @property
-    def all_steps(self) -> int:
-        """Steps taken so far by all optimizers together."""
-        return sum(attached.taken for attached in self._attached.values())
 
     @property
     def epoch(self) -> int:
@@ -362,7 +348,7 @@ class Recorder:
 
         Raises MeasurementError once steps were taken or anything was logged.
         """
-        if self._began:
+        if self.began:
             raise MeasurementError("load_state_dict comes before the first step or log of a resumed run, not after it")
         self._go_on_from(int(state["step"]), int(state["epoch"]), state.get("taken"))
         for timed in self._probes:
@@ -437,15 +423,12 @@ class Recorder:
             timed = Timed(probe, self._run, decided.get(probe.name, {}), self._world)
             self._sink.declare(timed.start())
             self._probes.append(timed)
-        self._budgeted = [t for t in self._probes if not t.probe.expensive and t.probe.when.budget is not None]
-        slow = tuple(t.probe.name for t in self._probes if t.probe.expensive and not t.evaluates)
-        timed_ones = (*slow, *(t.probe.name for t in self._budgeted))
-        if timed_ones:
-            doc = "seconds that a probe took at a point of its lattice; 0: left out for its budget"
-            self._sink.declare([Quantity("probe_seconds", timed_ones, "s", doc)])
-        self._slow = [t for t in self._probes if t.probe.expensive and not t.evaluates]
-        self._evaluate = [t for t in self._probes if t.evaluates]
+        results = live_folder(self.path) if self._rank == 0 else None
+        self._between = Between(self._run, self._sink, self._probes, results, self._opened.session, self._world)
         self._to_prepare = [t for t in self._probes if t.wants_ready]
+        self._terms = [t for t in self._probes if isinstance(t.probe, LossTerms)]
+        #: Whether something may happen between any two steps.
+        self._pauses = bool(self._between.slow) or self._saving.when is not None
 
     def _prepare(self) -> None:
         """Let probes prepare for the step that comes."""
@@ -455,9 +438,9 @@ class Recorder:
 
     def begin(self) -> None:
         """Before the first step: note where the training starts, and measure there."""
-        if self._began:
+        if self.began:
             return
-        self._began = True
+        self.began = True
         if self._opened.session:
             by = {f.suffix: self._attached[f.name].taken for f in self._run.followed if f.suffix}
             self._sink.facts(resumed_at=self._run.step, resumed_by=by)
@@ -465,25 +448,26 @@ class Recorder:
         tensors = sum(len(f.parameters) for f in self._run.followed)
         self._run.event("start", f"{type(self._run.model).__name__}, {tensors} parameter tensors")
         if self._run.step == 0:
-            self._measure(Now(0, 0))
+            self._between.measure(Now(0, 0))
 
     # --------------------------------------------------------------------------------------- what attachments tell
 
-    def stepped(self, step: Step, started: float) -> None:
+    def stepped(self, followed: Followed, number: int, closure: bool, started: float) -> None:
         """Record what was logged for a step that was taken, and let probes between steps have their turn."""
-        before, number = self.recording, step.number
-        if step.followed.name == self._first:
+        before, sink = self.recording, self._sink
+        self.all_steps += 1
+        if followed.name == self._first:
             self._run.step = number
-            self._logged.commit(number, closure=step.closure)
-            if self._budgeted:
-                self._record_seconds(number, {t.probe.name: t.took(number) for t in self._budgeted})
-            if self._slow or self._checkpoints is not None:
-                self._between(ends_epoch=False)
+            self._logged.commit(number, closure=closure)
+            if self._between.budgeted:
+                self._between.stepped(number)
+            if self._pauses:
+                self._pause(ends_epoch=False)
             if self._to_prepare:
                 self._prepare()
             now = time.perf_counter()
-            self._sink.record("time", number, (now - self._sink.began, before + now - started))
-        self._sink.commit()
+            sink.record("time", number, (now - sink.began, before + now - started))
+        sink.commit()
         self.recording = before + time.perf_counter() - started
 
     def zeroed(self, name: str) -> None:
@@ -525,120 +509,25 @@ class Recorder:
 
     # --------------------------------------------------------------------------------------- between steps
 
-    def _between(self, *, ends_epoch: bool) -> None:
+    def _pause(self, *, ends_epoch: bool) -> None:
         now = Now(self._run.step, self._run.epoch, ends_epoch)
         if ends_epoch:
-            self._evaluate_observed()
-        self._measure(now)
-        due = self._checkpoints is not None and self._checkpoints.due(Moment(now.step, now.epoch, ends_epoch))
-        if due and self._rank == 0 and now.step:
-            self._write_checkpoint()
-
-    def _evaluate_observed(self) -> None:
-        for timed in self._evaluate:
-            self._take(timed, Now(self._run.step, self._run.epoch, True), timed.forced)
-        self._run.observed.clear()
-
-    def _gather_observed(self) -> None:
-        """Bring together what all processes observed. The logits kept for a temperature stay those of the first."""
-        told: list[Any] = [None] * self._world
-        own = {s: o.accumulator.settings.ignore_index for s, o in self._run.observed.items()}
-        torch.distributed.all_gather_object(told, own)
-        for split, ignore_index in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
-            seen = self._run.observed.setdefault(split, Observed(ignore_index))
-            seen.accumulator.all_reduce()
-            seen.whole = False
-
-    def _measure(self, now: Now) -> None:
-        spent: dict[str, float] = {}
-        for timed in self._slow:
-            if timed.on_lattice(now):
-                spent[timed.probe.name] = self._take(timed, now, timed.measure)
-        if spent:
-            self._record_seconds(now.step, spent)
-
-    def _record_seconds(self, step: int, spent: Mapping[str, float]) -> None:
-        """Record what probes took at points of their lattices, and which were left out: a resumed run decides alike."""
-        if not all(math.isnan(s) for s in spent.values()):
-            columns = self._sink.columns("probe_seconds")
-            self._sink.record("probe_seconds", step, [spent.get(n, math.nan) for n in columns])
-
-    def _take(self, timed: Timed, now: Now, measure: Any) -> float:
-        """Let a probe measure, record what it found, and return the seconds that it took: 0 where it was left out."""
-        found, seconds = measure(now, self._sink.elapsed)
-        if found is not None:
-            timed.call(lambda p: self._record_found(p, now, found))
-        return seconds
-
-    def _record_found(self, probe: Probe, now: Now, found: Found) -> None:
-        for quantity, row in found.rows.items():
-            self._sink.record(quantity, now.step, row)
-        if found.results:
-            self._keep(probe.name, now, found.results)
-
-    def _keep(self, probe: str, now: Now, results: Sequence[Any]) -> None:
-        """Keep Results in a file of their own beside the rows, until the run's end puts them into the archive."""
-        if self._rank:
-            return
-        folder = live_folder(self.path) / LIVE_RESULTS / probe
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            subject = Subject(step=now.step, epoch=now.epoch, name=f"step {now.step}")
-            # Numbered: a probe may measure twice behind the same step.
-            stem = f"{now.step:08d}-{self._opened.session}"
-            number = sum(1 for _ in folder.glob(f"{stem}-*.h5"))
-            save_archive(folder / f"{stem}-{number}.h5", results, subject=subject, force=True)
-        except (OSError, ArchiveError) as error:
-            self._sink.event(now.step, "lost_rows", f"what the probe {probe} measured could not be written: {error}")
-
-    def _write_checkpoint(self) -> None:
-        try:
-            path = self.save()
-        except (LandscapeError, OSError, TypeError) as error:
-            self._run.event("checkpoint", f"could not be written: {error}")
-            if not self._unsafe_checkpoint:
-                self._unsafe_checkpoint = True
-                warnings.warn(f"no checkpoint at step {self._run.step}: {error}", RuntimeWarning, stacklevel=2)
-        else:
-            self._run.event("checkpoint", path.name)
-
-    # --------------------------------------------------------------------------------------- clipping
+            self._between.evaluate()
+        self._between.measure(now)
+        if self._rank == 0 and self._saving.due(now):
+            self._saving.along_the_way(self.state_dict())
 
     def _clip(self, optimizer: str | None, clip: Any, limit: float, *, by_norm: bool) -> Any:
         f = self._named(optimizer)
-        parameters = [p for p in f.parameters if p.grad is not None]
         started = time.perf_counter()
-        interested = [] if self.closed else [t for t in self._of(GradientNorms) if t.due(self._attached[f.name].number)]
-        before = None
-        if interested:
-            with torch.no_grad():
-                before = f.norms([p.grad for p in f.parameters])
+        before = None if self.closed else self._clipping.before(f)
         self.recording += time.perf_counter() - started
-        total = clip(parameters)
+        total = clip([p for p in f.parameters if p.grad is not None])
         started = time.perf_counter()
-        if by_norm and not self.closed:
-            self._run.clipped[f.name] = (self._attached[f.name].number, _coefficient(f, total, limit))
-        for timed in interested:
-            timed.call(lambda p: self._note_clip(p, f, before, total if by_norm else None, limit))
+        if not self.closed:
+            self._clipping.after(f, before, total if by_norm else None, limit)
         self.recording += time.perf_counter() - started
         return total
-
-    def _note_clip(self, probe: GradientNorms, f: Followed, before: Any, total: Tensor | None, limit: float) -> None:
-        gradients = [p.grad for p in f.parameters]
-        coefficient = None if total is None else _coefficient(f, total, limit)
-        if before is None:
-            assert coefficient is not None
-            before = f.norms(gradients) / coefficient
-        probe.clip(self._run, f, Clip(self._attached[f.name].number, before, coefficient, limit, versions(gradients)))
-
-    def _note_clipping(self, probe: GradientNorms, f: Followed, limit: float, by_norm: bool) -> None:
-        with torch.no_grad():
-            before = f.norms([p.grad for p in f.parameters])
-        coefficient: Any = clip_coefficient(torch.as_tensor(before[0]), limit) if by_norm else None
-        if by_norm and f.on_host:
-            coefficient = float(coefficient)
-        # No gradient has these versions: the norms after are measured, whatever the clipping did.
-        probe.clip(self._run, f, Clip(self._attached[f.name].number, before, coefficient, limit, ()))
 
     # --------------------------------------------------------------------------------------- small things
 
@@ -656,22 +545,12 @@ class Recorder:
             raise MeasurementError(f"no optimizer {optimizer!r}; there are {', '.join(self._optimizers)}")
         return self._followed(optimizer)
 
-    def _of(self, kind: type[Probe]) -> list[Timed]:
-        return [t for t in self._probes if isinstance(t.probe, kind)]
-
     def _detach(self) -> None:
         for attached in self._attached.values():
             attached.remove()
         for timed in self._probes:
             timed.call(lambda p: p.close())
         _RECORDED.discard(self._run.model)
-
-
-def _coefficient(f: Followed, total: Any, limit: float) -> Any:
-    """Return what clipping to this norm multiplied the gradients by: a number on the host, else a tensor."""
-    whole = total.full_tensor() if hasattr(total, "full_tensor") else total
-    found = clip_coefficient(whole.detach(), limit)
-    return float(found) if f.on_host else found
 
 
 def _check_probes(probes: Sequence[Probe]) -> None:

@@ -67,7 +67,8 @@ class Sink:
 
     def record(self, quantity: str, step: int, values: Any) -> None:
         """Add a row."""
-        if isinstance(values, torch.Tensor):
+        # Numbers of small models come as tuples, at every step: nothing more is asked of those.
+        if type(values) is not tuple and isinstance(values, torch.Tensor):
             if values.device.type != "cpu":
                 self._on_device.append((quantity, step, values.detach()))
                 return
@@ -92,7 +93,7 @@ class Sink:
             rows, self._on_device = self._on_device, []
             for device in {values.device for *_, values in rows}:
                 self._copy([r for r in rows if r[2].device == device])
-        if self._writer is not None and self._writer.problem is not None and not self._said:
+        if not self._said and self._writer is not None and self._writer.problem is not None:
             self._said = True
             warnings.warn(
                 f"{self._writer.problem}; training goes on, rows wait in memory until they can be written",

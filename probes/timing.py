@@ -42,6 +42,10 @@ class Timed:
         self._this = 0.0  # what it takes to begin is no measure of what a step will cost
         return found
 
+    def next_look(self, number: int) -> float:
+        """Return the first step from this one on at which a cheap probe may look; inf where it never will."""
+        return math.inf if self.off else self.probe.when.first_from(number)
+
     def due(self, number: int) -> bool:
         """Whether a cheap probe looks at the step with this number; the same answer each time it is asked."""
         if self.off:
@@ -91,25 +95,14 @@ class Timed:
             return math.nan
         return max(self._this, 1e-9) if self._asked[1] else 0.0
 
-    def before(self, step: Step) -> None:
-        """Show the probe a step that is about to be taken."""
-        self._look(self.probe.before, step)
-
-    def on_gradients(self, step: Step) -> None:
-        """Show the probe the gradients of a step."""
-        self._look(self.probe.on_gradients, step)
-
-    def after(self, step: Step) -> None:
-        """Show the probe a step that was taken."""
-        self._look(self.probe.after, step)
-
-    def _look(self, look: Callable[[Run, Step], None], step: Step) -> None:
+    def show(self, look: Callable[[Run, Step], None], step: Step) -> None:
+        """Let a cheap probe look at a step, if it is due: `look` is its `before`, `on_gradients` or `after`."""
         if self.always:
             try:
                 look(self._run, step)
             except Exception as error:
                 self._fail(error)
-        else:
+        elif self.due(step.number):
             self.call(lambda _: look(self._run, step))
 
     def call(self, what: Callable[[Any], Any]) -> Any:

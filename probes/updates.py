@@ -43,7 +43,7 @@ class Updates(Probe):
     def start(self, run: Run) -> Sequence[Quantity]:
         found = []
         for f in run.followed:
-            columns = ("global", *(f.names if self.layers else ()))
+            columns = f.columns(self.layers)
             found += [
                 Quantity(f"update_norm{f.suffix}", columns, "weight", "Euclidean norm of what the step changed"),
                 Quantity(f"weight_norm{f.suffix}", columns, "weight", "Euclidean norm of the weights after the step"),

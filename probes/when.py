@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,6 +55,20 @@ class When:
         if self.points is not None:
             return moment.step in self.points
         return _is_log_spaced(moment.step, self.per_decade or PER_DECADE)
+
+    def first_from(self, step: int) -> float:
+        """Return the first step of the lattice from this one on; inf where there is none, as of a lattice of epochs."""
+        if self.epochs is not None:
+            return math.inf
+        if self.steps is not None:
+            return -(-step // self.steps) * self.steps
+        if self.points is not None:
+            return next((p for p in self.points if p >= step), math.inf)
+        if step < 1:
+            return 0
+        per_decade = self.per_decade or PER_DECADE
+        i = max(math.floor(per_decade * math.log10(step)) - 1, 0)
+        return next(found for j in itertools.count(i) if (found := round(10 ** (j / per_decade))) >= step)
 
     def affordable(self, moment: Moment) -> bool:
         """Whether measuring now keeps within the budget."""

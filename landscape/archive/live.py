@@ -9,6 +9,7 @@ import uuid
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +28,9 @@ MOST_WAITING = 1 << 28
 #: Of one quantity, bytes not yet encoded beyond which a training that outruns the writer waits for it, and seconds that
 #: it waits at most, once, for a disk that hangs.
 MOST_AHEAD, PATIENCE = 1 << 26, 1.0
-#: What a row costs in memory beside its numbers: a tuple and an array's header, about.
-_OVERHEAD = 256
+#: What a row costs in memory: so much for each number (a float object and its place in a tuple, the dearest way), and a
+#: pair and a header beside them, about.
+_NUMBER, _OVERHEAD = 32, 256
 
 
 class LiveWriter:
@@ -257,7 +259,7 @@ class _Queue:
     def __init__(self, width: int) -> None:
         self.rows: deque[tuple[int, Any]] = deque()
         self.block = max(1, min(MOST_ROWS, BLOCK_BYTES // (8 * (1 + width))))
-        self.most = max(2 * self.block, MOST_AHEAD // (8 * width + _OVERHEAD))
+        self.most = max(2 * self.block, MOST_AHEAD // (_NUMBER * width + _OVERHEAD))
 
 
 def _encoded(steps: Sequence[int], rows: Sequence[Any], width: int) -> tuple[memoryview, memoryview]:
@@ -267,10 +269,15 @@ def _encoded(steps: Sequence[int], rows: Sequence[Any], width: int) -> tuple[mem
     whole = np.empty(-head % 8 + head + 8 * count * (1 + width), np.uint8)[-head % 8 :]
     whole[head : head + 8 * count].view("<i8")[:] = steps
     values = whole[head + 8 * count :].view("<f8")
-    if all(type(row) is np.ndarray for row in rows):
+    kinds = set(map(type, rows))
+    if kinds == {np.ndarray}:
         if any(row.size != width for row in rows):
             raise ValueError(f"got {next(row.size for row in rows if row.size != width)}")
         np.concatenate(rows, axis=None, out=values)  # a third faster than turning them into one array
+    elif kinds == {tuple}:
+        if any(len(row) != width for row in rows):
+            raise ValueError(f"got {next(len(row) for row in rows if len(row) != width)}")
+        values[:] = np.fromiter(chain.from_iterable(rows), "<f8", count * width)  # up to five times as fast
     else:
         values[:] = np.array(rows, dtype="<f8").reshape(count, width).ravel()
     data = memoryview(whole.data)

@@ -22,12 +22,15 @@ class Sketch:
     norm errs by 1 / sqrt(2 width) = 0.28%. The turns keep what repeats from row to row (one column of a matrix) from
     falling into one place. Linear: the sketch of a difference is the difference of sketches, and float64 keeps updates
     that are a millionth of the weights. A tensor of at most 65,536 numbers is kept as it is. Signs and turns are drawn
-    once, on the CPU, with `seed`.
+    once, on the CPU, with `seed`; tensors that were sketched before keep theirs (`since`: that sketch, and the place
+    there of each of these tensors, None for new ones), so that sketches of then and of now can be compared.
     """
 
     RELATIVE_ERROR = 1 / math.sqrt(2 * WIDTH)
 
-    def __init__(self, tensors: Sequence[Tensor], seed: int = 0) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], seed: int = 0, since: tuple[Sketch, Sequence[int | None]] | None = None
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._rows: list[list[tuple[int, int]]] = []
         for t in tensors:
@@ -35,6 +38,13 @@ class Sketch:
             offsets = torch.randint(0, _POOL - WIDTH, (rows,), generator=generator).tolist()
             turns = torch.randint(0, WIDTH, (rows,), generator=generator).tolist()
             self._rows.append(list(zip(offsets, turns, strict=True)))
+        before, places = since if since is not None else (None, ())
+        for i, place in enumerate(places):
+            if before is not None and place is not None and len(before._rows[place]) == len(self._rows[i]):
+                self._rows[i] = before._rows[place]
+        if before is not None and len(before._signs):
+            self._signs = before._signs
+            return
         signs = torch.randint(0, 2, (_POOL if any(self._rows) else 0,), generator=generator, dtype=torch.int8)
         self._signs = (2 * signs - 1).to(tensors[0].device)
 

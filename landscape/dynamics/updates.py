@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import nan, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
-from .norms import RUN, host_square, joint_norm, tensor_norms
+from .norms import joint_norm, tensor_norms
+from .packed import Buffer, Packed
 from .sketch import Sketch
 
 #: Up to this many numbers the weights are laid side by side in one vector, which takes a third of the time on small
 #: nets (62 against 162 microseconds for 26,122 parameters) and five copies instead of three (both chosen by us).
 FLAT = 1 << 22
-#: Up to this many on a CPU they are kept in float64 by NumPy, whose calls take a fifth of torch's microsecond each: 70
-#: instead of 150 microseconds for 26,122 parameters, and no more memory than a few MB (chosen by us).
-SMALL = 1 << 18
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Updates:
     numbers. Above `memory` bytes it holds sketches of them instead (see `sketch.py`): `relative_error` is then the
     standard error of every update norm and of the distance, as a share (0.28% by default), and the cosine's is about
     `relative_error` times the square root of two; tensors of up to 65,536 numbers, and the norms of the weights, stay
-    exact. No host synchronization; a parameter set that changes is for the caller to notice.
+    exact. No host synchronization; a parameter set that changes is for the caller to notice, who then makes another one
+    with `since`.
 
     Args:
         parameters: the tensors to follow, on one device.
@@ -63,6 +61,9 @@ class Updates:
         seed: of the sketch.
         reduce: of sharded tensors: turns squares (m, k) of this process's parts of the tensors into those of the whole
             (see `sharded.py`); `parameters` are then the parts.
+        since: what measured before the set changed, and of each of these parameters its place there, None for one that
+            is new: the distance of those that were there goes on from their own start, a new one's counts from here.
+            What was measured by sketches stays so, because they tell no start. It can't be used any more.
 
     Raises MeasurementError for no parameters, or ones on several devices.
     """
@@ -74,6 +75,7 @@ class Updates:
         memory: int | None = None,
         seed: int = 0,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        since: tuple[Updates, Sequence[int | None]] | None = None,
     ) -> None:
         # A complex number counts as its two parts.
         self.parameters = tuple(torch.view_as_real(p.detach()) if p.is_complex() else p for p in parameters)
@@ -82,16 +84,28 @@ class Updates:
             where = " and ".join(sorted(map(str, devices))) or "nowhere: there are none"
             raise MeasurementError(f"updates are measured on one device, these parameters lie on {where}")
         count = sum(p.numel() for p in self.parameters)
+        before, places = since if since is not None else (None, ())
+        starts: dict[int, Tensor] = {}
+        sketch: Sketch | None = None
+        if before is not None:
+            there = [(i, place) for i, place in enumerate(places) if place is not None]
+            same = [(i, place) for i, place in there if before.parameters[place].shape == self.parameters[i].shape]
+            starts, sketch = {i: before._held.start(place) for i, place in same}, before._held.sketch
+            del before._held  # all else that it holds, before as much is taken again
         size = sum(p.numel() * max(p.element_size(), 4) for p in self.parameters)
-        self.exact = memory is None or 3 * size <= memory
+        self.exact = (memory is None or 3 * size <= memory) and (before is None or before.exact)
         self._held: _Held
         alike = reduce is None and len({p.dtype for p in self.parameters}) == 1
-        if alike and self.exact and count <= SMALL and self.parameters[0].dtype == torch.float32 and devices == {_CPU}:
+        if alike and self.exact and Packed.fits(self.parameters):
             self._held = _OnHost(self.parameters)
         elif alike and self.exact and count <= FLAT:
             self._held = _Flat(self.parameters)
         else:
-            self._held = _Each(self.parameters, None if self.exact else Sketch(self.parameters, seed), reduce)
+            if not self.exact:
+                sketch = Sketch(self.parameters, seed, None if sketch is None else (sketch, places))
+            self._held = _Each(self.parameters, sketch, reduce)
+        for i, start in starts.items():
+            self._held.set_start(i, start, sketched=before is not None and not before.exact)
         self.relative_error = 0.0 if self.exact else Sketch.RELATIVE_ERROR
         self._first = True
 
@@ -105,86 +119,97 @@ class Updates:
 
     def step(self) -> Step:
         """Return what changed since the last call."""
-        updates, weights, distance, cosine = (torch.as_tensor(v, dtype=torch.float64) for v in self._changed())
-        return Step(updates, weights, distance, cosine)
+        updates, weights, distance, cosine = self._changed()
+        if isinstance(self._held, _OnHost):
+            updates, weights = updates[1:], weights[1:]
+        return Step(*(torch.as_tensor(v, dtype=torch.float64) for v in (updates, weights, distance, cosine)))
 
-    @np.errstate(over="ignore", invalid="ignore")
     def rows(self) -> tuple[Any, Any, Any]:
         """Return what changed since the last call as rows: (1 + k,) norms of updates, (1 + k,) of weights, the whole
-        first in each, and (ratio, distance, cosine). NumPy arrays of a small model on a CPU, tensors elsewhere.
+        first in each, and (ratio, distance, cosine). Floats of a small model on a CPU, tensors elsewhere.
         """
         updates, weights, distance, cosine = self._changed()
-        if isinstance(updates, np.ndarray):
-            update, weight = math.sqrt(updates.dot(updates)), math.sqrt(weights.dot(weights))
-            ratio = update / weight if weight else math.nan
-            return np.append(update, updates), np.append(weight, weights), np.array((ratio, distance, cosine))
+        if isinstance(self._held, _OnHost):
+            return updates, weights, (updates[0] / weights[0] if weights[0] else nan, distance, cosine)
         update, weight = joint_norm(updates), joint_norm(weights)
         three = torch.stack([update / weight, distance, cosine])
         return torch.cat([update[None], updates]), torch.cat([weight[None], weights]), three
 
-    @np.errstate(over="ignore", invalid="ignore")
     def _changed(self) -> tuple[Any, Any, Any, Any]:
         updates, weights, distance, along, before = self._held.step()
         first, self._first = self._first, False
-        if isinstance(updates, np.ndarray):
-            scale = math.sqrt(updates.dot(updates)) * before
-            return updates, weights, distance, math.nan if first or not scale else along / scale
+        if isinstance(self._held, _OnHost):
+            scale = updates[0] * before
+            return updates, weights, distance, nan if first or not scale else along / scale
         cosine = along / (joint_norm(updates) * before)
         return updates, weights, distance, torch.full_like(cosine, torch.nan) if first else cosine
 
 
 class _Held(Protocol):
+    #: What copies are turned into, where there is no memory for them.
+    sketch: Sketch | None
+
     def begin(self) -> None: ...
 
     def step(self) -> tuple[Any, Any, Any, Any, Any]:
         """Return (norms of the updates, of the weights, distance, update . last update, norm of the last update)."""
         ...
 
+    def start(self, i: int) -> Tensor:
+        """Return where tensor `i` started: a vector, or the sketch of one."""
+        ...
+
+    def set_start(self, i: int, start: Tensor, *, sketched: bool) -> None:
+        """Count the distance of tensor `i` from there: a vector, or its sketch by this sketch's own signs."""
+        ...
+
 
 class _OnHost:
-    """All weights of a small model on a CPU side by side, for NumPy; sums of squares are float64."""
+    """All weights of a small model on a CPU, packed. Its norms are floats, the whole first."""
+
+    sketch: Sketch | None = None
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._parameters = parameters
-        ends = np.cumsum([p.numel() for p in parameters]).tolist()
-        self._parts = [slice(end - p.numel(), end) for end, p in zip(ends, parameters, strict=True)]
-        # The tensors that are filled from the weights, and their memory as NumPy sees it.
-        self._tensors = [torch.zeros(ends[-1]) for _ in range(2)]
-        self._now, self._before = (t.numpy() for t in self._tensors)
-        self._start, self._delta, self._last, self._away = (np.zeros(ends[-1], np.float32) for _ in range(4))
+        self._parameters = list(parameters)
+        self._packed = packed = Packed(parameters)
+        self._now, self._before, self._start, self._delta, self._last = (packed.buffer() for _ in range(5))
         self.begin()
-        self._start[:] = self._before
+        np.copyto(self._start.numbers, self._before.numbers)
         self._size = 0.0
 
     def begin(self) -> None:
-        self._read(1)
+        self._read(self._before)
 
-    def _read(self, which: int) -> None:
-        torch.cat([p.detach().reshape(-1) for p in self._parameters], out=self._tensors[which])
+    def _read(self, buffer: Buffer) -> None:
+        with torch.no_grad():
+            self._packed.read(buffer, self._parameters)
 
-    @np.errstate(over="ignore", invalid="ignore")  # of a training that diverges: its norms are inf and NaN
-    def step(self) -> tuple[np.ndarray, np.ndarray, float, float, float]:
-        self._read(0)
-        now, parts = self._now, self._parts
-        np.subtract(now, self._before, out=self._delta)
-        np.subtract(now, self._start, out=self._away)
-        delta = self._delta
-        updates = np.sqrt([host_square(delta[p]) for p in parts])
-        weights = np.sqrt([host_square(now[p]) for p in parts])
-        away, along = math.sqrt(host_square(self._away)), _dot(delta, self._last)
-        self._now, self._before = self._before, now
-        self._tensors.reverse()
-        self._delta, self._last = self._last, delta
-        before, self._size = self._size, math.sqrt(updates.dot(updates))
-        return updates, weights, away, along, before
+    def step(self) -> tuple[tuple[float, ...], tuple[float, ...], float, float, float]:
+        packed, now, before, delta, last = self._packed, self._now, self._before, self._delta, self._last
+        self._read(now)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a training that diverges
+            np.subtract(now.numbers, before.numbers, out=delta.numbers)
+            along = packed.dot(delta, last)
+            updates, weights = packed.norms(delta), packed.norms(now)
+            # Into memory that is filled anew before it is read again: fewer copies stay in the processor's caches.
+            np.subtract(now.numbers, self._start.numbers, out=before.numbers)
+            away = sqrt(packed.dot(before, before))
+        self._now, self._before = before, now
+        self._delta, self._last = last, delta
+        size, self._size = self._size, updates[0]
+        return updates, weights, away, along, size
 
+    def start(self, i: int) -> Tensor:
+        return self._start.views[i].reshape(-1)
 
-def _dot(a: np.ndarray, b: np.ndarray) -> float:
-    return sum(float(a[i : i + RUN].dot(b[i : i + RUN])) for i in range(0, len(a), RUN))
+    def set_start(self, i: int, start: Tensor, *, sketched: bool) -> None:
+        self._start.views[i].copy_(start.view_as(self._start.views[i]))
 
 
 class _Flat:
     """All weights in one vector, in the precision that they are summed in."""
+
+    sketch: Sketch | None = None
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
@@ -217,6 +242,12 @@ class _Flat:
         before, self._size = self._size, joint_norm(updates)
         return updates, weights, distance, along, before
 
+    def start(self, i: int) -> Tensor:
+        return self._start.split(self._sizes)[i]
+
+    def set_start(self, i: int, start: Tensor, *, sketched: bool) -> None:
+        self.start(i).copy_(start)
+
 
 class _Each:
     """Tensor by tensor: copies, or sketches of them."""
@@ -225,7 +256,7 @@ class _Each:
         self, parameters: Sequence[Tensor], sketch: Sketch | None, reduce: Callable[[Tensor], Tensor] | None
     ) -> None:
         self._parameters = parameters
-        self._sketch, self._reduce = sketch, reduce
+        self.sketch, self._reduce = sketch, reduce
         self._before = [self._of(i) for i in range(len(parameters))]
         self._start = [t.clone() for t in self._before]
         self._last = [torch.zeros_like(t) for t in self._before]
@@ -233,8 +264,8 @@ class _Each:
 
     def _of(self, i: int) -> Tensor:
         p = self._parameters[i].detach().reshape(-1)
-        if self._sketch is not None:
-            return self._sketch.of(i, p)
+        if self.sketch is not None:
+            return self.sketch.of(i, p)
         return p.to(torch.promote_types(p.dtype, torch.float32), copy=True)
 
     def begin(self) -> None:
@@ -259,3 +290,10 @@ class _Each:
         sizes, weights, distance = norms[0], norms[1], joint_norm(norms[2])
         before, self._size = self._size, joint_norm(sizes)
         return sizes, weights, distance, dots.sum(), before
+
+    def start(self, i: int) -> Tensor:
+        return self._start[i]
+
+    def set_start(self, i: int, start: Tensor, *, sketched: bool) -> None:
+        known = start if sketched or self.sketch is None else self.sketch.of(i, start)
+        self._start[i] = known.to(self._start[i])

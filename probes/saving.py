@@ -1,0 +1,79 @@
+"""Checkpoints that a recorder writes along the way."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from landscape.checkpoint import save_checkpoint
+from landscape.errors import LandscapeError
+
+from .probe import Now, Run
+from .when import Moment, When
+
+
+class Saving:
+    """Writes `step-<number>.pt` beside the archive, naming the task where it is known.
+
+    Args:
+        folder: where they go.
+        run: whose model, and first optimizer.
+        when: along the way; None for never.
+        reference, settings, task_loss: of the task, see `save_checkpoint`.
+        facts: settings of the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        when: When | None,
+        *,
+        reference: str | None,
+        settings: Mapping[str, Any],
+        task_loss: str,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.when = when
+        self._folder, self._run = folder, run
+        self._task: dict[str, Any] = {}
+        if reference:
+            self._task = {"task": reference, "settings": dict(settings), "task_loss": task_loss}
+        self._facts = {k: v for k, v in facts.items() if k not in ("step", "epoch", "task", "settings")}
+        self._said = False
+
+    def save(self, path: str | os.PathLike[str] | None, state: Mapping[str, Any], facts: Mapping[str, Any]) -> Path:
+        """Write one, with the recorder's own state; it appears whole or not at all.
+
+        Raises CheckpointError where it can't be written.
+        """
+        target = Path(path) if path is not None else self._folder / f"step-{self._run.step:08d}.pt"
+        save_checkpoint(
+            target,
+            self._run.model,
+            **self._task,
+            optimizer=self._run.followed[0].optimizer,
+            step=self._run.step,
+            epoch=self._run.epoch,
+            further={**self._facts, **facts, "recorder": state},
+        )
+        return target
+
+    def due(self, now: Now) -> bool:
+        """Whether one is to be written at this moment between steps."""
+        return self.when is not None and now.step > 0 and self.when.due(Moment(now.step, now.epoch, now.ends_epoch))
+
+    def along_the_way(self, state: Mapping[str, Any]) -> None:
+        """Write one, or warn, once, that none could be written: the training goes on."""
+        try:
+            path = self.save(None, state, {})
+        except (LandscapeError, OSError, TypeError) as error:
+            self._run.event("checkpoint", f"could not be written: {error}")
+            if not self._said:
+                self._said = True
+                warnings.warn(f"no checkpoint at step {self._run.step}: {error}", RuntimeWarning, stacklevel=2)
+        else:
+            self._run.event("checkpoint", path.name)
