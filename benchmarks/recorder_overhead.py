@@ -1,6 +1,6 @@
 """What recording adds to a training: norms at every step on small and larger nets, and all probes within a budget.
 
-    python benchmarks/recorder_overhead.py [--quick]
+    python benchmarks/recorder_overhead.py [--quick] [--only mlp] [--only resnet20] [--only budget]
 
 Processor time of the whole process (the writing thread included) on one thread, each way by turns with the bare loop,
 in blocks of steps; the figure is the median over the rounds of the ratio within a round. `inside` is what the recorder
@@ -10,6 +10,8 @@ itself says it spent, as a share of the step.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import write
+from harness import RESULTS, write
 from resnets import ResNet
 from torch import nn
 
@@ -36,6 +38,11 @@ from landscape.probes import (  # pyright: ignore[reportMissingImports]
 )
 from landscape.probes.demo.digits import digits  # pyright: ignore[reportMissingImports]
 
+TITLES = {
+    "mlp": "MLP, 26,122 parameters, batch 128",
+    "resnet20": "ResNet-20, 269,722 parameters, batch 128",
+    "budget": "digits, all cheap probes and curvature within 5%",
+}
 TENTH = every(steps=10)
 WAYS: dict[str, Callable[[], list[Probe]]] = {
     "hooks alone": lambda: [],
@@ -99,7 +106,9 @@ def by_turns(make: Callable[[], Loop], folder: Path, steps: int, rounds: int) ->
                 inside[name].append(inner)
                 rec.close()
     step = statistics.median(took["bare"])
+    load = round(os.getloadavg()[0], 1)
     figures: dict[str, Any] = {"bare_step_ms": round(1e3 * step, 4), "steps_a_block": steps, "rounds": rounds}
+    figures["load_average"] = load
     for name in WAYS:
         ratios = [with_ / without for with_, without in zip(took[name], took["bare"], strict=True)]
         figures[name] = {
@@ -150,6 +159,7 @@ def within_a_budget(folder: Path, seconds: float, rounds: int) -> dict[str, Any]
         "overhead": round(statistics.median(ratios) - 1, 4),
         "rounds": [round(r - 1, 4) for r in ratios],
         "bare_seconds": round(statistics.median(totals["bare"]), 2),
+        "load_average": round(os.getloadavg()[0], 1),
         "steps": steps,
         "curvature_points": points,
     }
@@ -158,33 +168,35 @@ def within_a_budget(folder: Path, seconds: float, rounds: int) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description="What recording adds to a training.")
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it runs")
-    parser.add_argument("--only", choices=["mlp", "resnet20", "budget"], action="append")
+    parser.add_argument("--only", choices=TITLES, action="append")
     options = parser.parse_args()
-    only = options.only or ["mlp", "resnet20", "budget"]
+    only = options.only or list(TITLES)
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if "mlp" in only:
             small = lambda: Loop(mlp(), random_batches((128, 64), 8))  # noqa: E731
-            figures["MLP, 26,122 parameters, batch 128"] = by_turns(
+            figures[TITLES["mlp"]] = by_turns(
                 small, folder / "mlp", 300 if options.quick else 1500, 3 if options.quick else 9
             )
         if "resnet20" in only:
             large = lambda: Loop(ResNet(), random_batches((128, 3, 32, 32), 2))  # noqa: E731
-            figures["ResNet-20, 269,722 parameters, batch 128"] = by_turns(
+            figures[TITLES["resnet20"]] = by_turns(
                 large, folder / "resnet", 2 if options.quick else 4, 2 if options.quick else 5
             )
         if "budget" in only:
-            figures["digits, all cheap probes and curvature within 5%"] = within_a_budget(
+            figures[TITLES["budget"]] = within_a_budget(
                 folder / "budget", 3.0 if options.quick else 30.0, 1 if options.quick else 3
             )
     for title, found in figures.items():
         print(title)
         for name, value in found.items():
             print(f"  {name}: {value}")
-    if not options.quick and not options.only:
-        print(write("recorder_overhead", figures))
+    if not options.quick:
+        kept = RESULTS / "recorder_overhead.json"
+        before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        print(write("recorder_overhead", {**{k: before[k] for k in TITLES.values() if k in before}, **figures}))
 
 
 if __name__ == "__main__":
