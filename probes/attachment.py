@@ -162,7 +162,11 @@ class Attachment:
             attachment = own()
             if attachment is None or attachment._inside or attachment._owner.closed:  # inside: a closure's own
                 return original(*args, **kwargs)
-            attachment._zeroed()
+            if attachment._stepped:
+                attachment._stepped = False
+                attachment._owner.zeroed(attachment.followed.name)
+            else:
+                attachment._zeroed_unused()
             found = original(*args, **kwargs)
             # torch's own leaves no gradient behind, unless it is told to: none has to be looked for.
             left = args or kwargs or not plain
@@ -182,11 +186,10 @@ class Attachment:
 
         return unwrap
 
-    def _zeroed(self) -> None:
-        """The gradients are about to be zeroed: were there any that no step has used?"""
-        stepped, self._stepped = self._stepped, False
+    def _zeroed_unused(self) -> None:
+        """The gradients are about to be zeroed, and no step was taken since the last time: were there any?"""
         gradient, version, steps = self._mark
-        if not stepped and self._owner.all_steps == steps:
+        if self._owner.all_steps == steps:
             now = self._some_gradient()
             if now is not None and (now is not gradient or now._version != version):
                 self._owner.thrown_away(self.followed, self.number)

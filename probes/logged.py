@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class Logged:
         if "loss" not in values:
             self.record("logged", self._run.step, values, _OTHER)
             return {}
+        loss = values["loss"]
+        if len(values) == 1 and type(loss) is Tensor and not self._behind:
+            self._pending[-1].append({"loss": _light(loss)})  # what nearly every loop logs
+            return {}
         named = _flat(values)
         if self._behind:
             if self._late_for is not None:
@@ -50,8 +54,6 @@ class Logged:
             self.record("loss", self._known, named, _LOSS)
             return {}
         self._pending[-1].append({name: _light(value) for name, value in named.items()})
-        if len(named) == 1:
-            return {}
         return {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
 
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
@@ -90,16 +92,19 @@ class Logged:
     def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
         """Record one row of named values; a new name is a new column."""
         columns = self._columns.get(quantity, ())
-        row: Sequence[Any]
         if tuple(values) == columns:
-            row = tuple(map(_light, values.values()))
+            row = tuple(values.values())
         else:
             new = [n for n in values if n not in columns]
             if new:
                 columns = self._columns[quantity] = (*columns, *new)
                 self._run.declare(Quantity(quantity, columns, "", doc))
-            row = [_light(values[n]) if n in values else torch.nan for n in columns]
-        self._run.record(quantity, step, _row(row))
+            row = tuple(values.get(n, torch.nan) for n in columns)
+        for value in row:
+            if type(value) is not float:
+                row = _row(tuple(map(_light, row)))
+                break
+        self._run.record(quantity, step, row)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,8 +112,6 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     loss = values["loss"]
     if isinstance(loss, tuple):
         loss = loss[0]
-    if len(values) == 1 and isinstance(loss, Tensor):
-        return {"loss": loss}
     rest = {n: v for n, v in values.items() if n != "loss"}
     if isinstance(loss, Mapping):
         return {"loss": sum(loss.values()), **loss, **rest}
@@ -143,11 +146,8 @@ def _mean(calls: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: sum(several) / len(several) for name, several in found.items()}
 
 
-def _row(values: Sequence[Any]) -> Any:
-    held = None
-    for value in values:
-        if isinstance(value, Tensor):
-            held = value
+def _row(values: tuple[Any, ...]) -> Any:
+    held = next((v for v in values if isinstance(v, Tensor)), None)
     if held is None:
         return values
     # Filled, not copied: a copy from the host would wait for the device.
