@@ -100,6 +100,13 @@ class Attachment:
         if not self._owner.closed:
             self._owner.thrown_away(self.followed, self.number)
 
+    def look_anew(self) -> None:
+        """Follow the parameters that the optimizer holds now, where it is other ones than before."""
+        optimizer = self.followed.optimizer
+        if not _holds(optimizer, self._held):
+            self._held = held_by(optimizer)
+            self._owner.changed(self.followed.name)
+
     def _look_next(self) -> None:
         """Find the next step at which a probe may look; 0 where one looks at all of them."""
         if any(timed.always for timed in self._looking):
@@ -115,8 +122,7 @@ class Attachment:
         if not owner.began:
             owner.begin()
         if not _holds(optimizer, self._held):
-            self._held = held_by(optimizer)
-            owner.changed(self.followed.name)
+            self.look_anew()
         # The arguments begin with the optimizer itself.
         self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
         self._inside = True

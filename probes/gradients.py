@@ -39,6 +39,7 @@ class GradientNorms(Probe):
         return any(f.sharded for f in run.followed)
 
     def start(self, run: Run) -> Sequence[Quantity]:
+        self._clips.clear()  # and declare their columns anew
         found = []
         for f in run.followed:
             doc = "Euclidean norm of the gradient, as it was used"

@@ -251,7 +251,7 @@ class Recorder:
 
         The norms before are those after it over its coefficient (exact, save where a gradient became 0).
         """
-        f = self._named(optimizer)
+        f = self._clipped(optimizer)
         if not self.closed:
             self._clipping.done(f, total_norm, float(max_norm))
 
@@ -260,7 +260,7 @@ class Recorder:
 
         They have to be unscaled by then. Records the norms before; those after are measured when the step is taken.
         """
-        f = self._named(optimizer)
+        f = self._clipped(optimizer)
         started = time.perf_counter()
         if not self.closed:
             self._clipping.coming(f, float(limit), by_norm=by_norm)
@@ -517,8 +517,15 @@ class Recorder:
         if self._rank == 0 and self._saving.due(now):
             self._saving.along_the_way(self.state_dict())
 
+    def _clipped(self, optimizer: str | None) -> Followed:
+        """Return what this optimizer moves now: the step's own hook, which would notice a change, comes too late."""
+        name = self._named(optimizer).name
+        if not self.closed:
+            self._attached[name].look_anew()
+        return self._followed(name)
+
     def _clip(self, optimizer: str | None, clip: Any, limit: float, *, by_norm: bool) -> Any:
-        f = self._named(optimizer)
+        f = self._clipped(optimizer)
         started = time.perf_counter()
         before = None if self.closed else self._clipping.before(f)
         self.recording += time.perf_counter() - started

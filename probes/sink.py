@@ -29,6 +29,8 @@ class Sink:
         self._writer: LiveWriter | None = None
         self._columns: dict[str, tuple[str, ...]] = {}
         self._about: dict[str, dict[str, str]] = {}
+        #: Of quantities whose rows name fewer columns than were ever declared, or others first: where each number goes.
+        self._places: dict[str, list[int]] = {}
         self._on_device: list[tuple[str, int, torch.Tensor]] = []
         self._waiting: list[dict[str, Any]] = []
         self.began = time.perf_counter()
@@ -46,12 +48,17 @@ class Sink:
         return time.perf_counter() - self.began
 
     def declare(self, quantities: Sequence[Quantity]) -> None:
-        """Take these quantities from now on; columns that a quantity has already stay."""
+        """Take rows of these quantities and columns from now on; columns that a quantity has already stay, and are NaN
+        in rows that don't name them.
+        """
         fresh: dict[str, tuple[str, ...]] = {}
         for q in quantities:
             columns = tuple(dict.fromkeys((*self._columns.get(q.name, ()), *q.columns)))
             if columns != self._columns.get(q.name):
                 fresh[q.name] = columns
+            self._places.pop(q.name, None)
+            if columns != q.columns:
+                self._places[q.name] = [columns.index(name) for name in q.columns]
             self._about.setdefault(q.name, {"units": q.units, "doc": q.doc, "axis": q.axis})
         self._columns |= fresh
         if fresh and self._writer is not None:
@@ -70,14 +77,37 @@ class Sink:
         # Numbers of small models come as tuples, at every step: nothing more is asked of those.
         if type(values) is not tuple and isinstance(values, torch.Tensor):
             if values.device.type != "cpu":
-                self._on_device.append((quantity, step, values.detach()))
+                values = values.detach()
+                spread = self._spread(quantity, values) if quantity in self._places else values
+                self._on_device.append((quantity, step, spread))
                 return
             values = values.detach().numpy().copy()  # whoever gave it may use it again
         elif quantity not in self._columns:
             raise MeasurementError(f"{quantity!r} was never declared: return a Quantity of it from start()")
+        if quantity in self._places:
+            values = self._spread(quantity, values)
         writer = self._writer or self._open()
         if writer is not None:
             writer.append(quantity, step, values)
+
+    def _spread(self, quantity: str, values: Any) -> Any:
+        """Return a row with every number where its column is, NaN in the others; one of a wrong width as it is."""
+        places, width = self._places[quantity], len(self._columns[quantity])
+        if isinstance(values, torch.Tensor):
+            flat = values.reshape(-1).double()
+            if len(flat) != len(places):
+                return values
+            where = [-1] * width
+            for i, place in enumerate(places):
+                where[place] = i
+            absent = flat.new_full((), torch.nan)
+            return torch.stack([absent if i < 0 else flat[i] for i in where])
+        given = np.asarray(values, dtype=np.float64).reshape(-1)
+        if len(given) != len(places):
+            return values
+        row = np.full(width, np.nan)
+        row[places] = given
+        return row
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Note what happened."""

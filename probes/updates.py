@@ -22,7 +22,8 @@ class Updates(Probe):
     Quantities: `update_norm`, `weight_norm`, and `update` with columns ratio, distance and cosine. Three copies of the
     weights are held (five of small models); above `memory` bytes seeded sketches, whose relative standard error (0.28%)
     is noted as an event. Each recorded update is that of one step, also when `when` leaves steps out; the cosine is
-    then NaN. The distance counts from where the recorder was attached, and anew when the set of parameters changes.
+    then NaN. The distance counts from where the recorder was attached; of a parameter that comes later (unfrozen into a
+    group of its own), from its value when it came, and one that goes takes its part of the distance with it.
 
     Args:
         when: which steps; every one by default.
@@ -34,7 +35,7 @@ class Updates(Probe):
 
     def __init__(self, when: When = EVERY_STEP, *, layers: bool = True, memory: int | None = MEMORY) -> None:
         self.when, self.layers, self.memory = when, layers, memory
-        self._measured: dict[str, Measured] = {}
+        self._measured: dict[str, tuple[Followed, Measured]] = {}
         self._last: dict[str, int] = {}
 
     def everywhere(self, run: Run) -> bool:
@@ -58,10 +59,18 @@ class Updates(Probe):
         return found
 
     def _follow(self, run: Run, f: Followed) -> None:
+        since = None
+        if f.name in self._measured:
+            old, before = self._measured.pop(f.name)
+            if list(map(id, old.parameters)) == list(map(id, f.parameters)):
+                self._measured[f.name] = f, before  # it is another optimizer that has changed
+                return
+            places = {id(p): i for i, p in enumerate(old.parameters)}
+            since = before, [places.get(id(p)) for p in f.parameters]
         parts = [local(p) for p in f.parameters]
         reduce = whole(f.parameters) if f.sharded else None
-        measured = Measured(parts, memory=self.memory, seed=run.seed, reduce=reduce)
-        self._measured[f.name] = measured
+        measured = Measured(parts, memory=self.memory, seed=run.seed, reduce=reduce, since=since)
+        self._measured[f.name] = f, measured
         if not measured.exact:
             run.event(
                 "sketched", f"updates are measured by sketches, to {measured.relative_error:.2%} (standard error)"
@@ -70,11 +79,15 @@ class Updates(Probe):
     def before(self, run: Run, step: Step) -> None:
         f = step.followed
         if self._last.get(f.name, 0) != step.number - 1:
-            self._measured[f.name].begin()
+            self._measured[f.name][1].begin()
 
     def after(self, run: Run, step: Step) -> None:
         f = step.followed
         self._last[f.name] = step.number
-        for name, row in zip(("update_norm", "weight_norm", "update"), self._measured[f.name].rows(), strict=True):
+        for name, row in zip(("update_norm", "weight_norm", "update"), self._measured[f.name][1].rows(), strict=True):
             whole = self.layers or name == "update"
             run.record(name + f.suffix, step.number, row if whole else row[:1])
+
+    def close(self) -> None:
+        self._measured.clear()  # the copies, and a start that is no other run's
+        self._last.clear()

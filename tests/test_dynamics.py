@@ -11,7 +11,8 @@ from torch import nn
 from landscape.dynamics import updates
 from landscape.dynamics.embeddings import effective_rank
 from landscape.dynamics.noise import NoiseScale
-from landscape.dynamics.norms import LONG, RUN, clip_coefficient, joint_norm, not_finite, tensor_norms
+from landscape.dynamics.norms import LONG, RUN, clip_coefficient, host_norms, joint_norm, not_finite, tensor_norms
+from landscape.dynamics.packed import SMALL, Packed, PackedNorms
 from landscape.dynamics.sketch import WIDTH, Sketch
 from landscape.dynamics.updates import Step, Updates
 from landscape.errors import MeasurementError
@@ -63,6 +64,50 @@ class TestNorms:
         assert int(not_finite(norms)) == 2
         assert tensor_norms([]).shape == (0,)
         assert float(joint_norm(tensor_norms([]))) == 0
+
+    @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-20, 1e-30, 1e-42, 1e18, 1e25, 1e38])
+    def test_on_the_host_by_either_way(self, scale):
+        """What float32 can't hold the squares of, too, and tensors that end anywhere in a run."""
+        g = torch.Generator().manual_seed(0)
+        shapes = [(1,), (RUN,), (RUN + 1,), (40, 130), (), (LONG,), (0,), (2, 3, 5)]
+        tensors = [scale * torch.randn(s, generator=g) for s in shapes]
+        tensors.append(tensors[3].reshape(4, 13, 10, 10).to(memory_format=torch.channels_last))
+        exact = [naive(t) for t in tensors]
+        assert Packed.fits(tensors)
+        for found in (host_norms(tensors), PackedNorms(tensors)(tensors)):
+            assert found is not None
+            assert list(found[1:]) == pytest.approx(exact, rel=1e-6, abs=1e-300)
+            assert found[0] == pytest.approx(math.hypot(*exact), rel=1e-6)
+
+    def test_on_the_host_what_packing_can_not_take_goes_the_other_way(self):
+        tensors = [torch.ones(3), torch.ones(4, 2)]
+        packed = PackedNorms(tensors)
+        sparse = torch.sparse_coo_tensor([[1, 1]], torch.ones(2, 2), (4, 2), check_invariants=True)
+        graph = (2 * torch.ones(4, 2, requires_grad=True)).square()
+        for odd, norm in (
+            (None, math.nan),
+            (sparse, math.sqrt(8)),
+            (torch.ones(4, 2).double(), 8**0.5),
+            (graph, 128**0.5),
+        ):
+            assert packed([tensors[0], odd]) is None
+            joint, first, second = host_norms([tensors[0], odd])
+            assert first == pytest.approx(3**0.5)
+            assert second == pytest.approx(norm, nan_ok=True)
+            assert joint == pytest.approx(math.hypot(3**0.5, 0 if odd is None else norm))
+        assert not Packed.fits([torch.ones(2), torch.ones(2).double()])
+        assert not Packed.fits([torch.ones(SMALL + 1)])
+        assert not Packed.fits([])
+
+    def test_on_the_host_what_is_not_finite_says_so_without_a_warning(self):
+        tensors = [torch.ones(2000), torch.full((5,), math.inf), torch.tensor([1.0, math.nan]), torch.full((9,), 3e38)]
+        for found in (host_norms(tensors), PackedNorms(tensors)(tensors)):
+            assert found is not None
+            assert math.isnan(found[0])
+            assert found[1] == pytest.approx(2000**0.5)
+            assert found[2] == math.inf
+            assert math.isnan(found[3])
+            assert found[4] == pytest.approx(9e38)
 
     @pytest.mark.parametrize("limit", [0.1, 1.0, 100.0])
     def test_clipping_is_torchs_own(self, limit):
@@ -169,9 +214,11 @@ def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> lis
 
 class TestUpdates:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    @pytest.mark.parametrize("flat", [True, False])
-    def test_against_float64_by_hand(self, dtype, flat, monkeypatch):
-        if not flat:
+    @pytest.mark.parametrize("way", ["packed", "flat", "each"])
+    def test_against_float64_by_hand(self, dtype, way, monkeypatch):
+        if way != "packed":
+            monkeypatch.setattr(Packed, "fits", staticmethod(lambda tensors: False))
+        if way == "each":
             monkeypatch.setattr(updates, "FLAT", 0)
         size = 0.1 if dtype == torch.bfloat16 else 1e-3
         for step, exact in follow(weights((40, 30), (30,), (5, 4, 3), dtype=dtype), 4, size):
@@ -215,6 +262,53 @@ class TestUpdates:
             assert float(step.cosine) == pytest.approx(exact["cosine"], abs=2 * slack, nan_ok=True)
             assert float(step.updates[1]) == pytest.approx(exact["tensor 1"], rel=1e-6)  # short: kept as it is
             assert float(joint_norm(step.weights)) == pytest.approx(exact["weights"], rel=1e-6)
+
+    @pytest.mark.parametrize("kind", ["packed", "flat", "each", "sketched", "sketched later"])
+    def test_a_set_that_changes_keeps_the_starts_of_those_that_stay(self, kind, monkeypatch):
+        """One tensor goes, two stay (in another order), one comes; distances against float64 by hand."""
+        if kind in ("flat", "each"):
+            monkeypatch.setattr(Packed, "fits", staticmethod(lambda tensors: False))
+        if kind == "each":
+            monkeypatch.setattr(updates, "FLAT", 0)
+        small, large = (
+            (1 << 20, 1 << 20) if kind == "sketched" else (None, 1 << 20 if kind == "sketched later" else None)
+        )
+        gone, long, short, new = weights((30,), (700, 500), (40, 3), (20, 20))
+        starts = {id(p): p.detach().double().clone() for p in (gone, long, short)}
+        g = torch.Generator().manual_seed(8)
+
+        def move(*tensors):
+            with torch.no_grad():
+                for p in tensors:
+                    p.add_(0.01 * torch.randn(p.shape, generator=g))
+
+        first = Updates([gone, long, short], memory=small, seed=3)
+        move(gone, long, short, new)
+        first.step()
+        move(long)  # between the last step and the change: a part of the distance all the same
+        starts[id(new)] = new.detach().double().clone()
+        second = Updates([short, new, long], memory=large, seed=3, since=(first, [2, None, 1]))
+        slack = 5 * second.relative_error or 1e-6
+        assert second.exact == (not kind.startswith("sketched"))
+        for i in range(2):
+            move(short, new, long)
+            step = second.step()
+            away = naive(torch.cat([(p - starts[id(p)]).reshape(-1) for p in (short, new, long)]))
+            assert float(step.distance) == pytest.approx(away, rel=slack)
+            assert math.isnan(float(step.cosine)) == (i == 0)
+        # A tensor of other sizes under the same parameter starts anew.
+        short.data = torch.zeros(7)
+        third = Updates([short], since=(second, [0]))
+        assert float(third.step().distance) == 0
+
+    def test_what_was_sketched_stays_so_when_it_becomes_small(self):
+        large, small = weights((700, 500), (40, 3))
+        first = Updates([large, small], memory=1 << 20)
+        second = Updates([small], memory=1 << 30, since=(first, [1]))
+        assert not second.exact
+        with torch.no_grad():
+            small.add_(1.0)
+        assert float(second.step().distance) == pytest.approx(math.sqrt(120), rel=1e-6)
 
     def test_a_step_that_changes_nothing(self):
         tracker = Updates(weights((3, 2)))

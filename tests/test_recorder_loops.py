@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import warnings
 
@@ -24,8 +25,11 @@ from landscape.probes import (
     Quantity,
     Recorder,
     Updates,
+    at,
     every,
+    log_spaced,
 )
+from landscape.probes.probe import Step
 
 
 def history(path):
@@ -273,6 +277,37 @@ class TestParametersThatChange:
         assert np.isfinite(h["gradient_norm"].column("2.weight")).all()
         assert [e.step for e in h.events if e.kind == "parameters_changed"] == [2]
 
+    def test_the_distance_goes_on_from_the_start_of_what_was_there(self, tmp_path):
+        """A layer is unfrozen into a group of its own, then frozen again: it counts from when it came."""
+        model, optimizer = small()
+        optimizer.param_groups[0]["params"] = list(model[2].parameters())
+        expected = []
+        start = {p: p.detach().double().clone() for p in model[2].parameters()}
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[Updates()]) as rec:
+            for i in range(6):
+                if i == 2:
+                    with torch.no_grad():
+                        model[0].weight.mul_(1.5)  # before it came: no part of the distance
+                    optimizer.add_param_group({"params": list(model[0].parameters())})
+                    start |= {p: p.detach().double().clone() for p in model[0].parameters()}
+                if i == 4:
+                    del optimizer.param_groups[1]
+                    start = {p: at for p, at in start.items() if p in set(model[2].parameters())}
+                steps(model, optimizer, 1, rec)
+                expected.append(math.sqrt(sum(float((p.detach() - at).square().sum()) for p, at in start.items())))
+        update = history(tmp_path)["update"]
+        np.testing.assert_allclose(update.column("distance"), expected, rtol=1e-6)
+        assert np.isnan(update.column("cosine")).tolist() == [True, False, True, False, True, False]
+
+    def test_a_probe_that_is_used_again_starts_again(self, tmp_path):
+        model, optimizer = small()
+        probe = Updates()
+        for name in ("a", "b"):
+            with Recorder(tmp_path / f"{name}.h5", model, optimizer, probes=[probe]) as rec:
+                steps(model, optimizer, 3, rec)
+        update = open_archive(tmp_path / "b.h5").history
+        assert update["update"].column("distance")[0] == pytest.approx(update["update_norm"].column("global")[0])
+
     def test_nothing_of_the_model_left_is_an_event_not_an_error(self, tmp_path):
         model, optimizer = small()
         with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
@@ -280,6 +315,44 @@ class TestParametersThatChange:
             optimizer.param_groups[0]["params"] = [nn.Parameter(torch.ones(1))]
             optimizer.step()
         assert "none of them" in next(e.message for e in history(tmp_path).events if e.kind == "parameters_changed")
+
+
+class TestStepsAtWhichNoProbeLooks:
+    def test_are_counted_and_asked_nothing(self, tmp_path, monkeypatch):
+        made = []
+        monkeypatch.setattr("landscape.probes.attachment.Step", lambda *a: made.append(a[1]) or Step(*a))
+        model, optimizer = small()
+        probes = [GradientNorms(every(steps=10)), Updates(at([3, 20])), GradientNoise(2, when=log_spaced())]
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=probes) as rec:
+            steps(model, optimizer, 27, rec)
+        assert made == [1, 2, 3, 4, 6, 10, 16, 20, 25]
+        h = history(tmp_path)
+        assert h["gradient_norm"].steps.tolist() == [10, 20]
+        assert h["update"].steps.tolist() == [3, 20]
+        assert h["loss"].steps.tolist() == h["time"].steps.tolist() == list(range(1, 28))
+
+    def test_a_resumed_run_looks_where_its_lattice_says(self, tmp_path):
+        model, optimizer = small()
+        for resume, n in ((False, 13), (True, 9)):
+            probes = [GradientNorms(every(steps=5))]
+            with Recorder(tmp_path / "run.h5", model, optimizer, probes=probes, resume=resume) as rec:
+                steps(model, optimizer, n, rec)
+        assert history(tmp_path)["gradient_norm"].steps.tolist() == [5, 10, 15, 20]
+
+    def test_a_probe_that_failed_leaves_the_others_their_steps(self, tmp_path):
+        class Broken(Probe):
+            name = "broken"
+
+            def after(self, run, step):
+                raise RuntimeError("no")
+
+        model, optimizer = small()
+        with (
+            pytest.warns(RuntimeWarning, match="broken"),
+            Recorder(tmp_path / "run.h5", model, optimizer, probes=[Broken(), GradientNorms(every(steps=4))]) as rec,
+        ):
+            steps(model, optimizer, 9, rec)
+        assert history(tmp_path)["gradient_norm"].steps.tolist() == [4, 8]
 
 
 class TestProbesThatMisbehave:

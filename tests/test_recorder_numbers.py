@@ -193,15 +193,42 @@ class TestNormsEqualANaiveComputation:
                     optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.05})
                 plain_step(model, optimizer, *b)
 
+        watch = Watch(model, optimizer)
         h = record(tmp_path, model, optimizer, loop)
         norms = h["gradient_norm"]
         assert set(norms.names) == {"global", "0.weight", "0.bias", "2.weight", "2.bias"}
+        for i, name in enumerate(("global", "0.weight", "0.bias", "2.weight", "2.bias")):
+            close(norms.column(name), [row[i] for row in watch.gradients])
         assert np.isnan(norms.column("0.weight")[:3]).all()
         assert (norms.column("0.weight")[3:] > 0).all()
         assert [e.step for e in h.events if e.kind == "parameters_changed"]
         np.testing.assert_array_equal(h["learning_rate"].values[:, 0], [0.1] * 6)
         assert np.isnan(h["learning_rate"].values[:3, 1]).all()
         np.testing.assert_array_equal(h["learning_rate"].values[3:, 1], [0.05] * 3)
+
+    def test_of_a_layer_that_is_frozen_again_clipped_before_and_behind(self, tmp_path):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watch = Watch(model, optimizer)
+        before = []
+
+        def loop(rec):
+            for i, (x, y) in enumerate(batches(6)):
+                if i == 3:
+                    optimizer.param_groups[0]["params"] = list(model[2].parameters())
+                    model[0].requires_grad_(False)
+                optimizer.zero_grad()
+                model[0].zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                before.append(naive(p.grad for p in model.parameters()))
+                rec.clip_grad_norm_(0.05)
+                optimizer.step()
+
+        h = record(tmp_path, model, optimizer, loop)
+        for i, name in enumerate(("global", "0.weight", "0.bias", "2.weight", "2.bias")):
+            close(h["gradient_norm"].column(name), [row[i] for row in watch.gradients])
+            close(h["gradient_norm_before"].column(name), [row[i] for row in before])
+        assert np.isnan(h["weight_norm"].column("0.bias")).tolist() == [False] * 3 + [True] * 3
 
     def test_of_a_frozen_layer_inside_the_optimizer_that_is_unfrozen(self, tmp_path):
         model = net()

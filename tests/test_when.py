@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from landscape.errors import MeasurementError
@@ -83,3 +85,13 @@ def test_what_is_archived():
 def test_bad_input(make, message):
     with pytest.raises(MeasurementError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "when", [every(steps=1), every(steps=7), at([0, 3, 4, 50]), log_spaced(), log_spaced(1), log_spaced(40)]
+)
+def test_the_next_step_of_a_lattice_is_the_first_that_is_on_it(when):
+    for step in range(120):
+        on_it = [s for s in range(step, 2000) if when.on_lattice(Moment(s))]
+        assert when.first_from(step) == (on_it[0] if on_it else math.inf)
+    assert every(epochs=1).first_from(5) == math.inf

@@ -79,6 +79,7 @@ class Updates:
     ) -> None:
         # A complex number counts as its two parts.
         self.parameters = tuple(torch.view_as_real(p.detach()) if p.is_complex() else p for p in parameters)
+        self._shapes = [p.shape for p in self.parameters]
         devices = {p.device for p in self.parameters}
         if len(devices) != 1:
             where = " and ".join(sorted(map(str, devices))) or "nowhere: there are none"
@@ -89,7 +90,7 @@ class Updates:
         sketch: Sketch | None = None
         if before is not None:
             there = [(i, place) for i, place in enumerate(places) if place is not None]
-            same = [(i, place) for i, place in there if before.parameters[place].shape == self.parameters[i].shape]
+            same = [(i, place) for i, place in there if before._shapes[place] == self.parameters[i].shape]
             starts, sketch = {i: before._held.start(place) for i, place in same}, before._held.sketch
             del before._held  # all else that it holds, before as much is taken again
         size = sum(p.numel() * max(p.element_size(), 4) for p in self.parameters)
