@@ -15,6 +15,7 @@ from landscape.errors import MeasurementError
 from landscape.objective import Objective
 
 from .probe import EVERY_STEP, Found, Now, Probe, Quantity, Run, Step
+from .sink import Landing
 from .when import When, every
 
 _COLUMNS = ("noise_scale", "squared_gradient", "variance")
@@ -26,9 +27,7 @@ class GradientNoise(Probe):
     Needs gradients of small and of big batches of the same step (McCandlish et al. 2018, arXiv:1812.06162):
 
     - source="micro-batches": the backward passes that a loop accumulates; |g_b|^2 of each is that of what it added to
-    the
-      gradients. Costs a copy of the gradients and two passes over them a micro-batch, and waits for the device once a
-      step.
+      the gradients. Costs a copy of the gradients and two passes over them a micro-batch.
     - source="ranks": what each process of DistributedDataParallel computed before the average, by a communication hook
       that averages as DDP's own does. One all-reduce of a number a step.
     - source="samples": gradients of single samples of the task's fixed draw, `samples` of them, one backward pass each,
@@ -72,6 +71,9 @@ class GradientNoise(Probe):
         self._averages: list[Tensor] = []
         self._listening = self._queued = False
         self._group: Any = None
+        self._run: Run | None = None
+        #: A step whose numbers are on their way to the host: its number, its parts, and they.
+        self._pending: tuple[int, int, Landing] | None = None
 
     def everywhere(self, run: Run) -> bool:
         return self.source == "ranks"
@@ -85,6 +87,7 @@ class GradientNoise(Probe):
         if self.source == "samples" and run.task is None:
             raise MeasurementError("gradients of single samples need the data of a task: Recorder(..., task=...)")
         self.close()
+        self._run = run
         if self.source == "micro-batches":
             self._handles = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self._parameters]
         if self.source == "ranks":
@@ -95,6 +98,8 @@ class GradientNoise(Probe):
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._run is not None:
+            self._settle(self._run)
 
     # ------------------------------------------------------------------------------------- micro-batches
 
@@ -175,32 +180,38 @@ class GradientNoise(Probe):
             accumulated = [] if self._before is None else self._before
             small, big = torch.stack(self._squares).mean(), tensor_norms(accumulated).square().sum()
             small, big = (small * parts**2, big) if self.accumulation == "mean" else (small, big / parts**2)
-        scale = self._scale_of(run, step, float(big))
-        small, big = small / scale**2, big / scale**2
         self._listening = False
         self._before = None
-        self._add(run, step.number, torch.stack([small, big]).tolist(), parts)
+        self._settle(run)
+        self._pending = step.number, parts, Landing(self._numbers(run, step, small, big))
+        if step.followed.on_host:
+            self._settle(run)
 
-    def _scale_of(self, run: Run, step: Step, big: float) -> float:
-        """Return what GradScaler multiplied the gradients by when they were computed, 1 without it.
-
-        A fused optimizer says so. Others got gradients that were unscaled meanwhile, and perhaps clipped: the scale is
-        what is left of the quotient, where that is a power of two, as GradScaler's are.
-        """
-        if step.scale is not None:
-            return float(step.scale)
-        now = [p.grad for p in self._parameters if p.grad is not None]
-        size = float(torch.linalg.vector_norm(tensor_norms(now))) if now else 0.0
+    def _numbers(self, run: Run, step: Step, small: Tensor, big: Tensor) -> Tensor:
+        """Return what `_settle` needs, on the device: (small, big, norm of the gradients now, clipping, scale)."""
+        size: Any = math.nan
+        if step.scale is None:
+            now = [p.grad for p in self._parameters if p.grad is not None]
+            size = torch.linalg.vector_norm(tensor_norms(now)) if now else 0.0
         number, coefficient = run.clipped.get(step.followed.name, (-1, None))
-        if number == step.number and coefficient is not None:
-            size /= float(coefficient)
-        if not (size > 0 and math.isfinite(size) and big > 0 and math.isfinite(big)):
-            return 1.0
-        quotient = math.log2(math.sqrt(big) / size)
-        return 2.0 ** round(quotient) if abs(quotient - round(quotient)) < 1e-3 else 1.0
+        clipping = coefficient if number == step.number and coefficient is not None else 1.0
+        given = (small, big, size, clipping, math.nan if step.scale is None else step.scale)
+        like = small.double()
+        # Filled, not copied: a copy from the host would wait for the device.
+        return torch.stack([v.double().reshape(()) if isinstance(v, Tensor) else like.new_full((), v) for v in given])
 
-    def _add(self, run: Run, number: int, norms: list[float], parts: int) -> None:
-        self._scale.add(norms[0], norms[1], self.batch_size, self.batch_size * parts)
+    def _settle(self, run: Run) -> None:
+        """Take the numbers of the last step into the means, and record it.
+
+        Of a model on a device this comes a step later, when they have long arrived: nothing waits for them.
+        """
+        if self._pending is None:
+            return
+        (number, parts, landing), self._pending = self._pending, None
+        small, big, size, clipping, scale = landing.array.tolist()
+        if math.isnan(scale):
+            scale = _scale_of(big, size, clipping)
+        self._scale.add(small / scale**2, big / scale**2, self.batch_size, self.batch_size * parts)
         run.record("noise_scale", number, _row(self._scale))
 
     # ------------------------------------------------------------------------------------- single samples
@@ -230,6 +241,8 @@ class GradientNoise(Probe):
         return Found({"noise_scale": _row(scale)})
 
     def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._settle(self._run)
         return {"decay": self._scale.decay, "steps": self._scale.steps, "g2": self._scale._g2, "s": self._scale._s}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -239,3 +252,16 @@ class GradientNoise(Probe):
 
 def _row(scale: NoiseScale) -> tuple[float, float, float]:
     return (scale.value, scale.squared_gradient, scale.variance)
+
+
+def _scale_of(big: float, size: float, clipping: float) -> float:
+    """Return what GradScaler multiplied the gradients by when they were computed, 1 without it.
+
+    A fused optimizer says so. Others got gradients that were unscaled meanwhile, and perhaps clipped: the scale is what
+    is left of the quotient, where that is a power of two, as GradScaler's are.
+    """
+    size = size / clipping if clipping else 0.0
+    if not (size > 0 and math.isfinite(size) and big > 0 and math.isfinite(big)):
+        return 1.0
+    quotient = math.log2(math.sqrt(big) / size)
+    return 2.0 ** round(quotient) if abs(quotient - round(quotient)) < 1e-3 else 1.0

@@ -71,16 +71,15 @@ class Recorder:
             each carry its name.
         task: a Task of this model for probes that need data of their own (curvature, surfaces).
         probes: see `landscape.probes`; by default gradient norms, updates, learning rates at every step, and the
-        calibration
-            of what `observe` is shown.
+            calibration of what `observe` is shown.
         checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
         task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
             `landscape probe step-*.pt` needs nothing else.
         task_loss: a loss of the registry that stands in for the task's own, in their strings; see `save_checkpoint`.
         facts: settings of the run for tables and reports (loss="focal", schedule="cosine", batch_size=128, ...).
         resume: go on with the archive that is there (and begin one where there is none). `load_state_dict` says at
-        which
-            step; rows of later steps are kept as superseded. Without it the run goes on from its last recorded step.
+            which step; rows of later steps are kept as superseded. Without it the run goes on from its last recorded
+            step.
         force: replace an archive that is there.
         seed: of sketches and of the probes' random vectors.
         flush_seconds: what a kill may cost, 2 s by default.

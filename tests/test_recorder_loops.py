@@ -29,7 +29,8 @@ from landscape.probes import (
     every,
     log_spaced,
 )
-from landscape.probes.probe import Step
+from landscape.probes.probe import Followed, Step
+from landscape.probes.sink import Landing
 
 
 def history(path):
@@ -244,6 +245,22 @@ class TestNoise:
             tmp_path / "c", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=99), bad=(1,)
         )
         np.testing.assert_allclose(skipped, plain, rtol=1e-4)
+
+    def test_of_a_device_comes_a_step_later_and_none_is_missing(self, tmp_path, monkeypatch):
+        """Numbers on their way to the host are not waited for; the last step's arrive with the end."""
+        plain = self.record(tmp_path / "a")
+        monkeypatch.setattr(Followed, "on_host", False)
+        waited = []
+        monkeypatch.setattr(Landing, "array", property(lambda own: waited.append(1) or own._host.numpy()))
+        counted = []
+        look = GradientNoise.on_gradients
+        monkeypatch.setattr(
+            GradientNoise,
+            "on_gradients",
+            lambda *a: counted.append([len(waited), look(*a), len(waited)]),
+        )
+        np.testing.assert_allclose(self.record(tmp_path / "b"), plain, rtol=1e-6)
+        assert [after - before for before, _, after in counted] == [0, 1, 1]
 
     def test_goes_on_behind_a_backward_pass_that_failed(self, tmp_path):
         assert len(self.record(tmp_path, raising=True)) == 3

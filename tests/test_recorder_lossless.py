@@ -20,7 +20,7 @@ from recorded_training import small, steps
 from landscape import open_archive
 from landscape.archive import live
 from landscape.archive.compaction import repair
-from landscape.archive.segments import live_folder
+from landscape.archive.segments import live_folder, read_live
 from landscape.errors import ArchiveError, MeasurementError
 from landscape.probes import (
     CurvatureProbe,
@@ -33,6 +33,9 @@ from landscape.probes import (
     at,
     every,
 )
+
+#: Quantities that default probes record at every step.
+EVERY_STEP = ("loss", "time", "gradient_norm", "update_norm", "weight_norm", "update", "learning_rate")
 
 # A training whose numbers are known beforehand: step t has the loss t and the gradient norm t of its one weight.
 TRAIN = """
@@ -458,3 +461,38 @@ class TestBadInput:
             steps(model, optimizer, 1, rec)
             with pytest.raises(MeasurementError, match="before the first step"):
                 rec.load_state_dict({"step": 0, "epoch": 0})
+
+
+class TestWhatWaitsIsLittleAndNotForLong:
+    def test_each_quantity_is_on_disk_within_the_flush_interval_and_little_waits(self, tmp_path):
+        """Rows of one step are written in a block for each quantity: none of these may lag behind the others."""
+        interval = 0.2
+        model, optimizer = small()
+        rec = Recorder(tmp_path / "run.h5", model, optimizer, flush_seconds=interval)
+        taken: list[float] = [time.monotonic()]  # when step i was taken
+        lags, spreads, waiting = [], [], []
+        steps(model, optimizer, 1, rec)
+        with rec:
+            end, look = time.monotonic() + 2.0, 0.0
+            while (now := time.monotonic()) < end:
+                taken.append(now)
+                steps(model, optimizer, 1, rec)
+                writer = rec._sink._writer
+                waiting.append(max(len(queue.rows) for queue in writer._waiting.values()))
+                if now > look and rec.step > 1 and now > taken[0] + 2 * interval:
+                    look = now + 0.1
+                    begun = time.monotonic()
+                    h, _ = read_live(live_folder(tmp_path / "run.h5"))
+                    last = [int(h[name].steps[-1]) for name in EVERY_STEP]
+                    lags.append(begun - taken[min(last)])
+                    spreads.append(taken[max(last)] - taken[min(last)])
+        assert len(lags) >= 5
+        # A block is written when the thread gets its turn: the interval, and what a busy machine adds.
+        assert sorted(lags)[len(lags) // 2] < interval + 0.3
+        assert sorted(spreads)[len(spreads) // 2] < 0.3
+        # What waits is what an interval brings, not what the run has brought.
+        rate = len(waiting) / 2.0
+        assert sorted(waiting)[-len(waiting) // 20] < rate * (interval + 0.6)
+        h = open_archive(tmp_path / "run.h5").history
+        for name in EVERY_STEP:
+            assert h[name].steps.tolist() == list(range(1, rec.step + 1))
