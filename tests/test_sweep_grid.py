@@ -138,6 +138,7 @@ def test_a_folder_is_claimed_once_and_found_again(tmp_path):
         ({"seeds": (1, 2)}, "seed of cell 1 is 0, here it is 1 or 2"),
         ({"drive": {"clip": "ramp(5, 1)"}}, "drive.clip of cell 1 is None, here it is 'ramp\\(5, 1\\)'"),
         ({"loss": ["focal"]}, "loss of cell 1 is 'cross_entropy', here it is 'focal'"),
+        ({"loss": [""]}, "loss of cell 1 is 'cross_entropy', here it is the task's own"),
         ({"clip": 1.0}, "clip of cell 1 is None, here it is 1.0"),
     ],
 )

@@ -17,6 +17,7 @@ from landscape.reduction import split_value
 from landscape.training.expressions import parse_call, parse_sum
 from landscape.training.inputs import VALUES
 from landscape.training.loss import NamedLoss
+from landscape.training.registry import Parameter
 from landscape.training.schedule import Progress
 from landscape.training.weighted import WeightedLoss
 
@@ -145,6 +146,33 @@ def test_sums(text, shown):
 def test_a_wrong_string_is_a_line(text, message):
     with pytest.raises(TrainingError, match=message):
         losses.build(text)
+
+
+@pytest.mark.parametrize(
+    ("registry", "text", "message"),
+    [
+        (losses, "focal(gamma=-1)", r"gamma=-1 of focal must lie in \[0, inf\)"),
+        (losses, "0.5*focal + label_smoothing(1.5)", r"smoothing=1.5 of label_smoothing must lie in \[0, 1\]"),
+        (losses, "info_nce(temperature=0)", r"temperature=0 of info_nce must lie in \(0, inf\)"),
+        (losses, "rce(log_zero=0)", r"log_zero=0 of rce must lie in \(-inf, 0\)"),
+        (schedules, "step(factor=-0.1)", r"factor=-0.1 of step must lie in \[0, inf\)"),
+        (schedules, "warmup_cosine(end=-1)", r"end=-1 of warmup_cosine must lie in \[0, inf\)"),
+    ],
+)
+def test_a_number_that_can_not_be_is_a_line_before_anything_runs(registry, text, message):
+    with pytest.raises(TrainingError, match=message):
+        registry.build(text)
+
+
+def test_the_ends_of_an_interval_are_in_it_or_not_and_words_are_no_numbers():
+    half_open = Parameter(1.0, "", limits="(0, 1]")
+    assert [half_open.takes(v) for v in (0, 1e-9, 1, 1.1, float("nan"), None, "x", True)] == [
+        False, True, True, False, False, True, True, True,
+    ]  # fmt: skip
+    assert Parameter(1.0, "").takes(-5)
+    for registry in (losses, schedules, optimizers):
+        for entry in registry.entries().values():
+            assert all(o.takes(o.default) for o in entry.options.values()), entry.name
 
 
 def test_nothing_in_a_string_is_run(capsys):

@@ -16,9 +16,9 @@ _NOTHING = 1e-12
 def upgrad(jacobian: Tensor) -> Tensor:
     """Return UPGrad's direction (p,): the mean of the rows' projections onto the directions that raise no term.
 
-    `jacobian` J (k, p) holds the gradients of k terms. Each row is projected onto the cone of the d with J d >= 0: along
-    -d every term falls, or stays, in first order. The result is such a direction, and the rows' mean where no two of
-    them conflict. Costs k^2 products of rows, and k small non-negative least squares on the CPU.
+    `jacobian` J (k, p) holds the gradients of k terms. Each row is projected onto the cone of the d with J d >= 0:
+    along -d every term falls, or stays, in first order. The result is such a direction, and the rows' mean where no two
+    of them conflict. Costs k^2 products of rows, and k small non-negative least squares on the CPU.
 
     Raises MeasurementError for gradients that aren't finite, or no matrix.
     Source: Quinton and Rey 2024, Jacobian Descent for Multi-Objective Optimization, arXiv:2406.16232.

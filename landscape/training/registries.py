@@ -70,7 +70,8 @@ class Losses(Registry[LossEntry]):
             takes: what outputs and targets it takes (`landscape.training.inputs`), checked at every call; None for no
                 check.
             source: the paper.
-            about: parameter -> (what it means, where its default comes from); the defaults are the signature's.
+            about: parameter -> (what it means, where its default comes from), and as a third the interval that its
+                numbers lie in, such as "[0, inf)"; the defaults are the signature's.
             rebatch: False where the loss couples the samples of a batch.
             trial: settings with which it is checked: what has no default, and those under which autograd's gradient
                 is the derivative of the value, where a paper holds a factor fixed.

@@ -14,8 +14,24 @@ from ..errors import TrainingError
 from ..results import Option
 from .expressions import Call, parse_call
 
-#: What a parameter means and where its default comes from; the default itself is read off the signature.
-About = Mapping[str, "tuple[str, str] | str"]
+#: What a parameter means, where its default comes from and, if not every number will do, in which interval it lies; the
+#: default itself is read off the signature.
+About = Mapping[str, "tuple[str, str] | tuple[str, str, str] | str"]
+
+
+@dataclass(frozen=True)
+class Parameter(Option):
+    """A parameter, and the interval that its numbers lie in, such as "[0, inf)"; "" where every number will do."""
+
+    limits: str = ""
+
+    def takes(self, value: Any) -> bool:
+        """Return whether a number lies in the interval; what is no number is for its user to judge."""
+        if not self.limits or isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        low, high = (float(end) for end in self.limits[1:-1].split(","))
+        above = value >= low if self.limits[0] == "[" else value > low
+        return above and (value <= high if self.limits[-1] == "]" else value < high)
 
 
 class _Required:
@@ -39,13 +55,14 @@ class Entry:
     make: Callable[..., Any] = field(repr=False)
     doc: str
     source: str
-    options: Mapping[str, Option]
+    options: Mapping[str, Parameter]
     torch: str = ""
 
     def settings(self, *given: Any, **named: Any) -> dict[str, Any]:
         """Return every parameter with its value: the defaults, then those given in order, then by name.
 
-        Raises TrainingError for a parameter that there is none of, one given twice, and one that is missing.
+        Raises TrainingError for a parameter that there is none of, one given twice, one that is missing, and a number
+        that can't be.
         """
         names = tuple(self.options)
         if len(given) > len(names):
@@ -63,6 +80,9 @@ class Entry:
         if missing is not None:
             doc = self.options[missing].doc
             raise TrainingError(f"{self.name} needs its parameter {missing!r}{f' ({doc})' if doc else ''}")
+        for n, value in chosen.items():
+            if not self.options[n].takes(value):
+                raise TrainingError(f"{n}={value!r} of {self.name} must lie in {self.options[n].limits}")
         return chosen
 
     def build(self, *given: Any, **named: Any) -> Any:
@@ -159,7 +179,7 @@ def nearest(name: str, names: Any) -> str:
     return f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(sorted(names))}"
 
 
-def options_of(make: Callable[..., Any], about: About | None, skip: int = 0) -> dict[str, Option]:
+def options_of(make: Callable[..., Any], about: About | None, skip: int = 0) -> dict[str, Parameter]:
     """Return the parameters of a function or class as options, its first `skip` ones left out.
 
     A class of somebody else's (PyTorch's) shows only the parameters named in `about`. A parameter without a word of
@@ -173,8 +193,8 @@ def options_of(make: Callable[..., Any], about: About | None, skip: int = 0) -> 
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or (foreign and p.name not in about):
             continue
         said = about.get(p.name, ("", "PyTorch's default" if foreign else "the signature's default"))
-        doc, source = (said, "chosen by us") if isinstance(said, str) else said
-        found[p.name] = Option(REQUIRED if p.default is p.empty else p.default, doc, source)
+        doc, *rest = (said, "chosen by us") if isinstance(said, str) else said
+        found[p.name] = Parameter(REQUIRED if p.default is p.empty else p.default, doc, *rest)
     unknown = set(about) - set(found)
     if unknown:
         raise TrainingError(f"{make.__name__} has no parameter {sorted(unknown)[0]!r}; it has {', '.join(found)}")

@@ -73,6 +73,10 @@ class Manifest:
         return f"its cell {strange.index} ({strange.label}) is not among the {len(self.cells)} here"
 
 
+def _said(name: str, value: Any) -> str:
+    return "the task's own" if name == "loss" and not value else repr(value)
+
+
 def read_manifest(folder: str | Path) -> Manifest | None:
     """Return the manifest of a folder, None where there is none. Raises TrainingError where it can't be read."""
     path = Path(folder) / NAME

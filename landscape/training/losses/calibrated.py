@@ -22,7 +22,7 @@ def _top(outputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, tor
     rebatch=False,
     source="Kumar, Sarawagi and Jain 2018, Trainable Calibration Measures for Neural Networks from Kernel Mean "
     "Embeddings, PMLR 80",
-    about={"width": ("of the Laplacian kernel, in units of confidence", "the paper's: 0.4")},
+    about={"width": ("of the Laplacian kernel, in units of confidence", "the paper's: 0.4", "(0, inf)")},
 )
 def mmce(outputs: torch.Tensor, target: torch.Tensor, width: float = 0.4) -> torch.Tensor:
     """Maximum mean calibration error of a batch, the kernel norm of (correct - confidence)."""
@@ -39,8 +39,8 @@ def mmce(outputs: torch.Tensor, target: torch.Tensor, width: float = 0.4) -> tor
     source="Karandikar et al. 2021, Soft Calibration Objectives for Neural Networks, arXiv:2108.00106",
     about={
         "bins": ("of equal width", "the paper's: 15"),
-        "temperature": ("how soft the membership in a bin is", "the paper's: 0.01"),
-        "norm": ("p of the norm over the bins", "the paper's: 2"),
+        "temperature": ("how soft the membership in a bin is", "the paper's: 0.01", "(0, inf)"),
+        "norm": ("p of the norm over the bins", "the paper's: 2", "[1, inf)"),
     },
 )
 def soft_ece(

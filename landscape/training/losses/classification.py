@@ -16,7 +16,7 @@ from ._softmax import label_terms, of_label, one_hot
 _SHANNON = "negative log-likelihood of a softmax; Bridle 1990 (from memory)"
 _FOCAL = "Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002"
 _POLY = "Leng et al. 2022, PolyLoss, arXiv:2204.12511"
-_GAMMA = ("how strongly easy samples are weighted down", "the paper's best")
+_GAMMA = ("how strongly easy samples are weighted down", "the paper's best", "[0, inf)")
 
 losses.register(
     "bce",
@@ -33,7 +33,7 @@ losses.register(
     source=_SHANNON,
     about={
         "ignore_index": ("the label that is left out", "PyTorch's default"),
-        "label_smoothing": ("share of the uniform distribution in the target", "PyTorch's default"),
+        "label_smoothing": ("share of the uniform distribution in the target", "PyTorch's default", "[0, 1]"),
     },
     torch="torch.nn.CrossEntropyLoss",
     doc="Cross-entropy of logits.",
@@ -44,7 +44,7 @@ losses.register(
     "label_smoothing",
     takes=LOGITS,
     source="Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567",
-    about={"smoothing": ("share of the uniform distribution in the target", "the paper's")},
+    about={"smoothing": ("share of the uniform distribution in the target", "the paper's", "[0, 1]")},
     torch="torch.nn.CrossEntropyLoss",
 )
 def label_smoothing(smoothing: float = 0.1) -> nn.Module:
@@ -105,7 +105,7 @@ losses.register(
     source="Weston and Watkins 1999, Support Vector Machines for Multi-Class Pattern Recognition (from memory)",
     about={
         "p": ("power of each shortfall, 1 or 2", "PyTorch's default"),
-        "margin": ("by how much the label's score must lead", "PyTorch's default"),
+        "margin": ("by how much the label's score must lead", "PyTorch's default", "[0, inf)"),
     },
     second=False,
     torch="torch.nn.MultiMarginLoss",
@@ -145,7 +145,10 @@ def focal(
     "binary_focal",
     takes=BINARY,
     source=_FOCAL,
-    about={"gamma": _GAMMA, "alpha": ("weight of the positives, 1 - alpha that of the negatives", "the paper's best")},
+    about={
+        "gamma": _GAMMA,
+        "alpha": ("weight of the positives, 1 - alpha that of the negatives", "the paper's best", "[0, 1]"),
+    },
 )
 def binary_focal(
     outputs: torch.Tensor, target: torch.Tensor, gamma: float = 2.0, alpha: float | None = 0.25
@@ -231,8 +234,12 @@ def _one_vs_rest(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     source="Kanai et al. 2023, One-vs-the-Rest Loss to Focus on Important Samples in Adversarial Training, "
     "arXiv:2207.10283",
     about={
-        "share": ("share of the batch, that with the smallest margins, which gets one-vs-rest", "chosen by us"),
-        "weight": ("of the one-vs-rest part", "chosen by us"),
+        "share": (
+            "share of the batch, that with the smallest margins, which gets one-vs-rest",
+            "chosen by us",
+            "[0, 1]",
+        ),
+        "weight": ("of the one-vs-rest part", "chosen by us", "[0, inf)"),
     },
 )
 def sovr(outputs: torch.Tensor, target: torch.Tensor, share: float = 0.4, weight: float = 1.0) -> torch.Tensor:
@@ -252,7 +259,11 @@ def sovr(outputs: torch.Tensor, target: torch.Tensor, share: float = 0.4, weight
     takes=LOGITS,
     source="Zhu et al. 2023, Label Distributionally Robust Losses for Multi-class Classification, arXiv:2112.14869",
     about={
-        "temperature": ("lambda: small ones look at the worst class, large ones at the mean", "chosen by us"),
+        "temperature": (
+            "lambda: small ones look at the worst class, large ones at the mean",
+            "chosen by us",
+            "(0, inf)",
+        ),
         "margin": ("c: by how much the label's logit must lead", "chosen by us"),
     },
 )

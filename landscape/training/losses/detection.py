@@ -99,9 +99,9 @@ def ciou(outputs: torch.Tensor, target: torch.Tensor, exact: bool = False) -> to
     trial={"exact": True},
     source="Redmon et al. 2016, You Only Look Once, arXiv:1506.02640 (the three parts); the box part is CIoU, " + _DIOU,
     about={
-        "l1": ("weight of the classes", "chosen by us"),
-        "l2": ("weight of the boxes", "YOLO's weight of its coordinates: 5"),
-        "l3": ("weight of the objectness", "chosen by us"),
+        "l1": ("weight of the classes", "chosen by us", "[0, inf)"),
+        "l2": ("weight of the boxes", "YOLO's weight of its coordinates: 5", "[0, inf)"),
+        "l3": ("weight of the objectness", "chosen by us", "[0, inf)"),
         "exact": ("see ciou", "the paper's: False"),
     },
 )

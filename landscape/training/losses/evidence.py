@@ -12,7 +12,11 @@ from ._softmax import of_label, one_hot
 
 _SENSOY = "Sensoy et al. 2018, Evidential Deep Learning to Quantify Classification Uncertainty, arXiv:1806.01768"
 _EVIDENCE = ("relu, softplus or exp of the logits (exp of those clamped to [-10, 10])", "the paper's: relu")
-_KL = ("weight of the divergence of the misleading evidence from none", "0 at the start: the paper's, annealed to 1")
+_KL = (
+    "weight of the divergence of the misleading evidence from none",
+    "0 at the start: the paper's, annealed to 1",
+    "[0, inf)",
+)
 
 
 def concentrations(logits: torch.Tensor, evidence: str = "relu") -> torch.Tensor:

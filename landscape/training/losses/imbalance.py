@@ -92,7 +92,7 @@ _METRICS = ("accuracy", "f1", "balanced_accuracy", "g_mean")
     "arXiv:2405.14745 (from memory)",
     about={
         "metric": (", ".join(_METRICS), "chosen by us"),
-        "amplify": ("L: how sharply probabilities are pushed to 0 and 1", "the paper's: 73"),
+        "amplify": ("L: how sharply probabilities are pushed to 0 and 1", "the paper's: 73", "(0, inf)"),
     },
 )
 def anyloss(outputs: torch.Tensor, target: torch.Tensor, metric: str = "f1", amplify: float = 73.0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from ..inputs import COSINES, COSINES_AND_NORMS
 from ..registries import losses
 from ._softmax import one_hot
 
-_SCALE = ("what the cosines are multiplied by", "the paper's: 64")
+_SCALE = ("what the cosines are multiplied by", "the paper's: 64", "(0, inf)")
 
 
 class CosineHead(nn.Module):
@@ -78,7 +78,11 @@ def arcface(outputs: torch.Tensor, target: torch.Tensor, scale: float = 64.0, ma
     about={
         "scale": _SCALE,
         "margin": ("m", "the paper's: 0.4"),
-        "concentration": ("h: how many standard deviations of the norms span the margins", "the paper's: 0.333"),
+        "concentration": (
+            "h: how many standard deviations of the norms span the margins",
+            "the paper's: 0.333",
+            "(0, inf)",
+        ),
         "exact": ("True: also differentiate the norms, which the paper holds fixed", "the paper's: False"),
     },
 )

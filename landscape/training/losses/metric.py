@@ -11,7 +11,7 @@ from ..loss import safe_sqrt
 from ..registries import losses
 
 _FACENET = "Schroff et al. 2015, FaceNet: A Unified Embedding for Face Recognition and Clustering, arXiv:1503.03832"
-_MARGIN = ("by how much the negative must be farther, in units of distance", "PyTorch's default: 1")
+_MARGIN = ("by how much the negative must be farther, in units of distance", "PyTorch's default: 1", "[0, inf)")
 
 
 @losses.register(
@@ -20,7 +20,7 @@ _MARGIN = ("by how much the negative must be farther, in units of distance", "Py
     takes=PAIRS,
     source="Hadsell, Chopra and LeCun 2006, Dimensionality Reduction by Learning an Invariant Mapping, "
     "doi:10.1109/CVPR.2006.100: there, too, 0 means similar (many libraries have it the other way round)",
-    about={"margin": ("from which distance dissimilar pairs cost nothing", "chosen by us: 1")},
+    about={"margin": ("from which distance dissimilar pairs cost nothing", "chosen by us: 1", "[0, inf)")},
 )
 def contrastive(outputs: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
     """Half the squared distance of similar pairs (0), of the shortfall below a margin of dissimilar ones (1)."""
@@ -109,7 +109,7 @@ def triplet_semi_hard(outputs: torch.Tensor, target: torch.Tensor, margin: float
     rebatch=False,
     source="van den Oord, Li and Vinyals 2018, Representation Learning with Contrastive Predictive Coding, "
     "arXiv:1807.03748; on cosines, as in He et al. 2020 (MoCo), arXiv:1911.05722",
-    about={"temperature": ("what the cosines are divided by", "MoCo's: 0.07")},
+    about={"temperature": ("what the cosines are divided by", "MoCo's: 0.07", "(0, inf)")},
 )
 def info_nce(outputs: tuple[torch.Tensor, torch.Tensor], target: None, temperature: float = 0.07) -> torch.Tensor:
     """Cross-entropy of finding each row's partner among all rows of the second view."""
@@ -123,7 +123,7 @@ def info_nce(outputs: tuple[torch.Tensor, torch.Tensor], target: None, temperatu
     takes=VIEWS,
     rebatch=False,
     source="Chen et al. 2020, A Simple Framework for Contrastive Learning of Visual Representations, arXiv:2002.05709",
-    about={"temperature": ("what the cosines are divided by", "the paper's best on CIFAR-10: 0.5")},
+    about={"temperature": ("what the cosines are divided by", "the paper's best on CIFAR-10: 0.5", "(0, inf)")},
 )
 def nt_xent(outputs: tuple[torch.Tensor, torch.Tensor], target: None, temperature: float = 0.5) -> torch.Tensor:
     """Normalized temperature-scaled cross-entropy of finding each row's partner among all rows of both views."""
@@ -165,7 +165,7 @@ def circle_of(
     source="Sun et al. 2020, Circle Loss: A Unified Perspective of Pair Similarity Optimization, arXiv:2002.10857",
     about={
         "margin": ("m", "the paper's for faces: 0.25"),
-        "gamma": ("scale", "the paper's for faces: 256"),
+        "gamma": ("scale", "the paper's for faces: 256", "(0, inf)"),
         "exact": (
             "True: also differentiate the weights of the pairs, which the paper holds fixed",
             "the paper's: False",
@@ -204,8 +204,8 @@ def multi_similarity_of(
     source="Wang et al. 2019, Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, "
     "arXiv:1904.06627",
     about={
-        "alpha": ("steepness for positives", "the paper's: 2"),
-        "beta": ("steepness for negatives", "the paper's: 50"),
+        "alpha": ("steepness for positives", "the paper's: 2", "(0, inf)"),
+        "beta": ("steepness for negatives", "the paper's: 50", "(0, inf)"),
         "base": ("the similarity that both are held to", "the authors' code: 0.5"),
         "epsilon": ("keep pairs within this of the hardest of the other kind; None keeps all", "the paper's: 0.1"),
     },

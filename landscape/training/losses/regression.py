@@ -37,7 +37,7 @@ losses.register(
     kind="regression",
     takes=VALUES,
     source="Huber 1964, Robust Estimation of a Location Parameter, doi:10.1214/aoms/1177703732",
-    about={"delta": ("the error from which it grows linearly", "PyTorch's default")},
+    about={"delta": ("the error from which it grows linearly", "PyTorch's default", "(0, inf)")},
     torch="torch.nn.HuberLoss",
     doc="Squared for small errors, linear beyond delta.",
 )(nn.HuberLoss)
@@ -47,7 +47,7 @@ losses.register(
     kind="regression",
     takes=VALUES,
     source="Girshick 2015, Fast R-CNN, arXiv:1504.08083",
-    about={"beta": ("the error from which it grows linearly", "PyTorch's default, and Fast R-CNN's")},
+    about={"beta": ("the error from which it grows linearly", "PyTorch's default, and Fast R-CNN's", "[0, inf)")},
     torch="torch.nn.SmoothL1Loss",
     doc="Huber's loss over its delta: the slope far out is 1.",
 )(nn.SmoothL1Loss)
@@ -65,7 +65,7 @@ def _pseudo_huber(error: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     takes=VALUES,
     source="Charbonnier et al. 1997, Deterministic edge-preserving regularization, doi:10.1109/83.551699; the name is "
     "Hartley and Zisserman's, Multiple View Geometry, appendix 6 (from memory)",
-    about={"delta": ("the error around which it turns linear", "PyTorch's default of the Huber loss")},
+    about={"delta": ("the error around which it turns linear", "PyTorch's default of the Huber loss", "(0, inf)")},
 )
 def pseudo_huber(outputs: torch.Tensor, target: torch.Tensor, delta: float = 1.0) -> torch.Tensor:
     """Smooth Huber loss, delta^2 (sqrt(1 + (error / delta)^2) - 1)."""
@@ -79,7 +79,7 @@ def pseudo_huber(outputs: torch.Tensor, target: torch.Tensor, delta: float = 1.0
     takes=TIMED_VALUES,
     source="Khrapov et al. 2024, Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber "
     "Loss, arXiv:2403.16728 (the schedule from memory)",
-    about={"delta": ("delta at time 1; 1 at time 0, exponential between", "chosen by us")},
+    about={"delta": ("delta at time 1; 1 at time 0, exponential between", "chosen by us", "(0, inf)")},
 )
 def scheduled_pseudo_huber(
     outputs: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor, delta: float = 0.1

@@ -113,8 +113,8 @@ class NormLoss(WeightsLoss):
             "length of the perturbation of each sample",
             "the paper's for SVHN without augmentation: 2.5 (from memory)",
         ),
-        "xi": ("length of the probe of the power iteration", "the paper's: 1e-6; 1e-3 here, for float32"),
-        "iterations": ("of the power iteration", "the paper's: 1"),
+        "xi": ("length of the probe of the power iteration", "the paper's: 1e-6; 1e-3 here, for float32", "(0, inf)"),
+        "iterations": ("of the power iteration", "the paper's: 1", "[1, inf)"),
         "seed": ("of the first direction, so that the loss is the same twice", "chosen by us"),
     },
 )

@@ -13,7 +13,7 @@ from ..registries import losses
 from ._softmax import label_terms, log_not, of_label
 
 _APL = "Ma et al. 2020, Normalized Loss Functions for Deep Learning with Noisy Labels, arXiv:2006.13554"
-_LOG_ZERO = ("log 0 in the label's distribution", "the paper's: -4")
+_LOG_ZERO = ("log 0 in the label's distribution", "the paper's: -4", "(-inf, 0)")
 
 
 def _absolute(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,10 @@ def nce(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 @losses.register(
-    "nfl", takes=LOGITS, source=_APL, about={"gamma": ("focusing", "the paper's for the normalized focal loss: 0.5")}
+    "nfl",
+    takes=LOGITS,
+    source=_APL,
+    about={"gamma": ("focusing", "the paper's for the normalized focal loss: 0.5", "[0, inf)")},
 )
 def nfl(outputs: torch.Tensor, target: torch.Tensor, gamma: float = 0.5) -> torch.Tensor:
     """Normalized focal loss, over the sum of the focal losses of all classes."""
@@ -93,8 +96,8 @@ _PASSIVE: dict[str, Callable[..., torch.Tensor]] = {"mae": _absolute, "rce": _re
     takes=LOGITS,
     source=_APL,
     about={
-        "alpha": ("weight of the active part", "the paper's for CIFAR-10: 1"),
-        "beta": ("weight of the passive part", "the paper's for CIFAR-10: 1"),
+        "alpha": ("weight of the active part", "the paper's for CIFAR-10: 1", "[0, inf)"),
+        "beta": ("weight of the passive part", "the paper's for CIFAR-10: 1", "[0, inf)"),
         "active": ("nce or nfl", "the paper's best on CIFAR-10"),
         "passive": ("mae or rce", "the paper's best on CIFAR-10"),
     },

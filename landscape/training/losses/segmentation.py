@@ -8,7 +8,11 @@ from ..inputs import MAPS, MASKS
 from ..registries import losses
 from ._softmax import one_hot
 
-_SMOOTH = ("added to numerator and denominator: a class absent from both costs nothing", "common practice: 1")
+_SMOOTH = (
+    "added to numerator and denominator: a class absent from both costs nothing",
+    "common practice: 1",
+    "[0, inf)",
+)
 
 
 def _shares(outputs: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from .decay import cosine
 
 _SMITH = "Smith 2017, Cyclical Learning Rates for Training Neural Networks, arXiv:1506.01186"
 _PERIOD = ("length of a cycle, up and down, in steps or as a share of the run", "chosen by us: five cycles in a run")
-_LOW = ("factor between the cycles; 1 is the peak", "chosen by us; the paper takes it from a range test")
+_LOW = ("factor between the cycles; 1 is the peak", "chosen by us; the paper takes it from a range test", "[0, inf)")
 
 
 class _Cyclic(Schedule):
@@ -90,8 +90,8 @@ class ExpRange(_Cyclic):
     source="Smith and Topin 2018, Super-Convergence, arXiv:1708.07120; the cosines are PyTorch's (and fastai's)",
     about={
         "rise": ("length of the rise, in steps or as a share of the run", "PyTorch's default: 0.3"),
-        "start": ("factor at the start; 1 is the peak", "PyTorch's default: 1/25"),
-        "end": ("factor at the last step", "PyTorch's default: start / 10,000"),
+        "start": ("factor at the start; 1 is the peak", "PyTorch's default: 1/25", "(0, inf)"),
+        "end": ("factor at the last step", "PyTorch's default: start / 10,000", "[0, inf)"),
     },
     torch="torch.optim.lr_scheduler.OneCycleLR",
 )

@@ -9,14 +9,14 @@ from ...errors import TrainingError
 from ..registries import schedules
 from ..schedule import Progress, Schedule, checked_position, moment, position
 
-_END = ("factor at the end", "0: the formula's own end")
+_END = ("factor at the end", "0: the formula's own end", "[0, inf)")
 _RESNET = "He et al. 2016, Deep Residual Learning for Image Recognition, arXiv:1512.03385"
 
 
 @schedules.register(
     "constant",
     source="the plain learning rate",
-    about={"factor": ("what the base value is multiplied by", "1: the base value")},
+    about={"factor": ("what the base value is multiplied by", "1: the base value", "[0, inf)")},
     torch="torch.optim.lr_scheduler.LambdaLR",
 )
 class Constant(Schedule):
@@ -34,7 +34,7 @@ class Constant(Schedule):
     source=_RESNET + " (a tenth at a time)",
     about={
         "every": ("epochs between two steps, or a share of the run", "He et al. for ImageNet's 90 epochs: 30"),
-        "factor": ("at each step", "He et al.: 0.1"),
+        "factor": ("at each step", "He et al.: 0.1", "[0, inf)"),
     },
     torch="torch.optim.lr_scheduler.StepLR",
 )
@@ -65,7 +65,7 @@ class Step(Schedule):
             "epochs, or shares of the run, at which it steps",
             "He et al. for CIFAR-10: a half, three quarters",
         ),
-        "factor": ("at each milestone", "He et al.: 0.1"),
+        "factor": ("at each milestone", "He et al.: 0.1", "[0, inf)"),
     },
     torch="torch.optim.lr_scheduler.MultiStepLR",
 )
@@ -132,7 +132,7 @@ class Polynomial(Schedule):
 @schedules.register(
     "linear",
     source="a line; Goyal et al. 2017, arXiv:1706.02677, and Defazio et al. 2023, arXiv:2310.07831, study it",
-    about={"end": _END, "start": ("factor at the start", "1: the base value")},
+    about={"end": _END, "start": ("factor at the start", "1: the base value", "[0, inf)")},
     torch="torch.optim.lr_scheduler.LinearLR",
 )
 class Linear(Schedule):

@@ -15,10 +15,10 @@ from ..schedule import Progress, Schedule
     source="He et al. 2016, arXiv:1512.03385 (by hand); the rule and its defaults are PyTorch's ReduceLROnPlateau",
     about={
         "factor": ("at each reduction", "PyTorch's default"),
-        "patience": ("observations without improvement that are waited for", "PyTorch's default"),
+        "patience": ("observations without improvement that are waited for", "PyTorch's default", "[0, inf)"),
         "threshold": ("relative change that counts as an improvement", "PyTorch's default"),
-        "cooldown": ("observations after a reduction that are not counted", "PyTorch's default"),
-        "lowest": ("factor that it never falls below", "PyTorch's default: 0"),
+        "cooldown": ("observations after a reduction that are not counted", "PyTorch's default", "[0, inf)"),
+        "lowest": ("factor that it never falls below", "PyTorch's default: 0", "[0, inf)"),
         "mode": ("min: lower is better; max: higher is", "PyTorch's default"),
     },
     torch="torch.optim.lr_scheduler.ReduceLROnPlateau",

@@ -11,8 +11,8 @@ from .decay import cosine
 
 _GOYAL = "Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677 (the warmup)"
 _WARMUP = ("length of the rise, in steps or as a share of the run", "the lecture's 5 to 10%: 0.05")
-_START = ("factor at the first step", "0: as transformers' schedules with warmup")
-_END = ("factor at the end", "0: the formula's own end")
+_START = ("factor at the first step", "0: as transformers' schedules with warmup", "[0, inf)")
+_END = ("factor at the end", "0: the formula's own end", "[0, inf)")
 
 
 class _Warmup(Schedule):
