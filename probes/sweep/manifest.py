@@ -67,9 +67,8 @@ class Manifest:
             own = strange.axes.get(name)
             listed = list(dict.fromkeys(plain(c.axes.get(name)) for c in self.cells))
             if plain(own) not in listed:
-                return (
-                    f"{name} of cell {strange.index} is {own!r}, here it is {' or '.join(map(repr, listed[:_SHOWN]))}"
-                )
+                here = " or ".join(_said(name, v) for v in listed[:_SHOWN])
+                return f"{name} of cell {strange.index} is {_said(name, own)}, here it is {here}"
         return f"its cell {strange.index} ({strange.label}) is not among the {len(self.cells)} here"
 
 
