@@ -57,22 +57,56 @@ static inline int64_t first_largest(const float *x, int64_t classes, float *leas
     return at;
 }
 
-/* x (rows, classes). To top, least, total (rows,) each: the first largest class, the least logit, and the sum of
-   exp(x - largest). squares (rows,), unless NULL: the sum of their squares; odds (rows, classes), unless NULL: each. */
-void landscape_sweep(const float *x, int64_t rows, int64_t classes, int64_t *top, float *least, double *total,
-                     double *squares, double *odds)
+/* Writes the places, counted from `first`, and the numbers of those above the limit; returns how many. */
+static inline int64_t list_above(const double *odds, int64_t classes, double limit, int64_t first, int64_t *places,
+                                 double *found)
 {
+    enum { RUN = 64 };
+    int64_t count = 0;
+    for (int64_t start = 0; start < classes; start += RUN) {
+        const int64_t end = start + RUN < classes ? start + RUN : classes;
+        int some = 0;
+        for (int64_t j = start; j < end; j++)
+            some |= odds[j] > limit;
+        if (!some)
+            continue;
+        for (int64_t j = start; j < end; j++)
+            if (odds[j] > limit) {
+                places[count] = first + j;
+                found[count++] = odds[j];
+            }
+    }
+    return count;
+}
+
+/* x (rows, classes). To top, least, total (rows,) each: the first largest class, the least logit, and the sum of
+   exp(x - largest). squares (rows,), unless NULL: the sum of their squares.
+   With mass (classes,), unless NULL: of the rows that `keep` (rows,) marks (NULL: all) and whose logits are finite, each
+   class's share of the total is added to mass, and what has more than `share` is listed in places (row * classes +
+   class) and found, which must hold rows * (1 / share + 1). odds (classes,) is room. Returns how many were listed. */
+int64_t landscape_sweep(const float *x, int64_t rows, int64_t classes, int64_t *top, float *least, double *total,
+                        double *squares, double share, const uint8_t *keep, double *odds, double *mass,
+                        int64_t *places, double *found)
+{
+    int64_t count = 0;
     for (int64_t i = 0; i < rows; i++, x += classes) {
         double sum = 0, square = 0;
         top[i] = first_largest(x, classes, &least[i]);
         const double most = x[top[i]];
-        if (odds) {
-            double *row = odds + i * classes;
+        if (mass) {
 #pragma omp simd reduction(+ : sum, square)
             for (int64_t j = 0; j < classes; j++) {
-                row[j] = exponential(x[j] - most);
-                sum += row[j];
-                square += row[j] * row[j];
+                const double e = exponential(x[j] - most);
+                odds[j] = e;
+                sum += e;
+                square += e * e;
+            }
+            if ((!keep || keep[i]) && least[i] == least[i]) {
+                const double each = 1 / sum;
+#pragma omp simd
+                for (int64_t j = 0; j < classes; j++)
+                    mass[j] += odds[j] * each;
+                count += list_above(odds, classes, sum * share, i * classes, places + count, found + count);
             }
         } else if (squares) {
 #pragma omp simd reduction(+ : sum, square)
@@ -90,4 +124,5 @@ void landscape_sweep(const float *x, int64_t rows, int64_t classes, int64_t *top
         if (squares)
             squares[i] = square;
     }
+    return count;
 }
