@@ -213,7 +213,10 @@
       if (this.drawn && this.solid !== solid) this.clear();
       this.solid = solid;
       this.drawn = key;
-      Plotly.react(this.plot, data, layout, config);
+      // One that was scrolled out of sight and cleared before Plotly had finished fails there: nobody misses it.
+      Promise.resolve(Plotly.react(this.plot, data, layout, config)).catch((error) => {
+        if (this.drawn === key) throw error;
+      });
       if (solid && !this.linked) {
         this.linked = true;
         const follow = (event) => {
@@ -399,7 +402,7 @@
       this.turning = true;
       requestAnimationFrame(() => {
         const others = this.made().filter((p) => p !== from && p.drawn && p.solid && p.visible);
-        Promise.all(others.map((p) => Plotly.relayout(p.plot, { "scene.camera": this.camera, "scene.aspectratio": this.aspect || this.whole }))).then(() => {
+        Promise.allSettled(others.map((p) => Plotly.relayout(p.plot, { "scene.camera": this.camera, "scene.aspectratio": this.aspect || this.whole }))).then(() => {
           this.turning = false;
         });
       });
@@ -552,7 +555,7 @@
       const others = charts.filter((c) => c.loaded && c.spec.link === link).flatMap((c) => c.made()).filter((p) => p !== from && p.drawn);
       // Going back is to the whole training, the same in all of them, and so for the one it came from too.
       const all = range ? others : [...others, ...(from ? [from] : [])];
-      Promise.all(all.map((p) => Plotly.relayout(p.plot, { "xaxis.range": [...this.range(p.chart)] }))).then(() => (this.busy = false));
+      Promise.allSettled(all.map((p) => Plotly.relayout(p.plot, { "xaxis.range": [...this.range(p.chart)] }))).then(() => (this.busy = false));
     },
 
     choose(chart, input) {
