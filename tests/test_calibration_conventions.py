@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from landscape.calibration.checked import read_predictions
 from landscape.calibration.conventions import netcal
-from landscape.calibration.inputs import read_predictions
 from landscape.calibration.scores import calibration_error
 from landscape.errors import MeasurementError
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import landscape
-from landscape.calibration.inputs import read_predictions
+from landscape.calibration.checked import read_predictions
 from landscape.calibration.maps import METHODS
 from landscape.calibration.one_vs_rest import fit_histogram, fit_isotonic
 from landscape.calibration.recalibration import recalibrate

@@ -123,7 +123,7 @@ class CalibrationAccumulator:
         )
 
     def add(self, predictions: Predictions) -> CalibrationAccumulator:
-        """Count predictions that `inputs.lay_out` or `inputs.read_predictions` brought in order."""
+        """Count predictions that `inputs.lay_out` or `checked.read_predictions` brought in order."""
         self._intake.add(predictions)
         return self
 

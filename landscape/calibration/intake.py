@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from ..errors import MeasurementError
+from .checked import verify
 from .collect import collect
 from .counting import Counted, Counts, GroupSums
-from .inputs import Form, Predictions, kept, verify
+from .inputs import Form, Predictions, kept
 from .scoring import View, blocks, within_unit
 from .settings import Settings
 from .sift import sift

@@ -13,7 +13,8 @@ import torch
 from ..comparison.paired import Binned, Difference, ece_difference, mean_difference
 from ..errors import MeasurementError
 from ..results import Check, Cost
-from .inputs import Form, Predictions, read_predictions
+from .checked import read_predictions
+from .inputs import Form, Predictions
 from .maps import METHODS, ON_LOGITS, Method, converted
 from .one_vs_rest import HISTOGRAM_BINS, fit_histogram, fit_isotonic
 from .recalibrated import Recalibration, apply_map

@@ -13,9 +13,10 @@ from ..errors import MeasurementError
 from ..results import Cost
 from .accumulator import EXACT, CalibrationAccumulator
 from .bins import Bins, checked_bins
+from .checked import verify
 from .conventions import CONVENTIONS
 from .evaluate import evaluate
-from .inputs import Form, kept, lay_out, verify
+from .inputs import Form, kept, lay_out
 from .table import Calibration
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from . import compiled
-from .inputs import Predictions, sum_tolerance
+from .checked import sum_tolerance
+from .inputs import Predictions
 from .sweep import Finder, Likely, largest, least, sweep, widened
 
 View = Literal["top", "positive"]

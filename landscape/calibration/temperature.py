@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..results import Check, Cost
+from .checked import read_predictions
 from .columns import Columns
-from .inputs import Predictions, read_predictions
+from .inputs import Predictions
 from .table import Temperature
 
 #: Temperatures that are looked for (chosen by us: far outside every published one, about 0.5 to 5).

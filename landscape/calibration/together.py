@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from ..errors import MeasurementError
 from ..results import Cost, Result
-from .inputs import Form, Kind, read_predictions
+from .checked import read_predictions
+from .inputs import Form, Kind
 from .maps import Method
 from .recalibrated import Recalibration
 from .recalibration import recalibrate
