@@ -62,6 +62,18 @@ def follow(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) ->
     return tuple(found)
 
 
+def difference(old: Followed, new: Followed) -> str:
+    """Return in words which parameters came and which went."""
+    came = [n for n in new.names if n not in old.names]
+    gone = [n for n in old.names if n not in new.names]
+    told = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for names, what in ((came, "came"), (gone, "went"))
+        if names
+    ]
+    return " and ".join(told or ["replaced"])
+
+
 def plain_name(name: str) -> str:
     """Return a parameter's name without what wrappers inside a model put into it."""
     for part in ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,11 +25,12 @@ from .attachment import Attachment
 from .between import Between
 from .calibration import CalibrationProbe
 from .clipping import Clipping
-from .following import Optimizers, follow, named_optimizers
+from .ending import close_at_exit
+from .following import Optimizers, difference, follow, named_optimizers
 from .gradients import GradientNorms
 from .logged import Logged
 from .observed import Observed
-from .opening import Opened, open_together, settings_of
+from .opening import open_together, settings_of
 from .probe import Followed, Now, Probe, Quantity, Run
 from .rates import LearningRate
 from .saving import Saving
@@ -154,7 +154,7 @@ class Recorder:
             self._detach()
             self._opened.release()
             raise
-        _close_at_exit(self)
+        close_at_exit(self, self._sink, self._opened)
 
     # --------------------------------------------------------------------------------------- what a loop calls
 
@@ -495,14 +495,7 @@ class Recorder:
         new = self._followed(name)
         for f in self._run.followed:
             self._attached[f.name].followed = f
-        came = [n for n in new.names if n not in old.names]
-        gone = [n for n in old.names if n not in new.names]
-        told = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for names, what in ((came, "came"), (gone, "went"))
-            if names
-        ]
-        self._run.event("parameters_changed", "parameters of the optimizer: " + " and ".join(told or ["replaced"]))
+        self._run.event("parameters_changed", f"parameters of the optimizer: {difference(old, new)}")
         for timed in self._probes:
             self._sink.declare(timed.start())
 
@@ -570,24 +563,3 @@ def _check_probes(probes: Sequence[Probe]) -> None:
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
-
-
-def _close_at_exit(recorder: Recorder) -> None:
-    """Finish the archive of a loop that ended without `close`: the program did not say that all went well."""
-    own, process = weakref.ref(recorder), os.getpid()
-
-    def close() -> None:
-        found = own()
-        if found is not None and os.getpid() == process:  # a forked child's end is not the training's
-            found.close("interrupted")
-
-    atexit.register(close)
-    # One that nobody holds any more, its model and optimizer gone: its rows are written, and its archive is free.
-    forgotten = weakref.finalize(recorder, _abandon, recorder._sink, recorder._opened, close)
-    forgotten.atexit = False
-
-
-def _abandon(sink: Sink, opened: Opened, close: Callable[[], None]) -> None:
-    atexit.unregister(close)
-    sink.close()
-    opened.release()
