@@ -140,6 +140,7 @@ def test_a_folder_is_claimed_once_and_found_again(tmp_path):
         ({"loss": ["focal"]}, "loss of cell 1 is 'cross_entropy', here it is 'focal'"),
         ({"loss": [""]}, "loss of cell 1 is 'cross_entropy', here it is the task's own"),
         ({"clip": 1.0}, "clip of cell 1 is None, here it is 1.0"),
+        ({"settings": {"sizes": [4, 8]}}, "sizes of cell 1 is None, here it is \\[4, 8\\]"),
     ],
 )
 def test_a_folder_of_another_sweep_is_refused_with_the_difference(tmp_path, changes, said):

@@ -64,16 +64,15 @@ class Manifest:
             return ""
         # Of a grid, some axis leaves out what the strange cell has there; of a list of cells perhaps none does.
         for name in dict.fromkeys([*strange.axes, *(k for c in self.cells for k in c.axes)]):
-            own = strange.axes.get(name)
-            listed = list(dict.fromkeys(plain(c.axes.get(name)) for c in self.cells))
-            if plain(own) not in listed:
-                here = " or ".join(_said(name, v) for v in listed[:_SHOWN])
-                return f"{name} of cell {strange.index} is {_said(name, own)}, here it is {here}"
+            own = _said(name, strange.axes.get(name))
+            listed = list(dict.fromkeys(_said(name, c.axes.get(name)) for c in self.cells))
+            if own not in listed:
+                return f"{name} of cell {strange.index} is {own}, here it is {' or '.join(listed[:_SHOWN])}"
         return f"its cell {strange.index} ({strange.label}) is not among the {len(self.cells)} here"
 
 
 def _said(name: str, value: Any) -> str:
-    return "the task's own" if name == "loss" and not value else repr(value)
+    return "the task's own" if name == "loss" and not value else repr(plain(value))
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
