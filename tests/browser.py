@@ -60,6 +60,8 @@ class Browser:
         self._number = 0
         self._buffer = bytearray()
         self.events: list[dict[str, Any]] = []
+        #: Seconds that an answer may take.
+        self.patience = PATIENCE
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """Send one command and wait for its answer; what the browser tells meanwhile is kept in `events`."""
@@ -70,7 +72,7 @@ class Browser:
         rest = memoryview(json.dumps(message).encode() + b"\0")
         while rest:
             rest = rest[os.write(self._write, rest) :]
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while True:
             answer = self._next(until - time.monotonic())
             if answer.get("id") == self._number:
@@ -199,7 +201,7 @@ class Page:
         self.value("1")  # what was told before this answer has been read then
         found = []
         for event in self.browser.events:
-            if event.get("sessionId") != self.session:
+            if event.get("sessionId") != self.session or "method" not in event:  # an answer that came too late
                 continue
             method, told = event["method"], event["params"]
             if method == "Runtime.exceptionThrown":

@@ -333,8 +333,9 @@ def test_printing_opens_what_is_folded_and_closes_it_again(opened):
     ("name", "dark", "width"),
     [("four", False, 380), ("four", False, 1280), ("four", True, 1280), ("one", True, 380), ("hundred", False, 1280)],
 )
-def test_axe_finds_no_serious_fault(opened, name, dark, width):
+def test_axe_finds_no_serious_fault(opened, monkeypatch, name, dark, width):
     page = opened(name, width, dark=dark)
+    monkeypatch.setattr(page.browser, "patience", 300.0)  # it holds the page for as long as it looks at 20,000 elements
     page.value("document.querySelectorAll('details').forEach((d) => (d.open = true)); 0")
     page.call("Runtime.evaluate", expression=Path(os.environ["AXE_CORE"]).read_text("utf-8"))
     found = page.value(
