@@ -3,8 +3,8 @@
     python benchmarks/recorder_overhead.py [--quick] [--only mlp] [--only resnet20] [--only budget]
 
 Processor time of the whole process (the writing thread included) on one thread, each way by turns with the bare loop,
-in blocks of steps; the figure is the median over the rounds of the ratio within a round. `inside` is what the recorder
-itself says it spent, as a share of the step.
+in short blocks of steps; the figure is the median over the rounds of the ratio within a round. `inside` is what the
+recorder itself says it spent, as a share of the step.
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ def by_turns(make: Callable[[], Loop], folder: Path, steps: int, rounds: int) ->
     """Return each way's processor time over the bare loop's, medians over rounds."""
     took: dict[str, list[float]] = {"bare": [], **{name: [] for name in WAYS}}
     inside: dict[str, list[float]] = {name: [] for name in WAYS}
-    for turn in range(rounds):
-        for name in took:
-            loop = make()
-            if name in WAYS:
-                path = folder / f"{name.replace(' ', '-')}-{turn}" / "run.h5"
-                loop.recorder = Recorder(path, loop.model, loop.optimizer, probes=WAYS[name]())
-            loop.steps(max(steps // 10, 2))
+    loops = {name: make() for name in took}
+    for name, loop in loops.items():
+        if name in WAYS:
+            path = folder / name.replace(" ", "-") / "run.h5"
+            loop.recorder = Recorder(path, loop.model, loop.optimizer, probes=WAYS[name]())
+        loop.steps(max(steps // 10, 1))
+    for _ in range(rounds):
+        for name, loop in loops.items():
             rec = loop.recorder
             before = rec.seconds if rec else 0.0
             begun, wall = time.process_time(), time.perf_counter()
@@ -104,7 +105,9 @@ def by_turns(make: Callable[[], Loop], folder: Path, steps: int, rounds: int) ->
             took[name].append((time.process_time() - begun) / steps)
             if rec:
                 inside[name].append(inner)
-                rec.close()
+    for loop in loops.values():
+        if loop.recorder:
+            loop.recorder.close()
     step = statistics.median(took["bare"])
     load = round(os.getloadavg()[0], 1)
     figures: dict[str, Any] = {"bare_step_ms": round(1e3 * step, 4), "steps_a_block": steps, "rounds": rounds}
@@ -177,14 +180,10 @@ def main() -> None:
         folder = Path(temporary)
         if "mlp" in only:
             small = lambda: Loop(mlp(), random_batches((128, 64), 8))  # noqa: E731
-            figures[TITLES["mlp"]] = by_turns(
-                small, folder / "mlp", 300 if options.quick else 1500, 3 if options.quick else 9
-            )
+            figures[TITLES["mlp"]] = by_turns(small, folder / "mlp", 300, 3 if options.quick else 50)
         if "resnet20" in only:
             large = lambda: Loop(ResNet(), random_batches((128, 3, 32, 32), 2))  # noqa: E731
-            figures[TITLES["resnet20"]] = by_turns(
-                large, folder / "resnet", 2 if options.quick else 4, 2 if options.quick else 5
-            )
+            figures[TITLES["resnet20"]] = by_turns(large, folder / "resnet", 2, 2 if options.quick else 12)
         if "budget" in only:
             figures[TITLES["budget"]] = within_a_budget(
                 folder / "budget", 3.0 if options.quick else 30.0, 1 if options.quick else 3
