@@ -13,6 +13,8 @@ from .reduction import torch_loss_settings
 
 # What Transformers, segmentation and language models write for "don't count this"; torch's default as well.
 IGNORE_INDEX = -100
+#: What the labels of a dict batch are called, the first one that is there.
+LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 _REGRESSIONS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 
 
@@ -25,7 +27,7 @@ def known_ignore_index(loss: Any) -> int:
 def default_target(target: Any) -> Any:
     """Return the labels inside a target: itself, or the entry called labels, label, targets, target or y."""
     if isinstance(target, Mapping):
-        for name in ("labels", "label", "targets", "target", "y"):
+        for name in LABEL_NAMES:
             if isinstance(target.get(name), torch.Tensor):
                 return target[name]
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from .errors import TaskError
-from .labels import default_prediction, default_target, known_ignore_index
+from .labels import LABEL_NAMES, default_prediction, default_target, known_ignore_index
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ def forward_of(task: Task, model: nn.Module, batch: Any) -> tuple[Any, Any]:
     if task.forward is not None:
         return task.forward(model, batch)
     if isinstance(batch, Mapping):
-        return model(**batch), batch
+        try:
+            return model(**batch), batch
+        except TypeError as error:
+            _explain_names(model, batch, error)
+            raise
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return model(batch[0]), batch[1]
     held = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
@@ -50,6 +55,20 @@ def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target
         return None, None
     labels = default_target(target)
     return default_prediction(outputs, labels, task.loss, ignore), labels
+
+
+def _explain_names(model: nn.Module, batch: Mapping[Any, Any], error: TypeError) -> None:
+    """Raise TaskError with the line to write where the model's forward doesn't take an entry of a dict batch."""
+    taken = inspect.signature(model.forward).parameters
+    strange = [str(n) for n in batch if n not in taken]
+    if not strange or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        return
+    inputs = ", ".join(f"{n}=batch[{n!r}]" for n in batch if n in taken)
+    target = next((n for n in LABEL_NAMES if n in batch), None) or strange[0]
+    raise TaskError(
+        f"{type(model).__name__}.forward takes no {', '.join(strange)} of the batch: say how to use it with "
+        f"forward=lambda model, batch: (model({inputs}), batch[{target!r}])"
+    ) from error
 
 
 def labels_there(objective: Objective) -> bool:

@@ -223,7 +223,7 @@ def _data(found: Guess) -> list[str]:
         "def data():",
         '    """The training and the held-out data."""',
         f"    # >>> fill in, {kind}. Each may be tensors (X, y), a Dataset,",
-        "    # a DataLoader, or a list of batches:",
+        "    # a DataLoader, or a list of batches; for batches that are dicts, see forward= in help(landscape.Task):",
         f"    #   {x}",
         f"    #   {y}",
         "    # for example:",

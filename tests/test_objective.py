@@ -447,6 +447,24 @@ class TestRefusals:
         with pytest.raises(TaskError, match="forward=lambda"):
             Objective(Task(net(), nn.CrossEntropyLoss(), (x, y, y))).__enter__()
 
+    def test_a_dict_batch_with_more_than_the_model_takes_is_told_the_line(self):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net()
+
+            def forward(self, features):
+                return self.net(features)
+
+        x, y = data()
+        batches = [{"features": x, "label": y}]
+        line = r"Named.forward takes no label .* forward=lambda model, batch: \(model\(features=batch\['features'\]\), "
+        with pytest.raises(TaskError, match=line + r"batch\['label'\]\)"):
+            Objective(Task(Named(), nn.CrossEntropyLoss(), batches)).__enter__()
+        forward = lambda model, batch: (model(features=batch["features"]), batch["label"])  # noqa: E731
+        with Objective(Task(Named(), nn.CrossEntropyLoss(), batches, forward=forward)) as objective:
+            assert objective.samples == len(y)
+
     def test_no_trainable_parameter(self):
         with pytest.raises(ObjectiveError, match="requires a gradient"):
             Objective(Task(net().requires_grad_(False), nn.CrossEntropyLoss(), data())).__enter__()
