@@ -26,7 +26,7 @@ CONVENTIONS = ("torchmetrics", "netcal", "guo")
 )
 @click.argument("sources", nargs=-1, required=True, metavar="PREDICTIONS|CKPT...", type=click.Path())
 @click.option("--logits", metavar="NAME", help="What the logits are called in a file of predictions.")
-@click.option("--probabilities", metavar="NAME", help="What the probabilities are called there.")
+@click.option("--probabilities", metavar="NAME", help="What the probabilities are called there; columns A,B,C.")
 @click.option("--labels", metavar="NAME", help="What the labels are called there (class indices).")
 @click.option("--groups", metavar="NAME", help="What the numbers are called that say which samples belong together.")
 @click.option(

@@ -88,6 +88,26 @@ def test_columns_are_ordered_by_class_and_not_by_place(world):
     assert found.kind == "probabilities"
 
 
+def test_columns_with_names_of_their_own_are_listed(world):
+    z, y = world
+    text = "id,true,neg,neu,pos\n" + "".join(f"{i},{y[i]},{z[i, 0]},{z[i, 1]},{z[i, 2]}\n" for i in range(N))
+    path = write("named.csv", text)
+    found = read_saved(path, labels="true", logits="neg, neu,pos")
+    np.testing.assert_array_equal(np.asarray(found.scores), z)
+    with pytest.raises(MeasurementError, match=r"no column 'p'.*listed in the order of the classes: --logits A,B,C"):
+        read_saved(path, labels="true", logits="p")
+    with pytest.raises(MeasurementError, match=r"no column 'nue' for the scores; it has id, true, neg"):
+        read_saved(path, labels="true", logits="neg,nue,pos")
+    with pytest.raises(MeasurementError, match="twice"):
+        read_saved(path, labels="true", logits="neg,neg")
+
+
+def test_text_called_npz_is_no_reason_to_run_a_pickle(world):
+    with pytest.raises(MeasurementError, match=r"is no \.npz file") as told:
+        read_saved(write("text.npz", "hello\n"))
+    assert "pickle" not in str(told.value)
+
+
 def test_a_single_column_is_a_binary_task_and_said_so(world):
     found = read_saved(write("b.csv", "p,label\n0.2,0\n0.7,1\n"))
     assert found.scores.tolist() == [0.2, 0.7]

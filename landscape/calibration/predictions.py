@@ -97,6 +97,12 @@ def _suffix(path: Path) -> str:
 def _read_npz(path: Path, named: Mapping[str, str | None]) -> SavedPredictions:
     try:
         with open(path, "rb") as raw:  # NumPy would leave a damaged file open
+            if raw.read(4) not in (b"PK\x03\x04", b"PK\x05\x06", b"\x93NUM"):
+                # NumPy would take it for a pickle, and advise to run it.
+                raise MeasurementError(
+                    f"{path} is no .npz file (its first bytes aren't a zip's); save it with numpy.savez"
+                )
+            raw.seek(0)
             file = np.load(raw, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise MeasurementError(f"{path} holds a single array without a name; save it with numpy.savez")

@@ -47,9 +47,12 @@ def _columns(path: Path, header: Sequence[str], named: Mapping[str, str | None])
     for kind in KINDS:
         key = named[kind]
         if key is not None:
-            columns = _numbered(path, rest, key)
+            columns = _listed(path, rest, key, shown) if "," in key and key not in rest else _numbered(path, rest, key)
             if not columns:
-                raise MeasurementError(f"{path} has no column {key!r}, {key}_0 or {key}0 (--{kind}); it has {shown}")
+                raise MeasurementError(
+                    f"{path} has no column {key!r}, {key}_0 or {key}0 (--{kind}); it has {shown}; columns with names "
+                    f"of their own are listed in the order of the classes: --{kind} A,B,C"
+                )
             found = [(kind, key, columns)]
             break
         for name in NAMES[kind]:
@@ -77,6 +80,17 @@ def _numbered(path: Path, header: Sequence[str], name: str) -> tuple[str, ...]:
                 )
             return tuple(found[i] for i in range(len(found)))
     return (name,) if name in header else ()
+
+
+def _listed(path: Path, header: Sequence[str], names: str, shown: str) -> tuple[str, ...]:
+    """Return the columns "A,B,C", one for each class in this order."""
+    columns = tuple(n.strip() for n in names.split(","))
+    for name in columns:
+        if name not in header:
+            raise MeasurementError(f"{path} has no column {name!r} for the scores; it has {shown}")
+    if len(set(columns)) < len(columns):
+        raise MeasurementError(f"{names!r} lists a column twice; expected one for each class")
+    return columns
 
 
 def _from_table(
