@@ -270,9 +270,9 @@ def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unique(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs numbered, with names that differ: by what tells them apart, first step, preset, archive."""
+    """Return the runs numbered, with names that differ: by step, preset, archive, folder."""
     names = [r.name for r in runs]
-    for tell in (_step_of, _preset_of, _archive_of):
+    for tell in (_step_of, _preset_of, _archive_of, _folder_of):
         told = [tell(r) for r in runs]
         for name in {n for n in names if names.count(n) > 1}:
             places = [i for i, n in enumerate(names) if n == name]
@@ -294,3 +294,7 @@ def _preset_of(run: Run) -> str:
 def _archive_of(run: Run) -> str:
     path = Path(run.archive)
     return f" ({_called(path) if path.stem == 'run' else path.name})" if run.archive else ""
+
+
+def _folder_of(run: Run) -> str:
+    return f" ({Path(run.archive).resolve().parent.name})" if run.archive else ""
