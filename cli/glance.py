@@ -68,7 +68,8 @@ def training(history: Any) -> list[list[str]]:
     kinds: dict[str, int] = {}
     for event in history.events:
         kinds[event.kind] = kinds.get(event.kind, 0) + 1
-    loud = {k: n for k, n in kinds.items() if k in ("skipped_step", "not_finite", "spike", "probe_failed", "lost_rows")}
+    said = ("skipped_step", "not_finite", "spike", "probe_failed", "not_measured", "lost_rows")
+    loud = {k: n for k, n in kinds.items() if k in said}
     if loud:
         rows.append(["events", ", ".join(f"{count(n)} × {k.replace('_', ' ')}" for k, n in loud.items())])
     return rows

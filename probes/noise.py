@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from .sink import Landing
 from .when import When, every
 
 _COLUMNS = ("noise_scale", "squared_gradient", "variance")
+#: Steps without accumulation after which its lack is said (chosen by us: before the end of a first try).
+_PATIENCE = 20
 
 
 class GradientNoise(Probe):
@@ -71,6 +74,7 @@ class GradientNoise(Probe):
         self._averages: list[Tensor] = []
         self._listening = self._queued = False
         self._group: Any = None
+        self._undivided = 0
         self._run: Run | None = None
         #: A step whose numbers are on their way to the host: its number, its parts, and they.
         self._pending: tuple[int, int, Landing] | None = None
@@ -175,6 +179,7 @@ class GradientNoise(Probe):
         else:
             parts = len(self._squares)
             if parts < 2:
+                self._count_undivided(run, step)
                 return  # a step of one batch has no smaller one to compare with
             # What was accumulated, not what clipping made of it; a share of the mean, or a sum of gradients.
             accumulated = [] if self._before is None else self._before
@@ -186,6 +191,17 @@ class GradientNoise(Probe):
         self._pending = step.number, parts, Landing(self._numbers(run, step, small, big))
         if step.followed.on_host:
             self._settle(run)
+
+    def _count_undivided(self, run: Run, step: Step) -> None:
+        """Say once that a loop without accumulation gives nothing: its user would find no row, and no reason."""
+        self._undivided += 1
+        if self._undivided == _PATIENCE:
+            text = (
+                f"no noise scale in {_PATIENCE} steps of one backward pass each: expected accumulated micro-batches; "
+                'use GradientNoise(source="samples") with Recorder(..., task=...)'
+            )
+            run.event("not_measured", f"noise: {text}", step.number)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _numbers(self, run: Run, step: Step, small: Tensor, big: Tensor) -> Tensor:
         """Return what `_settle` needs, on the device: (small, big, norm of the gradients now, clipping, scale)."""

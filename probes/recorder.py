@@ -138,7 +138,9 @@ class Recorder:
         self._first = followed[0].name
         self.recording = 0.0
         self.all_steps = 0
-        self.closed = self.began = False
+        self.closed = self.began = self._told_unevaluated = False
+        #: Whether a probe evaluates what `observe` is shown; the same in every process, whichever measures.
+        self.evaluates = any(p.evaluates for p in chosen)
         self._probes: list[Timed] = []
         self._attached: dict[str, Attachment] = {}
         _RECORDED.add(inner)
@@ -210,10 +212,20 @@ class Recorder:
         """
         started = time.perf_counter()
         if not self.closed and (self._rank == 0 or everywhere):
+            self._warn_unevaluated()
             if split not in self._run.observed:
                 self._run.observed[split] = Observed(ignore_index)
             self._run.observed[split].update(logits, labels, **more)
         self.recording += time.perf_counter() - started
+
+    def _warn_unevaluated(self) -> None:
+        if not self.evaluates and not self._told_unevaluated:
+            self._told_unevaluated = True
+            warnings.warn(
+                "nothing evaluates what observe() is shown: put CalibrationProbe() among the recorder's probes",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def scheduled(self, values: Mapping[str, float]) -> None:
         """Record the values in force at the coming step, as `landscape.training.driver.drive` returns them."""

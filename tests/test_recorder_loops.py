@@ -428,6 +428,17 @@ class TestProbesThatMisbehave:
             rec.end_epoch()
         assert [p.result.samples for p in history(tmp_path).probed["calibration"]] == [50, 20]
 
+    def test_what_nobody_evaluates_is_said_once(self, tmp_path):
+        model, optimizer = small()
+        x, y = batch(50, torch.Generator().manual_seed(0))
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms()]) as rec:
+            with pytest.warns(RuntimeWarning, match=r"put CalibrationProbe\(\) among the recorder's probes"):
+                rec.observe(model(x).detach(), y)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                rec.observe(model(x).detach(), y)
+                rec.end_epoch()
+
     def test_terms_of_micro_batches_are_measured_once_a_step(self, tmp_path):
         model, optimizer = small()
         g = torch.Generator().manual_seed(0)

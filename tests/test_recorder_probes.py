@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -136,6 +138,17 @@ class TestExpensiveProbes:
             scale.add(float(s), B, b, b * parts)
             expected.append([scale.value, scale.squared_gradient, scale.variance])
         np.testing.assert_allclose(open_archive(tmp_path / "run.h5").history["noise_scale"].values, expected, rtol=1e-4)
+
+    def test_steps_of_one_backward_pass_have_no_noise_scale_and_that_is_said_once(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNoise()]) as rec:
+            with pytest.warns(RuntimeWarning, match=r'one backward pass each.*source="samples"'):
+                steps(model, optimizer, 20, rec)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                steps(model, optimizer, 25, rec)
+        events = open_archive(tmp_path / "run.h5").history.events
+        assert [(e.step, e.kind) for e in events if e.kind == "not_measured"] == [(20, "not_measured")]
 
     def test_checkpoints_along_the_way_name_their_task(self, tmp_path):
         task = digits()

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from recorded_training import small, steps, task_of
 from recorded_world import begin, pairs, session
 
 from landscape import open_archive, save_archive
@@ -15,6 +16,7 @@ from landscape.archive.compaction import compact
 from landscape.archive.segments import hold, live_folder
 from landscape.archive.training import training_facts
 from landscape.cli.main import main
+from landscape.probes import CurvatureProbe, Recorder, every
 
 EVENTS = [
     {"step": 3, "kind": "switch", "message": "learning rate 0.1 -> 0.01", "seconds": 1.5},
@@ -64,6 +66,20 @@ class TestFacts:
         facts = training_facts(open_archive(run))
         assert facts is not None
         assert (facts["status"], facts["lost_rows"], facts["seconds"]) == ("failed", 7, 99.0)
+
+    def test_what_a_budget_left_out_is_counted_and_told(self, tmp_path):
+        model, optimizer = small()
+        probe = CurvatureProbe(when=every(steps=1, budget=1e-9))
+        path = tmp_path / "run.h5"
+        with Recorder(path, model, optimizer, task=task_of(model), probes=[probe]) as rec:
+            steps(model, optimizer, 6, rec)
+        facts = training_facts(open_archive(path))
+        assert facts is not None
+        seconds = open_archive(path).history["probe_seconds"].column("curvature")
+        assert (seconds == 0).sum() > 0
+        assert facts["left_out"] == {"curvature": {"moments": len(seconds), "left_out": int((seconds == 0).sum())}}
+        text = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
+        assert f"left out curvature {(seconds == 0).sum()} of {len(seconds)} times, to keep within its budget" in text
 
     def test_none_without_a_training(self, tmp_path):
         save_archive(tmp_path / "probed.h5", [pairs(1.0)])

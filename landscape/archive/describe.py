@@ -132,6 +132,9 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if bend := facts["curvature"]:
         edge = f", unstable above {number(bend['threshold'])}" if bend["threshold"] is not None else ""
         rows.append(("lambda_max", f"{number(bend['lambda_max'])} at step {bend['step']:,}{edge}"))
+    if left := facts["left_out"]:
+        each = [f"{name} {n['left_out']:,} of {n['moments']:,} times" for name, n in left.items()]
+        rows.append(("left out", f"{', '.join(each)}, to keep within its budget; raise budget= for more"))
     if held := facts["calibration"]:
         rows.append(("calibration", ", ".join(f"{name} {number(value)}" for name, value in held.items())))
     if files := facts["checkpoints"]:

@@ -11,7 +11,10 @@ from .history import History
 from .reader import Archive
 
 #: Kinds of events that are told one by one; the others are counted (chosen by us).
-LOUD = ("not_finite", "spike", "switch", "probe_failed", "parameters_changed", "resumed", "lost_rows", "failed")
+LOUD = (
+    *("not_finite", "spike", "switch", "probe_failed", "not_measured"),
+    *("parameters_changed", "resumed", "lost_rows", "failed"),
+)
 #: Of those, how many at most: the last ones.
 _MOST_EVENTS = 20
 
@@ -33,6 +36,7 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
                             another split)
         events              {kind: how many}
         told                [{"step", "kind", "message"}]: those that matter, the last 20
+        left_out            {probe: {"moments", "left_out"}} of each probe that its budget kept from measuring
         checkpoints         names of the files that were written
         lost_rows           rows that could not be written
         superseded_rows     rows that a resumed run has gone over again
@@ -67,6 +71,7 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         "told": [{"step": e.step, "kind": e.kind, "message": e.message} for e in standing if e.kind in LOUD][
             -_MOST_EVENTS:
         ],
+        "left_out": _left_out(history) or None,
         "checkpoints": [e.message for e in standing if e.kind == "checkpoint" and e.message.endswith(".pt")],
         "lost_rows": int(about.get("lost_rows", 0) or 0),
         "superseded_rows": sum(int(history[n].superseded.sum()) for n in history.names),
@@ -96,6 +101,14 @@ def _curvature(history: History) -> dict[str, Any] | None:
         return None
     steps, _ = _column(history, "curvature", "lambda_max")
     return {**{k: last.get(k) for k in ("lambda_max", "threshold", "margin")}, "step": int(steps[-1])}
+
+
+def _left_out(history: History) -> dict[str, dict[str, int]]:
+    """Count the moments of each probe and those that its budget left out, which are recorded as 0 seconds."""
+    series = history.get("probe_seconds")
+    found = {} if series is None else {n: _column(history, "probe_seconds", n)[1] for n in series.names}
+    counted = {n: {"moments": len(v), "left_out": int((v == 0).sum())} for n, v in found.items()}
+    return {n: c for n, c in counted.items() if c["left_out"]}
 
 
 def _time(history: History) -> tuple[float | None, float | None]:

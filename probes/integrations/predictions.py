@@ -25,7 +25,7 @@ class Predictions:
 
     def observe(self, recorder: Recorder, split: str, *arguments: Any) -> None:
         """Count the predictions of a batch, on every process of a distributed evaluation."""
-        if self._off:
+        if self._off or not recorder.evaluates:
             return
         try:
             found = self._find(*arguments)
