@@ -91,7 +91,8 @@ class Tasks:
             checkpoint=checkpoint,
             task=task,
             reference=loaded.reference,
-            run={k: v for k, v in {**checkpoint.facts, **loaded.settings}.items() if v is not None},
+            # A recorder's state lets a training go on; it is no setting of the run.
+            run={k: v for k, v in {**checkpoint.facts, **loaded.settings}.items() if v is not None and k != "recorder"},
             facts={"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {},
             device=str(objective.device),
             dtype=str(objective.dtype).removeprefix("torch."),
