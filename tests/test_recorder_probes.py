@@ -26,6 +26,7 @@ from landscape.probes import (
     every,
 )
 from landscape.probes.demo.digits import REFERENCE, digits
+from landscape.probes.subjects import Tasks
 
 
 class TestExpensiveProbes:
@@ -167,3 +168,6 @@ class TestExpensiveProbes:
         assert found == ["step-00000001.pt", "step-00000002.pt"]
         checkpoint = load_checkpoint(tmp_path / found[-1], digits())
         assert (checkpoint.step, checkpoint.epoch) == (2, 2)
+        run = Tasks(root=tmp_path).prepare(tmp_path / found[-1]).run
+        assert "recorder" in checkpoint.facts
+        assert "recorder" not in run  # a state that lets a training go on, no setting to be compared
