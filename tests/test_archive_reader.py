@@ -166,10 +166,13 @@ def test_what_is_no_archive_gets_a_clear_line(tmp_path, path):
         file.attrs["format_version"] = 2
     cut = tmp_path / "cut.h5"
     cut.write_bytes(path.read_bytes()[:-1000])
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"PK")
     cases = [
         (tmp_path / "no.h5", "no archive at .*no.h5; check the path"),
         (tmp_path, "is a folder, expected an archive file"),
         (text, "is not an HDF5 file"),
+        (weights, r"a checkpoint is measured first: landscape probe .*w\.pt"),
         (empty, "is not an HDF5 file"),
         (foreign, "is an HDF5 file of something else: its root attribute format is None"),
         (newer, "has format version 2, this landscape-probe reads up to 1; upgrade"),

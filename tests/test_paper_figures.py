@@ -146,6 +146,8 @@ def test_the_record_of_a_training_is_drawn(monkeypatch: pytest.MonkeyPatch) -> N
     drawn = paper.make_figure([*runs, make_run("none", [])], "training")
     assert [ax.get_ylabel() for ax in drawn.figure.axes] == ["loss of the batch", "learning rate", "λ max"]
     assert "200 optimizer steps" in drawn.caption
+    assert "learning rate, λ max against" in drawn.caption
+    assert "gradient norm" not in drawn.caption  # not recorded, not drawn
     assert "2 × spike" in drawn.caption
     assert "cohen2021gradient" in drawn.bibtex
 
@@ -208,6 +210,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
     for what, options, message in (
         ("trajectory", {}, "no trajectory to draw; these archives have performance, plane, line"),
         ("training", {}, "no training to draw"),
+        ("surfac", {}, r"no surfac to draw; .*; did you mean surface\?"),
         ("eigenvalues", {"zlim": (0.0, 1.0)}, "eigenvalues has no zlim"),
         ("surface", {"overlay": True}, "can't be laid over one another"),
     ):

@@ -234,7 +234,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
     if empty or not h5py.is_hdf5(path):
-        raise ArchiveError(f"{path} is not an HDF5 file, so it is no archive; archives end in .h5 by habit")
+        weights = path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")
+        hint = f"a checkpoint is measured first: landscape probe {path}" if weights else "archives end in .h5 by habit"
+        raise ArchiveError(f"{path} is not an HDF5 file, so it is no archive; {hint}")
     try:
         with h5py.File(path, "r", locking=False) as file:
             _check_format(path, file)

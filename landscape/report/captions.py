@@ -365,10 +365,13 @@ def training(found: Sequence[tuple[Run, Any]]) -> tuple[str, str]:
     steps = [int(s.steps[-1]) for _, h in found if (s := h.get("loss")) is not None and len(s.steps)]
     told = f"The training{'' if len(found) == 1 else 's'}"
     told += f" over {_range(steps)} optimizer steps" if steps else ""
-    told += (
-        ": loss of each step's batch and gradient norm (faint) with their running means, learning rate and, where it "
-    )
-    told += "was measured, λ max against the largest eigenvalue at which the optimizer is stable (dashed)."
+    both = any(h.get("gradient_norm") is not None for _, h in found)
+    drawn = [f"loss of each step's batch{' and gradient norm' if both else ''} (faint) with running means"]
+    if any(h.get("learning_rate") is not None for _, h in found):
+        drawn.append("learning rate")
+    if any((s := h.get("curvature")) is not None and "lambda_max" in s.names for _, h in found):
+        drawn.append("λ max against the largest eigenvalue at which the optimizer is stable (dashed)")
+    told += f": {', '.join(drawn)}."
     kinds: dict[str, int] = {}
     for _, history in found:
         for event in history.events:

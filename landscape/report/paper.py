@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import os
@@ -201,10 +202,12 @@ def _nothing(runs: Sequence[Run], what: str) -> Any:
         known.append("training")
     told = list(dict.fromkeys(known))
     failed = {run.missing(ALIASES.get(what, what)) for run in runs} - {"not measured"}
+    close = difflib.get_close_matches(what, [*told, *(a for a, kind in ALIASES.items() if kind in told)], n=1)
     why = f" ({'; '.join(sorted(failed))})" if failed else ""
     raise LandscapeError(
         f"there is no {what} to draw{why}; these archives have {', '.join(told) or 'no results'}"
         + ("; plane is also called surface" if "plane" in told and what != "surface" else "")
+        + (f"; did you mean {close[0]}?" if close else "")
     )
 
 
