@@ -173,6 +173,7 @@ class _OnHost:
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)
         self._packed = packed = Packed(parameters)
+        self._follows = False
         self._now, self._before, self._start, self._delta, self._last = (packed.buffer() for _ in range(5))
         self.begin()
         np.copyto(self._start.numbers, self._before.numbers)
@@ -180,6 +181,7 @@ class _OnHost:
 
     def begin(self) -> None:
         self._read(self._before)
+        self._follows = False
 
     def _read(self, buffer: Buffer) -> None:
         with torch.no_grad():
@@ -190,13 +192,14 @@ class _OnHost:
         self._read(now)
         with np.errstate(over="ignore", invalid="ignore"):  # of a training that diverges
             np.subtract(now.numbers, before.numbers, out=delta.numbers)
-            along = packed.dot(delta, last)
+            along = packed.dot(delta, last) if self._follows else nan  # no update before this one was measured
             updates, weights = packed.norms(delta), packed.norms(now)
             # Into memory that is filled anew before it is read again: fewer copies stay in the processor's caches.
             np.subtract(now.numbers, self._start.numbers, out=before.numbers)
             away = sqrt(packed.dot(before, before))
         self._now, self._before = before, now
         self._delta, self._last = last, delta
+        self._follows = True
         size, self._size = self._size, updates[0]
         return updates, weights, away, along, size
 
