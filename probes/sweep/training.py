@@ -40,6 +40,9 @@ class Diverged(Exception):
 class Log(Protocol):
     """What a training tells of itself: a Recorder, or nothing."""
 
+    #: Whether a probe evaluates what `observe` is shown.
+    evaluates: bool
+
     def log(self, **values: Any) -> None: ...
     def scheduled(self, values: Mapping[str, float]) -> None: ...
     def clip_grad_norm_(self, max_norm: float) -> Any: ...
@@ -292,7 +295,7 @@ def evaluate(parts: Parts, recorder: Log | None = None) -> dict[str, float]:
                 if pair is not None and len(pair[1]):
                     count, among = hits(*pair)
                     right, seen = right + float(count), seen + among
-                    if recorder is not None:
+                    if recorder is not None and recorder.evaluates:
                         recorder.observe(*pair, split="test")
     finally:
         model.train(training)
