@@ -29,7 +29,7 @@ def summarize(results: Mapping[str, Result], rows: Sequence[Sequence[str]] = ())
     run = make_run("", good)
     for measure in measures([run]):
         value = measure.read(run)
-        if value.known and measure.key != "margin":  # stability says it in its own words
+        if value.known and measure.key != "stability_ratio":  # stability says it in its own words
             text = " ".join(part for part in value.text() if part)
             groups.setdefault(measure.group.lower(), []).append(f"{measure.label} {text}")
     for result in good:

@@ -11,6 +11,7 @@ from landscape._lazy import attach
 
 _NAMES = {
     "Recorder": "landscape.probes.recorder",
+    "default_probes": "landscape.probes.recorder",
     "Probe": "landscape.probes.probe",
     "Quantity": "landscape.probes.probe",
     "Found": "landscape.probes.probe",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .probe import Quantity as Quantity
     from .rates import LearningRate as LearningRate
     from .recorder import Recorder as Recorder
+    from .recorder import default_probes as default_probes
     from .surface import SurfaceProbe as SurfaceProbe
     from .sweep.cell import train_cell as train_cell
     from .sweep.collecting import collect as collect

@@ -71,7 +71,8 @@ class Recorder:
             each carry its name.
         task: a Task of this model for probes that need data of their own (curvature, surfaces).
         probes: see `landscape.probes`; by default gradient norms, updates, learning rates at every step, and the
-            calibration of what `observe` is shown.
+            calibration of what `observe` is shown. A list of your own stands instead of these: add to them by
+            `[*default_probes(), CurvatureProbe()]`.
         checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
         task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
             `landscape probe step-*.pt` needs nothing else.

@@ -70,9 +70,9 @@ class TestNumbers:
         curvature = h["curvature"]
         assert found["trace"].number == curvature.column("trace")[-1]
         assert found["trace"].error == curvature.column("trace_stderr")[-1]
-        assert found["margin"].number == 1 - curvature.column("margin")[-1]
+        assert found["stability_ratio"].number == 1 - curvature.column("margin")[-1]
         assert found["recorded.accuracy"].number == h["logged"].column("accuracy")[-1]
-        assert {found[k].step for k in ("trace", "margin", "recorded.accuracy")} == {600}
+        assert {found[k].step for k in ("trace", "stability_ratio", "recorded.accuracy")} == {600}
 
     def test_the_loss_is_the_mean_of_the_last_epochs_batches(self, paths):
         loss = history(0)["loss"].column("loss")[-50:]  # 600 steps, 12 epochs

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from recorded_training import small, steps, task_of
 from recorded_world import begin, pairs, session
@@ -48,7 +49,7 @@ class TestFacts:
         bend = history["curvature"]
         assert facts["curvature"] == {
             "lambda_max": bend.column("lambda_max")[-1], "threshold": bend.column("threshold")[-1], "margin": None,
-            "step": 50,
+            "operator": "Hessian", "learning_rate": history["learning_rate"].values[-1, 0], "step": 50,
         }  # fmt: skip
         assert facts["calibration"] == dict(zip(("ece", "nll"), history["calibration"].values[-1], strict=True))
         assert facts["events"] == {"switch": 1, "checkpoint": 2, "skipped_step": 2}
@@ -80,6 +81,21 @@ class TestFacts:
         assert facts["left_out"] == {"curvature": {"moments": len(seconds), "left_out": int((seconds == 0).sum())}}
         text = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
         assert f"left out curvature {(seconds == 0).sum()} of {len(seconds)} times, to keep within its budget" in text
+
+    @pytest.mark.parametrize("operator", ["Hessian", "preconditioned"])
+    def test_says_whose_eigenvalue_decides_stability(self, tmp_path, operator):
+        model, optimizer = small()
+        if operator == "preconditioned":
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        path, probe = tmp_path / "run.h5", CurvatureProbe(when=every(steps=2))
+        with Recorder(path, model, optimizer, task=task_of(model), probes=[probe]) as rec:
+            steps(model, optimizer, 4, rec)
+        facts = training_facts(open_archive(path))
+        assert facts is not None
+        assert facts["curvature"]["operator"] == operator
+        assert facts["curvature"]["margin"] == 1 - facts["curvature"]["lambda_max"] / facts["curvature"]["threshold"]
+        text = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
+        assert ("of the preconditioned Hessian at step 4" in text) == (operator == "preconditioned")
 
     def test_none_without_a_training(self, tmp_path):
         save_archive(tmp_path / "probed.h5", [pairs(1.0)])

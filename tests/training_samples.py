@@ -70,7 +70,7 @@ def history(place: int = 0, steps: int = 600, epochs: int = 12, layers: int = le
                np.stack([40 / (g2 + 0.05), g2, 40 * np.ones(steps)], 1)),
         series("eigenvalue", ("1", "2", "3"), at, np.stack([top, 0.7 * top, 0.5 * top], 1)),
         series("curvature", ("trace", "trace_stderr", "lambda_max", "threshold", "margin"), at,
-               np.stack([9 * top, 0.4 * top, top, edge, top / edge], 1)),
+               np.stack([9 * top, 0.4 * top, top, edge, 1 - top / edge], 1)),
         series("calibration", ("ece", "ece_low", "ece_high", "nll", "temperature"), ends,
                np.stack([ece, ece - 0.008, ece + 0.009, val, 1 + 10 * ece], 1), axis="epoch"),
         series("epoch", ("epoch",), ends, np.arange(1, epochs + 1), axis="epoch"),

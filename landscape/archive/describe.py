@@ -131,7 +131,12 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("gradient norm", text))
     if bend := facts["curvature"]:
         edge = f", unstable above {number(bend['threshold'])}" if bend["threshold"] is not None else ""
-        rows.append(("lambda_max", f"{number(bend['lambda_max'])} at step {bend['step']:,}{edge}"))
+        # A schedule that ends at 0 makes any curvature stable: a large threshold is no praise then.
+        edge += (
+            f" at learning rate {number(bend['learning_rate'])}" if edge and bend["learning_rate"] is not None else ""
+        )
+        of = " of the preconditioned Hessian" if bend["operator"] == "preconditioned" else ""
+        rows.append(("lambda_max", f"{number(bend['lambda_max'])}{of} at step {bend['step']:,}{edge}"))
     if left := facts["left_out"]:
         each = [f"{name} {n['left_out']:,} of {n['moments']:,} times" for name, n in left.items()]
         rows.append(("left out", f"{', '.join(each)}, to keep within its budget; raise budget= for more"))

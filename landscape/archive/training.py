@@ -31,7 +31,9 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         loss                {"first", "last", "step"}: means over the first and last tenth of the rows, in the loss's
                             own unit, and the step of the last one
         gradient_norm       {"last", "largest", "step"}: global, as the optimizer used it; the step of the largest
-        curvature           {"lambda_max", "threshold", "margin", "step"}: the last one, beside the largest stable one
+        curvature           {"lambda_max", "threshold", "margin", "operator", "learning_rate", "step"}: the last one,
+                            beside the largest that is stable at that learning rate (None for several groups);
+                            "preconditioned" where it is not the Hessian's own, as for adaptive optimizers
         calibration         {column: value}: the last evaluated (ece, ece_low, ece_high, nll, accuracy, ...; test.ece of
                             another split)
         events              {kind: how many}
@@ -100,7 +102,21 @@ def _curvature(history: History) -> dict[str, Any] | None:
     if "lambda_max" not in last:
         return None
     steps, _ = _column(history, "curvature", "lambda_max")
-    return {**{k: last.get(k) for k in ("lambda_max", "threshold", "margin")}, "step": int(steps[-1])}
+    of, own = _column(history, "eigenvalue", "1")
+    own = own[of == steps[-1]]
+    # The probe writes the same number to both where the threshold is one for the Hessian itself.
+    same = not len(own) or math.isclose(own[-1], last["lambda_max"], rel_tol=1e-6)
+    rates = history.get("learning_rate")
+    rate = None
+    if rates is not None and len(rates.names) == 1:
+        at, values = _column(history, "learning_rate", rates.names[0])
+        rate = next(iter(values[at <= steps[-1]][-1:].tolist()), None)
+    return {
+        **{k: last.get(k) for k in ("lambda_max", "threshold", "margin")},
+        "operator": "Hessian" if same else "preconditioned",
+        "learning_rate": rate,
+        "step": int(steps[-1]),
+    }
 
 
 def _left_out(history: History) -> dict[str, dict[str, int]]:

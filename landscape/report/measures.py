@@ -254,7 +254,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             sharpness=True,
         ),
         Measure(
-            "margin",
+            "stability_ratio",
             "λ / threshold",
             "Curvature",
             stability_ratio,

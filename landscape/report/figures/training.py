@@ -120,7 +120,7 @@ def edge(runs: Sequence[Run]) -> Chart | None:
             Curve("curvature", "threshold", "threshold", 1, markers=True),
         )
         views.append(View("edge", "λ max and threshold", "eigenvalue (loss / parameter²)", curves))
-        views.append(View("margin", "λ / threshold", "share of the threshold", (_marked("curvature", "margin"),), 1.0))
+        views.append(View("margin", "Margin", "1 − λ max / threshold", (_marked("curvature", "margin"),), 0.0))
     names = columns(runs, "eigenvalue")
     if names:
         curves = tuple(
