@@ -21,7 +21,7 @@ from .probe import print_outcomes
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the trainings and measurements.")
 @click.option("--force", is_flag=True, help="Replace the files of an earlier demo in that folder.")
 def command(out: Path, seed: int, force: bool) -> None:
-    """Train four small nets on real data, probe each, and compare them in one report and two pictures.
+    """Train four small nets on real data, probe and compare them in a report and two pictures.
 
     Two losses by two learning rate schedules on scikit-learn's handwritten digits; nothing is downloaded. It takes
     about a minute and a half on two cores.

@@ -22,7 +22,7 @@ from landscape.errors import LandscapeError
 #: Command -> (module of this package, one line for `landscape --help`), under the headings of the help page.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Measure": {
-        "demo": ("demo", "Train four small nets on real data, probe each, and compare them in one report and two pictures."),
+        "demo": ("demo", "Train four small nets on real data, probe and compare them in a report and two pictures."),
         "init": ("init", "Write a commented task file that fits a checkpoint, ready to fill in."),
         "check": ("check", "Try a task on one batch: does it load, what will work, how long will it take."),
         "probe": ("probe", "Measure checkpoints: loss, curvature, sharpness, surface, calibration."),
