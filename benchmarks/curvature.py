@@ -190,15 +190,15 @@ def eigenvalues(
         "ours, by value": lambda: ours(model, data, "value", True),
         "ours, by value, not audited": lambda: ours(model, data, "value", False),
     }
-    if not counting and not _installed("curvlinops"):  # else its own run says how many products eigsh takes
+    if not _installed("curvlinops"):  # else its own run says how many products eigsh takes
         ways["our products, eigsh"] = lambda: ours_with_eigsh(model, data)
-    for name, way in (("PyHessian", pyhessian), ("curvlinops, eigsh", curvlinops)):
-        if counting:
-            continue
-        if _installed({"PyHessian": "pyhessian"}.get(name, "curvlinops")):
-            ways[name] = lambda way=way: way(model, data)
-        else:
+    peers = {"PyHessian": ("pyhessian", pyhessian), "curvlinops, eigsh": ("curvlinops", curvlinops)}
+    for name, (package, way) in list(peers.items()):
+        if not _installed(package):
             print(f"  {name} is not installed: left out")
+            del peers[name]
+        elif not counting:
+            ways[name] = lambda way=way: way(model, data)
     ways = {name: way for name, way in ways.items() if not name.startswith(without or ("-",))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, tuple[np.ndarray, int]] = {}
@@ -208,7 +208,7 @@ def eigenvalues(
             found[name] = way()
             seconds[name].append(clock() - begun)
             print(f"  {seconds[name][-1]:9.2f} s  {found[name][1]:4d} products  {name}", flush=True)
-    for name in ("PyHessian", "curvlinops, eigsh") if counting else ():
+    for name in peers if counting else ():
         if not name.startswith(without or ("-",)):
             values, products, one = by_count(name, model, data, clock)
             found[name], seconds[name] = (values, products), [products * one]

@@ -60,20 +60,14 @@ def _check_values(predictions: Predictions) -> tuple[str, ...]:
     kind, values, where = predictions.kind, predictions.scores, predictions.where
     low, high = (float(x) for x in torch.aminmax(values))
     if not (np.isfinite(low) and np.isfinite(high)):
-        bad = ~torch.isfinite(values)
-        rows = bad if bad.ndim == 1 else bad.any(dim=1)
-        first = int(rows.int().argmax())
-        found = values[first] if bad.ndim == 1 else values[first][bad[first]][0]
+        first, found, rows = _first(~torch.isfinite(values), values)
         raise MeasurementError(
-            f"{kind} must be finite, got {float(found)} in {where(first)} ({int(rows.sum())} of {len(values)} rows are "
+            f"{kind} must be finite, got {float(found)} in {where(first)} ({rows} of {len(values)} rows are "
             "affected); leave them out, or look for the layer that makes them"
         )
     inside = low >= 0 and high <= 1
     if kind == "probabilities" and not inside:
-        outside = (values < 0) | (values > 1)
-        rows = outside if outside.ndim == 1 else outside.any(dim=1)
-        first = int(rows.int().argmax())
-        found = values[first] if outside.ndim == 1 else values[first][outside[first]][0]
+        first, found, _ = _first((values < 0) | (values > 1), values)
         raise MeasurementError(
             f"probabilities must lie in [0, 1], got {_number(found)} in {where(first)}; "
             "if these are logits, pass them as logits="
@@ -101,6 +95,13 @@ def _check_values(predictions: Predictions) -> tuple[str, ...]:
             f"{where(first)}; if these are logits, pass them as logits="
         )
     return ()
+
+
+def _first(bad: torch.Tensor, values: torch.Tensor) -> tuple[int, torch.Tensor, int]:
+    """Return the first row with a bad number, that number, and how many rows have one."""
+    rows = bad if bad.ndim == 1 else bad.any(dim=1)
+    first = int(rows.int().argmax())
+    return first, values[first] if bad.ndim == 1 else values[first][bad[first]][0], int(rows.sum())
 
 
 def _number(value: torch.Tensor) -> str:
