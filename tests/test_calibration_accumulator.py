@@ -144,6 +144,15 @@ def test_a_state_goes_through_a_file_and_on(tmp_path: Any) -> None:
         CalibrationAccumulator(bins=10).load_state_dict(state)
 
 
+def test_a_batch_refused_for_its_groups_leaves_no_trace() -> None:
+    c, y = pairs(0, 100)
+    accumulator = CalibrationAccumulator(kind="top-label").update(probabilities=c, labels=y, groups=torch.arange(100))
+    with pytest.raises(MeasurementError, match="groups= must be given with every batch"):
+        accumulator.update(probabilities=c.double(), labels=y)
+    assert accumulator.facts["dtype"] == "float32"
+    assert accumulator.samples == 100
+
+
 def test_groups_go_across_batches_and_accumulators() -> None:
     z, y = logits_of(2)
     groups = torch.arange(700) % 40

@@ -1,4 +1,4 @@
-"""The compiled pass over logits: NumPy's numbers, ties and faults, and one line where it can't be made."""
+"""The compiled passes over logits and pairs: NumPy's numbers, ties and faults, and one line where it can't be made."""
 
 from __future__ import annotations
 
@@ -102,6 +102,73 @@ def test_merged_with_others_it_counts_all() -> None:
     assert CalibrationAccumulator().load_state_dict(mixed.state_dict()).samples == 800
 
 
+# ------------------------------------------------------------------------------------------------ pairs
+
+
+def pairs_of(n: int, least: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    c = 1 - (1 - least) * torch.rand(n, generator=g) ** 3
+    c[:4] = torch.tensor([1.0, least, 0.2, 0.4])  # edges of five bins among them
+    return c, (torch.rand(n, generator=g) < c).long()
+
+
+def counted_pairs(batches: list[tuple[torch.Tensor, torch.Tensor]], **settings: Any) -> CalibrationAccumulator:
+    accumulator = CalibrationAccumulator(**settings)
+    for c, y in batches:
+        accumulator.update(probabilities=c, labels=y)
+    return accumulator
+
+
+# Two edges that lie in one fine cell take the ordinary way, as does what is too small to be packed.
+@needs_compiler
+@pytest.mark.parametrize("edges", [5, 15, [0, 0.5, 0.50001, 0.50002, 1], [0, 0.9999999, 1]], ids=str)
+@pytest.mark.parametrize("least", [2.0**-7, 1e-6, 0.0])
+@pytest.mark.parametrize("kind", ["top-label", "binary"])
+def test_pairs_are_counted_as_without_it(kind: Any, least: float, edges: Any) -> None:
+    batches = [pairs_of(1000, least), pairs_of(200_000, least, 1), pairs_of(7, least, 2)]
+    mine, plain = (
+        counted_pairs(batches, kind=kind, confidence="positive", bins=edges, exact=0, scores=False, compiled=c).totals()
+        for c in (True, False)
+    )
+    place = np.searchsorted(mine.table.edges[1:-1], np.concatenate([c.numpy().astype(float) for c, _ in batches]))
+    assert mine.table.counts.tolist() == np.bincount(place, minlength=len(mine.table.counts)).tolist()
+    for name in ("counts", "correct", "confidence_sums"):
+        np.testing.assert_array_equal(getattr(mine.table, name), getattr(plain.table, name))
+    for name in ("confidence", "counts", "correct", "wrong_sums"):
+        np.testing.assert_array_equal(getattr(mine.atoms, name), getattr(plain.atoms, name))
+
+
+@needs_compiler
+def test_pairs_with_all_the_rest_are_counted_as_without_it() -> None:
+    c, y = pairs_of(3000, 0.3)
+    wide = torch.stack([c, -c], 1)[:, 0]  # not contiguous
+    for rows in (c, wide, c.double(), c.half()):
+        mine, plain = (counted_pairs([(rows, y)], kind="top-label", compiled=k).compute() for k in (True, False))
+        assert_same(mine, plain)
+    grouped = [
+        CalibrationAccumulator(kind="top-label", compiled=k).update(
+            probabilities=c, labels=y, groups=torch.arange(3000) // 7
+        )
+        for k in (True, False)
+    ]
+    assert_same(grouped[0].compute(), grouped[1].compute())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("score", "label"), [(1.5, 1), (float("nan"), 1), (-0.5, 1), (float("inf"), 0), (0.5, 2), (0.5, -1)]
+)
+def test_faulty_pairs_are_never_counted(score: float, label: int) -> None:
+    good = pairs_of(500, 0.1)
+    accumulator = counted_pairs([good], kind="top-label", compiled=True)
+    before = accumulator.compute()
+    c, y = (x.clone() for x in good)
+    c[77], y[77] = score, label
+    with pytest.raises(MeasurementError, match=r"row 77|outside the 2 classes|negative"):
+        accumulator.update(probabilities=c, labels=y)
+    assert_same(accumulator.compute(), before)
+
+
 # ------------------------------------------------------------------------------------------------ no kernel
 
 
@@ -145,16 +212,24 @@ def test_a_library_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @needs_compiler
 @pytest.mark.usefixtures("anew")
 @pytest.mark.parametrize(
-    "change",
-    ["s/> most ? x/>= 9 ? x/", "s/0.16666666666554314/0.1666/", "s/x.j. - x.j.;/0;/"],
-    ids=["top", "exp", "nan"],
+    ("source", "change"),
+    [
+        ("kernel.c", "s/> most ? x/>= 9 ? x/"),
+        ("kernel.c", "s/0.16666666666554314/0.1666/"),
+        ("kernel.c", "s/x.j. - x.j.;/0;/"),
+        ("count.c", "s/ + bits) >>/) >>/"),
+        ("count.c", r"s/place >> LEADING |/(place >> LEADING \& 1023) |/"),
+    ],
+    ids=["top", "exp", "nan", "carry", "place"],
 )
-def test_a_kernel_that_errs_is_refused(change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = Path(compiled.__file__).with_name("kernel.c").read_text()
+def test_a_kernel_that_errs_is_refused(
+    source: str, change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = Path(compiled.__file__).with_name(source)
     tool = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
-    changed = f"sed '{change}' {compiled.__file__.replace('compiled.py', 'kernel.c')} > {tmp_path}/changed.c"
-    keep = f'for a; do shift; case "$a" in *kernel.c) a={tmp_path}/changed.c;; esac; set -- "$@" "$a"; done'
+    changed = f"sed '{change}' {file} > {tmp_path}/changed.c"
+    keep = f'for a; do shift; case "$a" in *{source}) a={tmp_path}/changed.c;; esac; set -- "$@" "$a"; done'
     monkeypatch.setenv("CC", script(tmp_path, f'{changed}; {keep}; exec {tool} "$@"'))
     with pytest.raises(MeasurementError, match="does not give NumPy's numbers here"):
         CalibrationAccumulator(compiled=True)
-    assert (tmp_path / "changed.c").read_text() != source
+    assert (tmp_path / "changed.c").read_text() != file.read_text()

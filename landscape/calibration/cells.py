@@ -81,7 +81,7 @@ class Cells:
         side = correct.astype(np.int32)
         np.left_shift(side, _PLACE_BITS, out=side)
         np.bitwise_or(place, side, out=side)
-        entries, further = self._entries()
+        entries, further = self.entries()
         keys = entries.index_select(0, torch.from_numpy(side))
         plain = keys.numpy()
         np.add(plain, bits, out=plain)
@@ -90,7 +90,7 @@ class Cells:
             keys.sub_(_above(torch.from_numpy(bits), split.index_select(0, torch.from_numpy(place))))
         return keys
 
-    def _entries(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def entries(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the entries of the look-up, by leading bits of 1 - c and, above them, right or wrong; further edges.
 
         An entry is cell + cells * correct, shifted beyond a float32's bits, and below it what the bits of an edge in

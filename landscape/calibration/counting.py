@@ -11,6 +11,7 @@ import torch
 
 from .bins import equal_width_edges
 from .cells import Cells
+from .compiled import Kernel
 from .inputs import Form, Predictions
 from .packed import PackedSums
 from .scoring import Scored, View
@@ -59,12 +60,14 @@ class Counts:
     """Counts and sums of predictions on one device, memory O(cells + classes * bins).
 
     `sums` by name, `pairs` (confidence, correct, group) as long as all are kept, else None, and how many came (`held`);
-    `groups` of every update, `rows` of them. By cell, the wrong ones come first, then the right ones.
+    `groups` of every update, `rows` of them. By cell, the wrong ones come first, then the right ones. A `kernel` counts
+    float32 pairs that are in no group.
     """
 
-    def __init__(self, counted: Counted, device: torch.device) -> None:
+    def __init__(self, counted: Counted, device: torch.device, kernel: Kernel | None = None) -> None:
         self.counted = counted
         self.device = device
+        self.kernel = kernel
         edges = np.array([0.0, 1.0]) if counted.edges is None else counted.edges
         self.cells = Cells(edges, device)
         self.pairs: list[tuple[torch.Tensor, ...]] | None = []
@@ -133,21 +136,13 @@ class Counts:
             same = right is correct
             sure, correct = sure.where(keep, 0), correct * keep
             right = correct if same else right * keep
-        packed = keep is None and self._packed.fits(sure)
-        sure = sure if packed else sure + 0.0  # no -0.0, whose bits are those of a huge number
-        keys = self.cells.keys(sure, correct)
-        if packed:
-            if not self._packed.room(len(sure)):
-                self._packed.take(self._sums["counts"], self._sums["confidence"])
-            self._packed.add(keys, sure)
-        else:
-            self._scatter("counts", keys, self._one(correct, keep))
-            self._scatter("confidence", keys, sure.double())
+        sure, keys = self._add_pairs(sure, correct, keep, keyed=group is not None)
         if right is not correct:
             self._sums["right"] += right.sum()
         brier, nll = self._add_scores(scored, keep)
         if group is not None:
             assert part.groups is not None
+            assert keys is not None
             if self.counted.edges is not None:
                 at = (part.groups * self.counted.bins + self._bin_of[keys]) * 3
                 for offset, of in enumerate((self._one(correct, keep).double(), correct.double(), sure.double())):
@@ -159,6 +154,28 @@ class Counts:
             self._keep_pair(sure.double(), correct, keep, part.groups)
         if "class labels" in self._sums:
             self._add_classes(part, scored, sure.double(), correct, keep)
+
+    def _add_pairs(
+        self, sure: torch.Tensor, correct: torch.Tensor, keep: torch.Tensor | None, keyed: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Count by cell, and return the confidences without -0.0 and their keys (None where not `keyed`)."""
+        if keep is None and self._packed.fits(sure):
+            if not self._packed.room(len(sure)):
+                self._packed.take(self._sums["counts"], self._sums["confidence"])
+            if (
+                self.kernel is not None
+                and not keyed
+                and self._packed.add_compiled(self.kernel, self.cells, sure, correct)
+            ):
+                return sure, None
+            keys = self.cells.keys(sure, correct)
+            self._packed.add(keys, sure)
+            return sure, keys
+        sure = sure + 0.0  # -0.0 has the bits of a huge number
+        keys = self.cells.keys(sure, correct)
+        self._scatter("counts", keys, self._one(correct, keep))
+        self._scatter("confidence", keys, sure.double())
+        return sure, keys
 
     def _scatter(self, name: str, at: torch.Tensor, of: torch.Tensor) -> None:
         self._sums[name].scatter_add_(0, at, of)

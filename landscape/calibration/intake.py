@@ -11,6 +11,7 @@ import torch
 from ..errors import MeasurementError
 from .checked import verify
 from .collect import collect
+from .compiled import load
 from .counting import Counted, Counts, GroupSums
 from .inputs import Form, Predictions, kept
 from .scoring import View, blocks, within_unit
@@ -97,13 +98,13 @@ class Intake:
                 f"this batch holds {facts['input']}, those before it {self.facts['input']}; give each its own "
                 "accumulator"
             )
-        elif facts["dtype"] not in self.facts["dtype"].split(", "):
-            self.facts["dtype"] += f", {facts['dtype']}"
         grouped = predictions.groups is not None
         if self._grouped is None:
             self._grouped = grouped
         if grouped != self._grouped:
             raise MeasurementError("groups= must be given with every batch, or with none")
+        if facts["dtype"] not in self.facts["dtype"].split(", "):
+            self.facts["dtype"] += f", {facts['dtype']}"
 
     def _view(self, predictions: Predictions) -> View:
         if self.settings.confidence is not None:
@@ -114,7 +115,7 @@ class Intake:
         """Lay out the sums, all 0."""
         how = self.settings
         counted = Counted(form, classes, view, how.bins, how.edges, how.scores, tabled, how.exact)
-        self._counts = Counts(counted, device)
+        self._counts = Counts(counted, device, load() if how.compiled and device.type == "cpu" else None)
         self._fault = torch.full((1,), _NEVER, dtype=torch.int64, device=device)
 
     @property

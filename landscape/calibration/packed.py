@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .cells import Cells
+from .compiled import Kernel
+
 # Bits of a sum's fraction, and bits below those of the count: a sum stays below 2**17.
 _FRACTION, _COUNT = 30, 47
 # Most confidences that fit at once.
@@ -48,6 +51,19 @@ class PackedSums:
         """Add confidences, which `fits` and `room` must have allowed."""
         self.table.scatter_add_(0, keys, confidence.double().add_(_SHIFT).view(torch.int64))
         self.held += len(keys)
+
+    def add_compiled(self, kernel: Kernel, cells: Cells, confidence: torch.Tensor, correct: torch.Tensor) -> bool:
+        """As `add`, from pairs instead of keys; False, with nothing added, where two edges lie too close for that.
+
+        Confidences must lie in [0, 1] and `correct` be 0 or 1.
+        """
+        entries, further = cells.entries()
+        if further:
+            return False
+        pairs = confidence.contiguous().numpy(), correct.contiguous().numpy()
+        kernel.count(*pairs, entries.numpy(), _SHIFT, self.table.numpy())
+        self.held += len(confidence)
+        return True
 
     def take(self, counts: torch.Tensor, sums: torch.Tensor) -> None:
         """Move what was added to `counts` int64 and `sums` float64, (size,) each. Cost: 8 passes over the table."""
