@@ -48,6 +48,7 @@ def command(
     does beyond the interval is said.
     """
     from landscape.comparison.conditions import parse_condition
+    from landscape.report.belonging import with_tasks
     from landscape.report.pairs import compare_runs, pair_up
     from landscape.report.runs import gather
     from landscape.report.sections.compare import comparable
@@ -59,7 +60,7 @@ def command(
         verdicts = [(c, c.judge({k: f.sides for k, f in found.items()})) for c in asked]
         stops = [v.holds and (bool(v.sure) or not sure) for _, v in verdicts]
         failed |= any(stops)
-        for level, text in comparable([a, b]):
+        for level, text in comparable(with_tasks([a, b])):
             if level != "info":
                 warn(text)
         if as_json:

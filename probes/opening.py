@@ -24,9 +24,10 @@ from .probe import Followed
 
 @dataclass
 class Opened:
-    """An archive that this process writes: the lock it holds, how often the run was resumed, and its earlier record."""
+    """An archive that this process writes: the lock it holds, its run, how often that was resumed, its earlier record."""
 
     lock: int | None = None
+    run_id: str = ""
     session: int = 0
     earlier: History = field(default_factory=History)
     #: Where a resumed run goes on, unless load_state_dict says otherwise: epochs, and steps by optimizer.
@@ -82,6 +83,7 @@ def open_run(path: Path, settings: Mapping[str, Any], *, resume: bool, force: bo
         else:
             begin_run(path, run=settings, attributes=provenance(), force=force)
             opened.release()  # of a folder that was replaced
+        opened.run_id = str(open_archive(path).attributes.get("run_id", ""))
         folder.mkdir(exist_ok=True)
         if opened.lock is None:
             opened.lock = hold(folder)
@@ -113,9 +115,9 @@ def open_together(
         except ArchiveError as error:
             trouble = str(error)
     if world > 1:
-        told = [(trouble, opened.session, opened.epoch, dict(opened.taken))]
+        told = [(trouble, opened.run_id, opened.session, opened.epoch, dict(opened.taken))]
         torch.distributed.broadcast_object_list(told, src=0)
-        trouble, opened.session, opened.epoch, opened.taken = told[0]
+        trouble, opened.run_id, opened.session, opened.epoch, opened.taken = told[0]
     if trouble is not None:
         raise ArchiveError(trouble)
     return opened, place, world

@@ -135,6 +135,7 @@ class Recorder:
             settings=task_settings or {},
             task_loss=task_loss,
             facts=facts or {},
+            run_id=self._opened.run_id,
         )
         self._first = followed[0].name
         self.recording = 0.0
@@ -312,8 +313,8 @@ class Recorder:
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
         """Write a checkpoint of the model and the first optimizer, by default `step-<number>.pt` beside the archive.
 
-        It names its task where the recorder knows one, holds the recorder's own state under facts["recorder"], and
-        appears whole or not at all. Raises CheckpointError where it can't be written.
+        It names its task where the recorder knows one, holds the recorder's own state and its archive's run_id under
+        facts["recorder"], and appears whole or not at all. Raises CheckpointError where it can't be written.
         """
         return self._saving.save(path, self.state_dict(), facts)
 

@@ -24,6 +24,7 @@ class Saving:
         when: along the way; None for never.
         reference, settings, task_loss: of the task, see `save_checkpoint`.
         facts: settings of the run.
+        run_id: of the archive, by which what is measured on a checkpoint is known to belong to the recorded run.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Saving:
         settings: Mapping[str, Any],
         task_loss: str,
         facts: Mapping[str, Any],
+        run_id: str = "",
     ) -> None:
         self.when = when
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._run_id = folder, run, run_id
         self._task: dict[str, Any] = {}
         if reference:
             self._task = {"task": reference, "settings": dict(settings), "task_loss": task_loss}
@@ -58,7 +60,7 @@ class Saving:
             optimizer=self._run.followed[0].optimizer,
             step=self._run.step,
             epoch=self._run.epoch,
-            further={**self._facts, **facts, "recorder": state},
+            further={**self._facts, **facts, "recorder": {**state, "run_id": self._run_id}},
         )
         return target
 

@@ -93,7 +93,10 @@ class Tasks:
             reference=loaded.reference,
             # A recorder's state lets a training go on; it is no setting of the run.
             run={k: v for k, v in {**checkpoint.facts, **loaded.settings}.items() if v is not None and k != "recorder"},
-            facts={"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {},
+            facts={
+                **({"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {}),
+                **_recorded_in(checkpoint),
+            },
             device=str(objective.device),
             dtype=str(objective.dtype).removeprefix("torch."),
             warnings=warnings,
@@ -153,6 +156,13 @@ class Tasks:
                 "--task out to measure with that one"
             )
         return tuple(said)
+
+
+def _recorded_in(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the run_id of the archive whose recorder wrote this checkpoint, under "recorded_in"; nothing of others."""
+    state = checkpoint.facts.get("recorder")
+    run_id = state.get("run_id") if isinstance(state, Mapping) else None
+    return {"recorded_in": run_id} if isinstance(run_id, str) and run_id else {}
 
 
 def _with_data(task: Task, reference: str) -> Task:

@@ -168,6 +168,7 @@ class TestExpensiveProbes:
         assert found == ["step-00000001.pt", "step-00000002.pt"]
         checkpoint = load_checkpoint(tmp_path / found[-1], digits())
         assert (checkpoint.step, checkpoint.epoch) == (2, 2)
-        run = Tasks(root=tmp_path).prepare(tmp_path / found[-1]).run
+        prepared = Tasks(root=tmp_path).prepare(tmp_path / found[-1])
         assert "recorder" in checkpoint.facts
-        assert "recorder" not in run  # a state that lets a training go on, no setting to be compared
+        assert "recorder" not in prepared.run  # a state that lets a training go on, no setting to be compared
+        assert prepared.facts["recorded_in"] == open_archive(tmp_path / "run.h5").attributes["run_id"]

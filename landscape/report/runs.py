@@ -20,7 +20,7 @@ from .recorded import Recorded, reduce
 #: More runs than this are many: what says the same of each of them is said once (chosen by us: a screen of rows).
 MANY = 12
 #: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
-MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset", "loss_at_end"})
+MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset", "loss_at_end", "recorded_in"})
 #: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
 NOT_SETTINGS = frozenset(
     {"name", "checkpoint", "fingerprint", "task", "task_file", "task_hash", "step", "epoch", "path", "seconds"}
@@ -35,7 +35,8 @@ class Run:
     measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
     be read. `history` is the record of the training that the archive holds (None or empty: there is none); runs of
     one archive share it. `probed_at` names the kinds whose result a probe measured while the run trained, and after how
-    many steps. `index` is the place in the report, from which color and marker follow.
+    many steps. `task_from` names the checkpoint whose task this is, where the archive names none. `index` is the place in
+    the report, from which color and marker follow.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Run:
     index: int = 0
     history: Any = field(default=None, repr=False, compare=False)
     probed_at: Mapping[str, int] = field(default_factory=dict)
+    task_from: str = ""
 
     @cached_property
     def recorded(self) -> Recorded:
@@ -129,6 +131,7 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
     read is left out and kept among the run's `problems`.
     """
     from ..archive.reader import open_archive  # h5py loads here, so that drawing a Result needs none
+    from .belonging import with_tasks  # it needs Run
 
     if not paths:
         raise ArchiveError("a report needs at least one archive, got none; give the path of a run.h5")
@@ -137,7 +140,7 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
         archive = open_archive(path)
         with archive.held():
             runs += _runs_of(archive)
-    return unique([with_probed(run) for run in runs])
+    return with_tasks(unique([with_probed(run) for run in runs]))
 
 
 def _runs_of(archive: Any) -> list[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..belonging import task_notes
 from ..blocks import Block, Cell, Column, Notes, Row, Section, Table, Text
 from ..measures import Measure, measures, setting, settings
 from ..runs import Run
@@ -39,7 +40,7 @@ def build(runs: Sequence[Run]) -> Section:
     if absent:
         told = ", ".join(_full(m) for m in absent)
         blocks.append(Text(f"Not measured{' in any run' if several else ''}: {told}."))
-    notes = [*_only_recorded(runs), *comparable(runs)]
+    notes = [*_only_recorded(runs), *task_notes(runs), *comparable(runs)]
     if notes:
         blocks.append(Notes(notes))
     return Section("runs", "Runs", blocks)
