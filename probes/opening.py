@@ -24,7 +24,7 @@ from .probe import Followed
 
 @dataclass
 class Opened:
-    """An archive that this process writes: the lock it holds, its run, how often that was resumed, its earlier record."""
+    """An archive that this process writes: the lock it holds, its run, how often it was resumed, its earlier record."""
 
     lock: int | None = None
     run_id: str = ""

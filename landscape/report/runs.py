@@ -35,8 +35,8 @@ class Run:
     measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
     be read. `history` is the record of the training that the archive holds (None or empty: there is none); runs of
     one archive share it. `probed_at` names the kinds whose result a probe measured while the run trained, and after how
-    many steps. `task_from` names the checkpoint whose task this is, where the archive names none. `index` is the place in
-    the report, from which color and marker follow.
+    many steps. `task_from` names the checkpoint whose task this is, where the archive names none. `index` is the place
+    in the report, from which color and marker follow.
     """
 
     name: str
