@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Task": "landscape.tasks",
     "task": "landscape.tasks",
+    "next_token": "landscape.tokens",
     "load_task": "landscape.task_files",
     "Checkpoint": "landscape.checkpoint",
     "load_checkpoint": "landscape.checkpoint",
@@ -137,4 +138,5 @@ if TYPE_CHECKING:
     from .surface.trajectory import trajectory, trajectory_plane
     from .task_files import load_task
     from .tasks import Task, task
+    from .tokens import next_token
     from .training.registries import losses, optimizers, schedules

@@ -34,6 +34,12 @@ def default_target(target: Any) -> Any:
     return target
 
 
+def logits_of(outputs: Any) -> torch.Tensor | None:
+    """Return the logits in what a model returned: itself, its attribute `logits` or its entry of that name."""
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
+    return logits if isinstance(logits, torch.Tensor) else None
+
+
 def default_prediction(
     outputs: Any, labels: Any, loss: Any, ignore_index: int = IGNORE_INDEX
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -42,10 +48,8 @@ def default_prediction(
     (n, classes) with (n,) integer labels; (n, classes, ...) with (n, ...) for segmentation; (n, length, classes)
     with (n, length) for tokens; (n,) or (n, 1) with labels 0 and 1 for a binary task. Rows to ignore are left out.
     """
-    logits = getattr(outputs, "logits", outputs)
-    if isinstance(outputs, Mapping):
-        logits = outputs.get("logits")
-    if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
+    logits = logits_of(outputs)
+    if logits is None or not isinstance(labels, torch.Tensor):
         return None
     if not logits.is_floating_point() or logits.ndim == 0 or not len(logits):
         return None

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from .errors import TaskError
-from .labels import LABEL_NAMES, default_prediction, default_target, known_ignore_index
+from .labels import LABEL_NAMES, default_prediction, default_target, known_ignore_index, logits_of
 from .tasks import Task
+from .tokens import are_tokens, pairing
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -53,7 +54,14 @@ def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target
         return default_prediction(logits, labels, None, ignore), labels
     if task.batch_loss is not None:
         return None, None
-    labels = default_target(target)
+    labels, logits = default_target(target), logits_of(outputs)
+    if task.loss is not None and logits is not None and are_tokens(logits, labels):
+        if task.pairing is None:
+            task.pairing = pairing(task.loss, batch, outputs, target, logits, labels, ignore)
+        if task.pairing == "unknown":
+            return None, labels
+        if task.pairing == "next":
+            outputs, labels = logits[:, :-1], labels[:, 1:]
     return default_prediction(outputs, labels, task.loss, ignore), labels
 
 
@@ -69,6 +77,18 @@ def _explain_names(model: nn.Module, batch: Mapping[Any, Any], error: TypeError)
         f"{type(model).__name__}.forward takes no {', '.join(strange)} of the batch: say how to use it with "
         f"forward=lambda model, batch: (model({inputs}), batch[{target!r}])"
     ) from error
+
+
+def lacking_labels(task: Task, split: str) -> str:
+    """Say why a task gives no logits and class labels on a split, and what to write."""
+    what = f"the task {task.name or type(task.model).__name__}"
+    if task.pairing == "unknown":
+        return (
+            f"{what} labels its {split} data with the ids that it reads, and its loss doesn't show whether a position "
+            "predicts its own or the next one: give Task(predict=lambda model, batch: (logits, labels)), or "
+            "forward=landscape.next_token with torch's cross entropy"
+        )
+    return f"{what} has no class labels on its {split} data: give Task(predict=lambda model, batch: (logits, labels))"
 
 
 def labels_there(objective: Objective) -> bool:

@@ -12,7 +12,7 @@ import torch
 from .data import batch_size_of
 from .errors import MeasurementError, ObjectiveError
 from .labels import known_ignore_index, rows_of_samples
-from .outputs import predicted
+from .outputs import lacking_labels, predicted
 from .reduction import known_weight, sample_weight, split_value
 from .verification import block_error, blocks
 
@@ -110,10 +110,7 @@ def _further(
 def grouped_predictions(objective: Objective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """See `Objective.grouped_predictions`."""
     if not objective.has_labels:
-        raise MeasurementError(
-            f"the task {objective.task.name or type(objective.model).__name__} has no class labels on its "
-            f"{objective.split} data: give Task(predict=lambda model, batch: (logits, labels))"
-        )
+        raise MeasurementError(lacking_labels(objective.task, objective.split))
     found, groups, seen = [], [], 0
     with objective.measuring():
         for i in range(len(objective)):

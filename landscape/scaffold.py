@@ -29,8 +29,11 @@ def describe_checkpoint(checkpoint: Checkpoint) -> str:
     trained = {k: v for k, v in weights.items() if not is_statistic(k)}
     kinds = Counter(str(v.dtype).removeprefix("torch.") for v in trained.values())
     size = sum(v.numel() * v.element_size() for v in weights.values())
+    # Tied weights stand in the file under each of their names, over one memory.
+    once = {(v.data_ptr(), tuple(v.shape), v.stride()) if v.numel() else k: v.numel() for k, v in trained.items()}
+    tied = f" ({len(trained) - len(once)} tied)" * (len(once) < len(trained))
     lines = [
-        f"{_clean(checkpoint.path)} holds {len(weights)} tensors, {sum(v.numel() for v in trained.values()):,} "
+        f"{_clean(checkpoint.path)} holds {len(weights)} tensors{tied}, {sum(once.values()):,} "
         f"parameters ({', '.join(kinds)}; {_bytes(size)}) for {guess(checkpoint).sentence}:"
     ]
     names = list(weights)
@@ -125,7 +128,8 @@ def _parts(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
 
 
 def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
-    loss, outside, arguments = _loss(found)
+    loss, arguments = _loss(found)
+    names = "Task, next_token, task" if _is_language_model(found) else "Task, task"
     return [
         "from __future__ import annotations",
         "",
@@ -133,7 +137,7 @@ def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
         *([found.imports] if found.imports else []),
         "from torch import nn",
         "",
-        "from landscape import Task, task",
+        f"from landscape import {names}",
         *_constants(checkpoint, found),
         "",
         "",
@@ -141,7 +145,6 @@ def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
         "",
         "",
         *_data(found),
-        *outside,
         "",
         "",
         "@task  # only a function with this mark is ever called",
@@ -219,11 +222,14 @@ def _data(found: Guess) -> list[str]:
             f"train = table[:, :{found.inputs}].float(), table[:, {found.inputs}].{_column(found)}",
         ],
     }.get(found.data, ["train = torch.load('train.pt')  # (X, y)"])
+    dicts = "; for batches that are dicts, see forward= in help(landscape.Task):"
+    if _is_language_model(found):
+        dicts = ", (X, y) or dicts with input_ids, attention_mask and labels:"
     return [
         "def data():",
         '    """The training and the held-out data."""',
         f"    # >>> fill in, {kind}. Each may be tensors (X, y), a Dataset,",
-        "    # a DataLoader, or a list of batches; for batches that are dicts, see forward= in help(landscape.Task):",
+        f"    # a DataLoader, or a list of batches{dicts}",
         f"    #   {x}",
         f"    #   {y}",
         "    # for example:",
@@ -243,7 +249,7 @@ def _is_language_model(found: Guess) -> bool:
 
 def _target(found: Guess) -> str:
     if _is_language_model(found):
-        return "y (n, length) int64: the token that follows each, -100 where there is none"
+        return "y (n, length) int64: X itself or the token that follows each, -100 where none counts"
     if found.classes is None:
         return "y: what the loss compares with"
     if found.classes == 1:
@@ -251,24 +257,15 @@ def _target(found: Guess) -> str:
     return f"y (n,) int64, below {found.classes}"
 
 
-def _loss(found: Guess) -> tuple[str, list[str], list[str]]:
-    """Return the loss's line in the Task, functions to put before it, and further arguments."""
+def _loss(found: Guess) -> tuple[str, list[str]]:
+    """Return the loss's line in the Task, and further arguments."""
     if _is_language_model(found):
-        function = [
-            "",
-            "",
-            "def next_token_loss(logits: torch.Tensor, target: torch.Tensor):",
-            '    """Mean cross-entropy in nats, and its weight: the tokens that count."""',
-            "    # >>> if your model returns a tuple or an object, take its logits (n, length, vocabulary) here",
-            "    logits, target = logits.flatten(0, 1), target.flatten()",
-            "    return nn.functional.cross_entropy(logits, target, ignore_index=-100), (target != -100).sum()",
-        ]
-        return "next_token_loss,", function, []
+        return "nn.functional.cross_entropy,", ["        forward=next_token,  # each position against the next label"]
     if found.classes == 1:
-        return "nn.MSELoss(),  # >>> the loss of your training; nn.BCEWithLogitsLoss() for two classes", [], []
+        return "nn.MSELoss(),  # >>> the loss of your training; nn.BCEWithLogitsLoss() for two classes", []
     if found.classes is None:
-        return "nn.MSELoss(),  # >>> the loss of your training", [], []
-    return "nn.CrossEntropyLoss(),  # >>> the loss of your training; nn.MSELoss() for regression", [], []
+        return "nn.MSELoss(),  # >>> the loss of your training", []
+    return "nn.CrossEntropyLoss(),  # >>> the loss of your training; nn.MSELoss() for regression", []
 
 
 def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:

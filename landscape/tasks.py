@@ -14,6 +14,8 @@ from .errors import TaskError
 Mode = Literal["eval", "train"]
 BatchNorm = Literal["eval", "batch", "recompute"]
 Rng = Literal["refuse", "fixed"]
+#: A position's logits are for its own label, for that of the next position, or nobody can tell.
+Pairing = Literal["own", "next", "unknown"]
 F = TypeVar("F", bound=Callable[..., Any])
 _ARGUMENTS = (
     *("model", "loss", "train", "test", "name", "forward", "batch_loss", "predict", "mode", "batchnorm", "rng"),
@@ -41,7 +43,8 @@ class Task:
         train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`.
         name: shown in reports.
         forward: `(model, batch) -> (outputs, target)`; by default `(model(x), y)` for a pair and
-            `(model(**batch), batch)` for a dict.
+            `(model(**batch), batch)` for a dict. `landscape.next_token` is that of causal language models, with
+            torch's cross entropy.
         batch_loss: `(model, batch) -> loss` for models that compute their own; `(mean, weight)` is accepted.
             The Hessian works, Gauss-Newton and Fisher refuse with a line.
         predict: `(model, batch) -> (logits, labels)` for calibration and accuracy; by default from `forward`.
@@ -127,6 +130,8 @@ class Task:
         self.dtype = dtype
         self.batch_size = batch_size
         self.optimizer = optimizer
+        #: Whether a token's logits are for its own label or the next one's; None until `outputs` has found out.
+        self.pairing: Pairing | None = None
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
 

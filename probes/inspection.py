@@ -11,6 +11,7 @@ from typing import Any
 from landscape.data import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
+from landscape.outputs import lacking_labels
 from landscape.results import Check, Measurement
 from landscape.tasks import Task
 
@@ -178,7 +179,6 @@ def _labels(task: Task, objective: Objective) -> Check:
         with Objective(task, split) as other:
             there = other.has_labels
     if there:
-        return Check("labels", "pass", f"the {split} data have class labels: accuracy and calibration will work")
-    return Check(
-        "labels", "warn", f"no class labels on the {split} data; give predict= to Task for accuracy and calibration"
-    )
+        whose = ", the next token's, as the loss has it" if task.pairing == "next" else ""
+        return Check("labels", "pass", f"the {split} data have class labels{whose}: accuracy and calibration will work")
+    return Check("labels", "warn", f"no accuracy, no calibration: {lacking_labels(task, split)}")

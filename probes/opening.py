@@ -124,12 +124,17 @@ def open_together(
 
 
 def settings_of(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
-    """Return what /run says: the optimizer's settings, then what the user says."""
+    """Return what /run says: the optimizer's settings, then what the user says.
+
+    The learning rate is the one that was chosen, not what a warm-up makes of it before the first step: torch's
+    schedulers keep it in the group as `initial_lr`, OneCycleLR as `max_lr`.
+    """
     optimizer = followed[0].optimizer
     group = optimizer.param_groups[0]
     own: dict[str, Any] = {"optimizer": type(optimizer).__name__.lower()}
-    for name in ("lr", "momentum", "weight_decay"):
-        if isinstance(value := group.get(name), int | float):
+    for name, keys in (("lr", ("max_lr", "initial_lr", "lr")), ("momentum", ()), ("weight_decay", ())):
+        value = next((v for k in keys or (name,) if isinstance(v := group.get(k), int | float)), None)
+        if value is not None:
             own[name] = float(value)
     if reference is not None:
         own["task"] = reference

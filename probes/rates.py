@@ -25,8 +25,8 @@ class LearningRate(Probe):
 
     def __init__(self, when: When = EVERY_STEP) -> None:
         self.when = when
-        #: By optimizer, the last learning rate and by how much it had changed then.
-        self._last: dict[str, tuple[float, float]] = {}
+        #: By optimizer, the last learning rate and by how much it had changed then, if there was one before it.
+        self._last: dict[str, tuple[float, float | None]] = {}
 
     def start(self, run: Run) -> Sequence[Quantity]:
         return [q for f in run.followed for q in _quantities(f)]
@@ -41,10 +41,14 @@ class LearningRate(Probe):
         first = rates[0]
         if isinstance(first, torch.Tensor):
             return
-        last, change = self._last.get(f.name, (first, 0.0))
+        last, change = self._last.get(f.name, (None, None))
+        if last is None:
+            self._last[f.name] = (first, None)
+            return
         jumped = last > 0 and first > 0 and not 1 / SWITCH <= first / last <= SWITCH
-        # The last steps of a linear decay halve it, too, but change it no more than those before them.
-        if jumped and abs(first - last) > 10 * abs(change):
+        # The last steps of a linear decay halve it, too, and the second of a warm-up doubles it, but neither changes it
+        # more than those beside them; at the second step none of them is known.
+        if jumped and change is not None and abs(first - last) > 10 * abs(change):
             run.event("switch", f"learning rate {last:.4g} -> {first:.4g}", step.number)
         self._last[f.name] = (first, first - last)
 

@@ -241,8 +241,13 @@ class Recorder:
         """Clip as torch.nn.utils.clip_grad_norm_ does, record the norms before, and return the total norm.
 
         Of several optimizers `optimizer` names the one whose gradients are clipped. Under GradScaler call
-        scaler.unscale_(optimizer) first, as always.
+        scaler.unscale_(optimizer) first, as always. Raises TypeError where parameters come first.
         """
+        if not isinstance(max_norm, int | float | Tensor):
+            raise TypeError(
+                f"clip_grad_norm_ of a recorder takes the largest norm alone, got a {type(max_norm).__name__}: it "
+                "knows the optimizer's parameters; write rec.clip_grad_norm_(1.0)"
+            )
         return self._clip(
             optimizer,
             lambda parameters: nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **options),

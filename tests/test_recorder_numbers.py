@@ -469,10 +469,11 @@ class TestWhatIsLogged:
         h = record(tmp_path, model, optimizer, loop, probes=[LearningRate()])
         assert [(e.step, e.message) for e in h.events if e.kind == "switch"] == [(4, "learning rate 0.1 -> 0.01")]
 
-    def test_the_end_of_a_linear_decay_is_none(self, tmp_path):
+    @pytest.mark.parametrize("rate", [lambda t: 1 - t / 6, lambda t: (t + 1) / 6], ids=["decay", "warm-up"])
+    def test_the_end_of_a_linear_decay_and_the_beginning_of_a_warm_up_are_none(self, tmp_path, rate):
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 - t / 6)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
         def loop(rec):
             for b in batches(6):

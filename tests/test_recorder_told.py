@@ -89,3 +89,12 @@ def test_a_skipped_step_that_is_told_counts_once(tmp_path):
     assert [(e.step, e.kind) for e in history.events if e.kind == "skipped_step"] == [(2, "skipped_step")]
     assert history["loss"].steps.tolist() == [1, 2]
     assert history["loss"].column("loss").tolist() == [2.0, 1.0]
+
+
+def test_parameters_in_front_of_a_norm_are_refused_with_the_line_to_write(tmp_path):
+    model, optimizer = parts()
+    with (
+        Recorder(tmp_path / "run.h5", model, optimizer, probes=[]) as rec,
+        pytest.raises(TypeError, match=r"got a generator: .*write rec\.clip_grad_norm_\(1\.0\)"),
+    ):
+        rec.clip_grad_norm_(model.parameters(), 1.0)  # type: ignore[arg-type]

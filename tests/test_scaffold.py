@@ -13,6 +13,7 @@ from torch import nn
 from landscape.checkpoint import load_checkpoint, read_checkpoint
 from landscape.checkpoints.guess import guess, sequential_layers
 from landscape.errors import CheckpointError, TaskError
+from landscape.objective import Objective
 from landscape.scaffold import (
     default_task_file,
     describe_checkpoint,
@@ -306,6 +307,43 @@ def test_a_users_own_class_from_init_to_a_loss(here):
     x, y = task.train
     assert task.loss is not None
     assert torch.isfinite(task.loss(task.model(x), y))
+
+
+@pytest.mark.parametrize("form", ["ids and what follows", "dicts"])
+def test_a_language_models_way_from_init_to_its_predictions(here, form):
+    torch.manual_seed(0)
+    (here / "language_of_this_test.py").write_text(
+        "from torch import nn\n\nclass Bigram(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.tok_emb, self.lm_head = nn.Embedding(50, 8), nn.Linear(8, 50)\n\n"
+        "    def forward(self, input_ids):\n        return self.lm_head(self.tok_emb(input_ids))\n"
+    )
+    net = nn.ModuleDict({"tok_emb": nn.Embedding(50, 8), "lm_head": nn.Linear(8, 50)})
+    ck = _checkpoint({"model": {f"module.{k}": v for k, v in net.state_dict().items()}})
+    ids = torch.randint(50, (4, 9))
+    torch.save(
+        [(ids[:, :-1], ids[:, 1:])] if form.startswith("ids") else [{"input_ids": ids, "labels": ids}], "data.pt"
+    )
+    path = write_task_file(ck, default_task_file(ck))
+    _fill(
+        path,
+        model="from language_of_this_test import Bigram; return Bigram()",
+        data="return (torch.load('data.pt'),) * 2",
+    )
+    task = load_task("x_task.py")
+    load_checkpoint("x.pt", task)
+    logits = net["lm_head"](net["tok_emb"](ids[:, :-1])).flatten(0, 1)
+    with Objective(task, "test") as objective:
+        assert objective.evaluate().loss == pytest.approx(
+            nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item(), rel=1e-5
+        )  # float32, summed in another order
+        assert torch.equal(objective.predictions()[1], ids[:, 1:].flatten())
+
+
+def test_tied_weights_are_counted_once(here):
+    table, out = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+    out.weight = table.weight
+    text = describe_checkpoint(_checkpoint(nn.Sequential(table, out).state_dict()))
+    assert text.startswith("x.pt holds 2 tensors (1 tied), 24 parameters ")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,6 +14,7 @@ from recorded_world import begin, pairs, session
 
 from landscape import open_archive, save_archive
 from landscape.archive.compaction import compact
+from landscape.archive.describe import told
 from landscape.archive.segments import hold, live_folder
 from landscape.archive.training import training_facts
 from landscape.cli.main import main
@@ -45,7 +46,9 @@ class TestFacts:
         loss = history["loss"].values[:, 0]
         assert facts["loss"] == pytest.approx({"first": loss[:5].mean(), "last": loss[-5:].mean(), "step": 50})
         norm = history["gradient_norm"].column("global")
-        assert facts["gradient_norm"] == {"last": norm[-1], "largest": norm.max(), "step": 1 + int(np.argmax(norm))}
+        assert facts["gradient_norm"] == {
+            "last": norm[-1], "largest": norm.max(), "step": 1 + int(np.argmax(norm)), "unclipped": None, "clipped": 0,
+        }  # fmt: skip
         bend = history["curvature"]
         assert facts["curvature"] == {
             "lambda_max": bend.column("lambda_max")[-1], "threshold": bend.column("threshold")[-1], "margin": None,
@@ -67,6 +70,37 @@ class TestFacts:
         facts = training_facts(open_archive(run))
         assert facts is not None
         assert (facts["status"], facts["lost_rows"], facts["seconds"]) == ("failed", 7, 99.0)
+
+    @pytest.mark.parametrize("own", [True, False], ids=["the recorder clips", "the loop clips"])
+    def test_gradients_that_were_clipped_are_told(self, tmp_path, own):
+        model, optimizer = small()
+        largest = 0.0
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for i in range(6):
+                optimizer.zero_grad()
+                (model(torch.ones(3, 4)).square().sum() * 10**i).backward()
+                whole = rec.clip_grad_norm_(0.5) if own else torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                largest = max(largest, float(whole))
+                optimizer.step()
+        facts = training_facts(open_archive(tmp_path / "run.h5"))
+        assert facts is not None
+        norm, text = facts["gradient_norm"], dict(told(facts))["gradient norm"]
+        assert norm["largest"] == pytest.approx(0.5, rel=1e-5)
+        if own:
+            assert norm["unclipped"] == pytest.approx(largest, rel=1e-6)
+            assert text.endswith("before clipping")
+        else:
+            assert norm["clipped"] >= 3
+            assert "clipped there (rec.clip_grad_norm_ records both sides)" in text
+
+    def test_the_learning_rate_is_the_chosen_one_not_that_of_a_warm_up(self, tmp_path):
+        model, optimizer = small()
+        rate = optimizer.param_groups[0]["lr"]
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 10)
+        with Recorder(tmp_path / "run.h5", model, optimizer):
+            pass
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 10)
+        assert open_archive(tmp_path / "run.h5").run["lr"] == rate
 
     def test_what_a_budget_left_out_is_counted_and_told(self, tmp_path):
         model, optimizer = small()

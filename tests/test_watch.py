@@ -207,8 +207,9 @@ class TestStanding:
         assert standing.recording / standing.seconds == pytest.approx(0.01)
         os.close(lock)
         assert watched.refresh().status == "killed"
-        compact(path, "complete", seconds=20.0)
+        compact(path, "complete", seconds=20.0, seconds_recording=0.5)
         standing = watched.refresh()
+        assert standing.recording == 0.5  # of all of it, as show says, not of its last row
         assert (standing.status, standing.step, standing.ended) == ("complete", 40, True)
         assert watched.refresh() == standing
         assert Watched(path).refresh() == standing

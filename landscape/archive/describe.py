@@ -128,6 +128,10 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("loss", f"{number(loss['first'])} -> {number(loss['last'])}, means of the first and last tenth"))
     if norm := facts["gradient_norm"]:
         text = f"{number(norm['last'])} at the end, at most {number(norm['largest'])} at step {norm['step']:,}"
+        if norm["unclipped"] is not None:
+            text += f", {number(norm['unclipped'])} before clipping"
+        elif norm["clipped"]:
+            text += f", as at {norm['clipped']:,} steps: clipped there (rec.clip_grad_norm_ records both sides)"
         rows.append(("gradient norm", text))
     if bend := facts["curvature"]:
         edge = f", unstable above {number(bend['threshold'])}" if bend["threshold"] is not None else ""

@@ -15,7 +15,9 @@ LOUD = (
     *("not_finite", "spike", "switch", "probe_failed", "not_measured"),
     *("parameters_changed", "resumed", "lost_rows", "failed"),
 )
-#: Of those, how many at most: the last ones.
+#: Norms of gradients of several steps don't agree to so much by chance: they were clipped (both chosen by us).
+_AT_BOUND, _CLIPPED = 2e-6, 3
+#: Of those events, how many at most: the last ones.
 _MOST_EVENTS = 20
 
 
@@ -30,7 +32,9 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         seconds_recording   of those, spent recording; recording_share is their ratio
         loss                {"first", "last", "step"}: means over the first and last tenth of the rows, in the loss's
                             own unit, and the step of the last one
-        gradient_norm       {"last", "largest", "step"}: global, as the optimizer used it; the step of the largest
+        gradient_norm       {"last", "largest", "step", "unclipped", "clipped"}: global, as the optimizer used it; the
+                            step of the largest; the largest before clipping, None where that was not recorded, and
+                            then how many steps stand at the largest, where it is a bound that they were clipped to
         curvature           {"lambda_max", "threshold", "margin", "operator", "learning_rate", "step"}: the last one,
                             beside the largest that is stable at that learning rate (None for several groups);
                             "preconditioned" where it is not the Hessian's own, as for adaptive optimizers
@@ -94,7 +98,17 @@ def _norm(history: History) -> dict[str, Any] | None:
     steps, values = _column(history, "gradient_norm", "global")
     if not len(values):
         return None
-    return {"last": float(values[-1]), "largest": float(values.max()), "step": int(steps[values.argmax()])}
+    largest = float(values.max())
+    _, before = _column(history, "gradient_norm_before", "global")
+    # torch divides by norm + 1e-6: what it clips lies within 1e-6 / norm of the bound.
+    bound = int((values >= (1 - _AT_BOUND) * largest).sum()) if not len(before) else 0
+    return {
+        "last": float(values[-1]),
+        "largest": largest,
+        "step": int(steps[values.argmax()]),
+        "unclipped": float(before.max()) if len(before) else None,
+        "clipped": bound if bound >= _CLIPPED and largest > float(values.min()) else 0,
+    }
 
 
 def _curvature(history: History) -> dict[str, Any] | None:

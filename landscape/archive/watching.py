@@ -249,9 +249,11 @@ class Watched:
         recent = [row for row in self._latest if row[1] >= last[1] - _SPEED_SECONDS]
         if len(recent) > 1 and recent[-1][1] > recent[0][1]:
             speed = (recent[-1][0] - recent[0][0]) / (recent[-1][1] - recent[0][1])
-        seconds = float(self._archive.attributes.get("seconds") or last[1])
+        about = self._archive.attributes  # what a run that has ended says of all of it, not of its last row
+        seconds = float(about.get("seconds") or last[1])
+        recording = float(about.get("seconds_recording") or last[2])
         epochs = None if epoch is None else int(epoch.last)
-        return Standing(status, self._last_step, epochs, seconds, last[2], speed)
+        return Standing(status, self._last_step, epochs, seconds, recording, speed)
 
 
 def _base(quantity: str) -> str:

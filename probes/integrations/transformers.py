@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from landscape.errors import MeasurementError
 from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
+from landscape.tokens import cross_entropies
 
 from ..recorder import Recorder
 from .clipping import watch_clipping
@@ -269,9 +269,7 @@ def _predicts_the_next(name: str, logits: Tensor, labels: Tensor, loss: Any) -> 
         return True
     if name.endswith(("ForTokenClassification", "ForMaskedLM")) or not isinstance(loss, Tensor):
         return False
-    classes = logits.detach().float().transpose(1, 2)
-    own = F.cross_entropy(classes, labels)
-    following = F.cross_entropy(classes[..., :-1], labels[:, 1:])
-    share = (labels[:, 1:] != IGNORE_INDEX).sum() / (labels != IGNORE_INDEX).sum()
-    value = loss.detach().float().mean()
-    return bool(torch.minimum((following - value).abs(), (following * share - value).abs()) < (own - value).abs())
+    own, following = cross_entropies(logits, labels, IGNORE_INDEX)
+    share = float((labels[:, 1:] != IGNORE_INDEX).sum() / (labels != IGNORE_INDEX).sum())
+    value = float(loss.detach().float().mean())
+    return min(abs(following - value), abs(following * share - value)) < abs(own - value)
