@@ -160,9 +160,10 @@ class Result:
         }
 
     def __str__(self) -> str:
-        """Return the summary, a line each: printing a result is not meant to print its arrays."""
+        """Return the summary, warnings and notes, a line each: printing a result is not meant to print its arrays."""
         lines = [f"{type(self).__name__}, {self.status}"]
         lines += [f"  {name}: {_shortened(value)}" for name, value in self.summary().items()]
+        lines += [f"  warning: {text}" for text in self.warnings] + [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -576,6 +576,9 @@ def test_an_asymmetric_operator_is_found_out(size: float, level: str, status: st
     assert 0.1 * size < check.value < 1.5 * size
     assert found.status == status
     assert any("not symmetric" in w for w in found.warnings)
+    if level == "fail":  # more products don't help, and none is asked for
+        assert "no more products mend that" in found.checks[0].message
+        assert not any("max_products" in w for w in found.warnings)
     # Without symmetry the audit's reasoning has no ground: it must not say that nothing was missed.
     assert [c.level for c in found.checks if c.name == "multiplicity"] == ["warn" if level == "fail" else "pass"]
     np.testing.assert_allclose(found.residuals, explicit(matrix, found.values, found.vectors), rtol=0.3, atol=1e-14)

@@ -80,6 +80,17 @@ def test_the_largest_eigenvalue_of_each_layer(task):
     assert found.cost.products == found.products > 4
 
 
+def test_what_a_blocks_own_checks_doubt_is_passed_on(task):
+    class Skewed(Hessian):
+        def __matmul__(self, v):
+            return super().__matmul__(v) + 0.1 * torch.roll(v, 1, dims=0)
+
+    assert [c.level for c in layer_curvature(Hessian(task)).checks] == ["pass"]
+    found = layer_curvature(Skewed(task))
+    assert {c.name: c.level for c in found.checks}["symmetry"] == "fail"
+    assert any(w.startswith("scale: the operator is not symmetric") for w in found.warnings)
+
+
 def layered() -> LayerCurvature:
     return LayerCurvature(
         largest=np.array([300.0, 0.5, -2.0]),

@@ -230,6 +230,8 @@ class TestArpack:
     def test_what_it_cannot_do(self):
         with pytest.raises(MeasurementError, match="at most n - 1 = 4 eigenpairs, 5 were asked for"):
             arpack_eigenpairs(torch.eye(5), 5)
+        with pytest.raises(MeasurementError, match=r"ARPACK fails .* \(.*zero\): use method='lanczos'"):
+            arpack_eigenpairs(torch.zeros(8, 8), 2)
 
     def test_no_convergence_is_said(self):
         A = torch.diag(torch.linspace(1, 1.001, 400, dtype=torch.float64))

@@ -7,6 +7,7 @@ from torch import nn
 from untouched import data, net
 
 from landscape import Task, plane
+from landscape.curvature.thresholds import StabilityThreshold
 from landscape.results import StoredResult, Variable, rebuild
 
 
@@ -15,6 +16,11 @@ def test_printing_shows_the_summary_not_the_arrays():
     assert text.startswith("Plane, complete")
     assert "center_loss" in text
     assert len(text.splitlines()) < 15
+
+
+def test_printing_a_result_tells_its_warnings_and_notes():
+    found = StabilityThreshold(threshold=2.0, warnings=("half of it is missing",), notes=("measured in float32",))
+    assert str(found).splitlines()[-2:] == ["  warning: half of it is missing", "  note: measured in float32"]
 
 
 def test_an_unknown_kind_comes_back_with_its_numbers():

@@ -254,6 +254,14 @@ def test_values_below_their_own_error_are_named() -> None:
     assert eigenpairs(rotated(np.linspace(1, 2, 60)), 4).notes == ()
 
 
+def test_values_that_no_tolerance_resolves_are_called_zero() -> None:
+    zero = eigenpairs(torch.zeros(8, 8), 3, which="both")
+    assert zero.notes == ("every product is 0, and so are all eigenvalues: the operator is the zero matrix",)
+    assert not zero.values.any()
+    deficient = eigenpairs(rotated(np.array([3.0, 2.0, 0, 0, 0, 0, 0])), 7)  # the whole space: no proof is lacking
+    assert [note.split(": ")[1] for note in deficient.notes] == ["they are 0 to the rounding of the products"]
+
+
 def test_the_measurement_offers_it() -> None:
     task, model, x, y = small_task()
     dense = torch.linalg.eigvalsh(dense_hessian(model, x, y)).numpy()

@@ -12,8 +12,8 @@ from ..errors import MeasurementError
 from ..results import Check
 from .estimates import SpectralDensity
 from .kernels import KERNELS, WIDTH, Kernel, Smoothing, smooth
-from .lanczos import origin_of
 from .moments import rooted
+from .operands import origin_of
 from .probing import BLOCK, Probing, check_draws, precision_check, probing, standard_error
 from .quadrature import Tridiagonal, tridiagonalize
 
@@ -94,7 +94,7 @@ def spectral_density(
             vectors.show(reached)
             if reached <= goal or len(runs) >= most:
                 break
-        cost, n = vectors.cost(), vectors.n
+        cost, n, (made, notes) = vectors.cost(), vectors.n, vectors.account()
     density = curves.mean(axis=0)
     operator, split = origin_of(A)
     checks = [_steps_check(runs, density, smoothing), _grid_check(smoothing)]
@@ -114,8 +114,10 @@ def spectral_density(
             "seed": seed,
             "precision": precision,
             "max_draws": most,
+            **made,
         },
         checks=tuple(checks),
+        notes=notes,
         warnings=late,
         grid=smoothing.grid,
         density=density,

@@ -74,7 +74,7 @@ def diagonal(
     with probing(A, seed, most=most, title="diagonal", progress=progress) as vectors:
         run = _exchangeable if method == "xdiag" else _hutchinson
         mean = run(vectors, sizes, draws, most, goal)
-        cost = vectors.cost()
+        cost, (made, notes) = vectors.cost(), vectors.account()
     relative = mean.relative
     sums, stderr = np.stack(mean.sums), mean.stderr
     checks = ()
@@ -85,8 +85,16 @@ def diagonal(
     return DiagonalEstimate(
         status="partial" if late else "complete",
         cost=cost,
-        settings={"draws": draws, "seed": seed, "precision": precision, "max_draws": most, "operator": operator},
+        settings={
+            "draws": draws,
+            "seed": seed,
+            "precision": precision,
+            "max_draws": most,
+            "operator": operator,
+            **made,
+        },
         checks=checks,
+        notes=notes,
         warnings=late,
         sums=sums.mean(axis=0),
         sums_stderr=sums.std(axis=0, ddof=1) / math.sqrt(len(sums)),

@@ -72,8 +72,8 @@ class FiniteDifferences(Operator):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the numbers should know: the step and the error of the differences."""
-        return () if math.isnan(self.error) else (self.check().message,)
+        """What a reader of the numbers should know: of the task, and the step and the error of the differences."""
+        return self.objective.notes if math.isnan(self.error) else (*self.objective.notes, self.check().message)
 
     def check(self) -> Check:
         """Return how exact the products are, as the first one showed."""

@@ -11,6 +11,7 @@ import torch
 from ..data import first_line
 from ..errors import ObjectiveError
 from ..objective import Objective
+from .rewritten import __name__ as OURS
 
 Tensors = Sequence[torch.Tensor]
 
@@ -142,13 +143,17 @@ def loss_curvature(objective: Objective, i: int, seen: Any) -> tuple[Tensors, fl
     return outputs, weight, multiply
 
 
-def only_once(tensors: Sequence[torch.Tensor], inputs: Tensors) -> list[str]:
-    """Return the custom functions between these tensors and inputs that are differentiable only once.
+def custom_functions(tensors: Sequence[torch.Tensor], inputs: Tensors) -> tuple[list[str], list[str]]:
+    """Return the custom functions between these tensors and inputs: those differentiable only once, and the others.
 
-    The gradient that such a function gives leads to no parameter, so autograd.grad skips it without a word: a product
-    would silently miss that part of the model.
+    The gradient that one of the first kind gives leads to no parameter, so autograd.grad skips it without a word: a
+    product would silently miss that part of the model. The others may miss a part, if they detach it. Our own
+    convolutions (`rewritten.py`) are left out.
     """
-    return sorted({n.name().removesuffix("Backward") for n in _between(tensors, inputs) if _only_once(n)})
+    nodes = _between(tensors, inputs)
+    customs = [n for n in nodes if getattr(getattr(n, "_forward_cls", None), "__module__", OURS) != OURS]
+    once = {n.name().removesuffix("Backward") for n in customs if _only_once(n)}
+    return sorted(once), sorted({n.name().removesuffix("Backward") for n in customs} - once)
 
 
 def _between(tensors: Sequence[torch.Tensor], inputs: Tensors) -> set[Any]:

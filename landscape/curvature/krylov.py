@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import MeasurementError
 from .chain import Chain
+from .operands import not_finite
 
 #: A block of basis vectors is allocated at once, of at most this many bytes and rows (chosen by us).
 _BLOCK_BYTES, _BLOCK_ROWS = 1 << 26, 64
@@ -254,7 +254,7 @@ class Subspace:
         with np.errstate(over="ignore", invalid="ignore"):
             size, before, after = np.sqrt((sums**2).sum(axis=1))
         if not np.isfinite(host).all():
-            raise self._not_finite(x)
+            raise not_finite(x, self.products, self._locate)
         if product:
             self.norm = max(self.norm, float(size))
         eps = torch.finfo(self.dtype).eps
@@ -283,19 +283,6 @@ class Subspace:
     def _compare(self, measured: np.ndarray, predicted: np.ndarray) -> None:
         if measured.size and self.norm > 0:
             self.asymmetry = max(self.asymmetry, float(np.abs(measured - predicted).max()) / self.norm)
-
-    def _not_finite(self, x: Tensor) -> MeasurementError:
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            where = f", in {self._locate(x)}" if self._locate is not None else ""
-            return MeasurementError(
-                f"product {self.products} is not finite (NaN or inf in {bad} of {self.n} entries{where}): "
-                "the loss or its derivatives overflow here; look at the loss at these weights, or use float64"
-            )
-        return MeasurementError(
-            f"product {self.products} overflows {str(self.dtype).removeprefix('torch.')} (its norm is not finite); "
-            "use float64 or rescale the loss"
-        )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def eigenpairs(
     complete = bool(close.all())
     others = np.delete(ritz.values, [*first, *second]) if verify else np.zeros(0)
     checks = (
-        _convergence(errors / (ritz.scale or 1.0), stop, tol, space.products, limit),
+        _convergence(errors / (ritz.scale or 1.0), stop, tol, space, limit),
         _symmetry(space, tol),
         *search.checks(),
     )
@@ -149,7 +149,7 @@ def eigenpairs(
         },
         checks=checks,
         warnings=tuple(c.message for c in checks if c.level == "fail" or (c.level == "warn" and verify)),
-        notes=(*remarks, *_unresolved(ritz.values[pairs], ritz.residuals[pairs], np.append(bounds, bounds_second))),
+        notes=(*remarks, *_unresolved(ritz, pairs, np.append(bounds, bounds_second))),
         values=ritz.values[first],
         residuals=ritz.residuals[first],
         converged=close[: len(first)],
@@ -194,29 +194,34 @@ def _second_opinion(
     return pyhessian_eigenpairs(A, k, tol, seed, progress=progress)
 
 
-def _convergence(errors: np.ndarray, stop: Stop, tol: float, products: int, limit: int) -> Check:
+def _convergence(errors: np.ndarray, stop: Stop, tol: float, space: Subspace, limit: int) -> Check:
     """Judge the pairs' errors, as shares of |lambda_1|: residuals, or the values' own."""
     worst, late = float(errors.max()), int((errors > tol).sum())
     if late:
-        advice = "raise max_products" if products >= limit else "the products are too inaccurate for this tol: raise it"
-        text = f"{late} of {len(errors)} eigenpairs have not converged after {products} products: {advice}"
+        advice = "the products are too inaccurate for this tol: raise it"
+        if space.asymmetry > tol:
+            advice = "the operator is not symmetric, and no more products mend that"
+        elif space.products >= limit:
+            advice = "raise max_products"
+        text = f"{late} of {len(errors)} eigenpairs have not converged after {space.products} products: {advice}"
         return Check("convergence", "warn", text, worst, tol)
     what = {"residual": "residual", "value": "eigenvalue's own error"}[stop]
     return Check("convergence", "pass", f"every {what} is within tol", worst, tol)
 
 
-def _unresolved(values: np.ndarray, residuals: np.ndarray, bounds: np.ndarray) -> tuple[str, ...]:
+def _unresolved(ritz: Ritz, pairs: np.ndarray, bounds: np.ndarray) -> tuple[str, ...]:
     """Name the values that are smaller than their own error: tol is relative to |lambda_1|, and they may be zero."""
-    errors = np.where(np.isfinite(bounds), bounds, residuals)
-    small = values[np.abs(values) <= errors]
-    if not len(small):
+    if ritz.scale == 0:
+        return ("every product is 0, and so are all eigenvalues: the operator is the zero matrix",)
+    sizes, errors = np.abs(ritz.values[pairs]), np.where(np.isfinite(bounds), bounds, ritz.residuals[pairs])
+    small = sizes <= errors
+    if not small.any():
         return ()
-    largest = float(np.abs(small).max())
-    which = "all eigenvalues" if len(small) == len(values) else f"{len(small)} of {len(values)} eigenvalues"
-    return (
-        f"{which}, up to {largest:.3g} in magnitude, are no larger than their own error: tol is a share of "
-        "|lambda_1|; lower it to resolve them",
-    )
+    which = "all eigenvalues" if small.all() else f"{small.sum()} of {len(small)} eigenvalues"
+    text = f"{which}, up to {sizes[small].max():.3g} in magnitude, are no larger than their own error"
+    if (errors[small] <= 2 * ritz.rounding).all():
+        return (f"{text}: they are 0 to the rounding of the products",)
+    return (f"{text}: tol is a share of |lambda_1|; lower it to resolve them",)
 
 
 def _symmetry(space: Subspace, tol: float) -> Check:
@@ -226,7 +231,8 @@ def _symmetry(space: Subspace, tol: float) -> Check:
         return Check("symmetry", "pass", "u.Av and v.Au agree", space.asymmetry, limit)
     text = (
         f"the operator is not symmetric: u.Av and v.Au differ by {space.asymmetry:.1e} of its norm; the eigenvalues "
-        "are those of its symmetric part"
+        "are those of its symmetric part (a Hessian is symmetric, unless its products are inexact or a backward in the "
+        "model is not differentiated in full: custom function, no_grad, NumPy inside)"
     )
     return Check("symmetry", "fail" if space.asymmetry > tol else "warn", text, space.asymmetry, limit)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
@@ -14,8 +14,10 @@ from ..objective import Objective
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from .lanczos import eigenpairs
+from .measure import noted
+from .operands import account_of
 from .operators import By, Hessian, Operator
-from .spectrum import LayerCurvature
+from .spectrum import Eigenpairs, LayerCurvature
 
 
 def layer_curvature(
@@ -31,7 +33,8 @@ def layer_curvature(
         seed: of the random vectors.
         progress: show the layers on stderr.
 
-    Returns a LayerCurvature; status "partial" where a block has not converged. Costs about 12 products for each layer
+    Returns a LayerCurvature; status "partial" where a block has not converged; what else the blocks' own checks doubt
+    (symmetry, missed eigenvalues) is among its checks, the first of each. Costs about 12 products for each layer
     (audit included, as measured on trained MLPs), cheaper the nearer it lies to the output. Raises MeasurementError for
     an operator without layers.
     """
@@ -46,19 +49,16 @@ def layer_curvature(
         for name in tqdm(blocks, desc="layers", unit="layer", leave=False, disable=not progress, file=sys.stderr):
             found.append(eigenpairs(blocks[name], 1, tol=tol, seed=seed))
         whole = eigenpairs(A, 1, tol=tol, seed=seed)
-        passes = A.passes - spent
-    late = [name for name, pairs in zip(blocks, found, strict=True) if not pairs.converged.all()]
-    text = (
-        f"{len(late)} of {len(blocks)} layers have not converged, {late[0]} first" if late else "every layer is in tol"
-    )
-    worst = max((float(p.residuals[0]) / (abs(float(p.values[0])) or math.inf) for p in found), default=0.0)
+        passes, (made, notes) = A.passes - spent, account_of(A)
     products = sum(pairs.products for pairs in (*found, whole))
+    checks = [_convergence(dict(zip(blocks, found, strict=True)), tol), *_doubts(dict(zip(blocks, found, strict=True)))]
     return LayerCurvature(
-        status="partial" if late else "complete",
+        status="complete" if checks[0].level == "pass" else "partial",
         cost=Cost(products, passes, time.perf_counter() - began),
-        settings={"by": by, "tol": tol, "seed": seed},
-        checks=(Check("convergence", "warn" if late else "pass", text, worst, tol),),
-        warnings=(text,) if late else (),
+        settings={"by": by, "tol": tol, "seed": seed, **made},
+        checks=tuple(checks),
+        warnings=tuple(check.message for check in checks if check.level != "pass"),
+        notes=notes,
         largest=np.array([pairs.values[0] for pairs in found]),
         residuals=np.array([pairs.residuals[0] for pairs in found]),
         converged=np.array([bool(pairs.converged[0]) for pairs in found]),
@@ -69,6 +69,30 @@ def layer_curvature(
         split=A.split,
         names=tuple(blocks),
     )
+
+
+def _convergence(found: dict[str, Eigenpairs], tol: float) -> Check:
+    late = [name for name, pairs in found.items() if not pairs.converged.all()]
+    worst = max(check.value for pairs in found.values() for check in pairs.checks if check.name == "convergence")
+    if late:
+        return Check(
+            "convergence",
+            "warn",
+            f"{len(late)} of {len(found)} layers have not converged, {late[0]} first",
+            worst,
+            tol,
+        )
+    return Check("convergence", "pass", "every layer is in tol", worst, tol)
+
+
+def _doubts(found: dict[str, Eigenpairs]) -> list[Check]:
+    """Return, of what each block's own checks doubt beside its convergence, the first one of each name."""
+    doubts: dict[str, Check] = {}
+    for name, pairs in found.items():
+        for check in pairs.checks:
+            if check.name != "convergence" and check.level != "pass" and check.name not in doubts:
+                doubts[check.name] = replace(check, message=f"{name}: {check.message}")
+    return list(doubts.values())
 
 
 @measurement(
@@ -87,4 +111,4 @@ def measure_layers(
 ) -> LayerCurvature:
     """Largest Hessian eigenvalue of every layer's own block, with residuals; see `layer_curvature`."""
     with Objective(task, split) as objective:
-        return layer_curvature(Hessian(objective), by, tol, seed, progress=progress)
+        return noted(layer_curvature(Hessian(objective), by, tol, seed, progress=progress), objective)

@@ -137,7 +137,7 @@ def noted(found: R, objective: Objective) -> R:
     """Add what the objective has to say, how many samples it holds, and the passes that its checks took."""
     return replace(
         found,
-        notes=(*objective.notes, *found.notes),
+        notes=tuple(dict.fromkeys((*objective.notes, *found.notes))),
         settings={**found.settings, "samples": objective.samples},
         cost=replace(found.cost, passes=objective.passes),
     )

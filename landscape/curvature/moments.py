@@ -54,7 +54,7 @@ def frobenius_norm(
             vectors.show(relative_error(value, stderr))
             if len(samples) >= draws and relative_error(value, stderr) <= goal:
                 break
-        cost = vectors.cost()
+        cost, (made, notes) = vectors.cost(), vectors.account()
     value, stderr = rooted(samples)
     operator, split = origin_of(A)
     checks = ()
@@ -64,8 +64,16 @@ def frobenius_norm(
     return NormEstimate(
         status="partial" if late else "complete",
         cost=cost,
-        settings={"draws": draws, "seed": seed, "precision": precision, "max_draws": most, "operator": operator},
+        settings={
+            "draws": draws,
+            "seed": seed,
+            "precision": precision,
+            "max_draws": most,
+            "operator": operator,
+            **made,
+        },
         checks=checks,
+        notes=notes,
         warnings=late,
         value=value,
         stderr=stderr,

@@ -1,7 +1,8 @@
-"""What counts as a symmetric operator, and what it is called."""
+"""What counts as a symmetric operator, what it is called, and what is wrong with a product of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,3 +39,22 @@ def account_of(A: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return how an operator's products were made, as a setting of the result, and what it has to remark."""
     how = getattr(A, "how", "")
     return ({"strategy": how} if how else {}), tuple(getattr(A, "notes", ()))
+
+
+def not_finite(product: Tensor, number: int, locate: Callable[[Tensor], str] | None) -> MeasurementError:
+    """Return the error for product `number`, A v (n,), whose entries or whose norm are not finite.
+
+    `locate` names the parameters in which they are not, where the operator can.
+    """
+    bad = int((~torch.isfinite(product)).sum())
+    if bad:
+        where = f", in {locate(product)}" if locate is not None else ""
+        return MeasurementError(
+            f"product {number} is not finite (NaN or inf in {bad} of {len(product)} entries{where}): the loss or its "
+            "derivatives overflow here or do not exist (a square root at 0); look at the loss at these weights, or use "
+            "float64"
+        )
+    return MeasurementError(
+        f"product {number} overflows {str(product.dtype).removeprefix('torch.')} (its norm is not finite); "
+        "use float64 or rescale the loss"
+    )

@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..parameters import trainable
 from ..tasks import Task
 from .compiled import CompiledProducts
-from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, loss_curvature, only_once
+from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, custom_functions, loss_curvature
 from .products import Products, Strategy
 
 By = Literal["layer", "tensor"]
@@ -68,6 +68,7 @@ class Operator:
         self._depth = 0
         self._ours = False
         self._seen = False
+        self._customs: tuple[str, ...] = ()
 
     def __enter__(self) -> Operator:
         if self._depth == 0 and not self.objective.entered:
@@ -102,8 +103,8 @@ class Operator:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What happened on the way that a reader of the numbers should know."""
-        return tuple(self._products.notes)
+        """What a reader of the numbers should know: of the task as it is measured, and of what happened on the way."""
+        return (*self.objective.notes, *self._customs, *self._products.notes)
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return A v, on the device and in the dtype of the operator; `v` is (n,) or (n, k)."""
@@ -149,7 +150,7 @@ class Operator:
         block.shape = (sum(block._sizes.values()),) * 2
         block.products = 0
         block._products = Products(block, *self._how)
-        block._depth, block._ours, block._seen = 0, False, False
+        block._depth, block._ours, block._seen, block._customs = 0, False, False, ()
         return block
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
@@ -176,18 +177,27 @@ class Operator:
         return ", ".join(hit[:3]) + (f" and {len(hit) - 3} more" if len(hit) > 3 else "")
 
     def _see_through(self, tensors: Tensors, inputs: Tensors) -> None:
-        """Refuse, once for each operator, a once_differentiable function between these tensors and the inputs."""
+        """Look, once for each operator, for custom functions between these tensors and the inputs.
+
+        One that is once_differentiable is refused; others are noted.
+        """
         if self._seen:
             return
-        self._seen = True
-        customs = only_once(tensors, inputs)
-        if customs:
+        once, customs = custom_functions(tensors, inputs)
+        if once:
             raise ObjectiveError(
-                f"the operation {', '.join(customs)} is differentiable only once (torch.autograd.function."
+                f"the operation {', '.join(once)} is differentiable only once (torch.autograd.function."
                 "once_differentiable), so that the model or its loss has no second derivative; write its backward in "
                 "torch operations and without that decorator, or take differences of gradients: "
                 "FiniteDifferences(task), or --only eigenvalues_by_differences"
             )
+        if customs:
+            self._customs = (
+                f"the second derivative of {', '.join(customs)} (torch.autograd.Function) is taken from its own "
+                "backward: a tensor detached in there would be missing without a word; `landscape check`, or A @ v "
+                "beside FiniteDifferences(task) @ v, shows whether it is",
+            )
+        self._seen = True
 
     def to_scipy(self) -> Any:
         """Return a scipy LinearOperator over NumPy vectors; one product and two copies across devices a call."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError
 from ..results import Check, Cost
-from .operands import dimension_of
+from .operands import account_of, dimension_of, not_finite
 
 #: Vectors multiplied at once: an operator shares its forward pass among them (chosen by us), within this many bytes.
 BLOCK, _BLOCK_BYTES = 8, 1 << 28
@@ -59,11 +59,8 @@ class Probing:
         # The sums too: a product of finite numbers may have a norm that the dtype doesn't hold.
         norms = torch.linalg.vector_norm(products, dim=0).cpu().numpy()
         if not np.isfinite(norms).all():
-            first = self.products + int(np.argmin(np.isfinite(norms))) + 1
-            raise MeasurementError(
-                f"product {first} is not finite: the loss or its derivatives overflow here; look at the loss at "
-                "these weights, or use float64"
-            )
+            first = int(np.argmin(np.isfinite(norms)))
+            raise not_finite(products[:, first], self.products + first + 1, getattr(self._operator, "locate", None))
         self.products += vectors.shape[1]
         self._bar.update(vectors.shape[1])
         return products
@@ -72,6 +69,10 @@ class Probing:
         """Show the relative standard error reached so far on the progress bar."""
         if math.isfinite(relative):
             self._bar.set_postfix_str(f"relative error {relative:.1e}", refresh=False)
+
+    def account(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return how the products were made, as a setting, and what the operator has to remark; see `account_of`."""
+        return account_of(self._operator)
 
     def cost(self) -> Cost:
         """Return what was spent so far."""

@@ -20,7 +20,7 @@ from ..objective import Objective
 from ..parameters import flatten, unflatten
 from ..results import Check, Cost
 from ..tasks import Task
-from .operands import account_of, dimension_of, origin_of
+from .operands import account_of, dimension_of, not_finite, origin_of
 from .operators import Hessian
 from .search import Wanted, Which
 from .spectrum import Eigenpairs, TraceEstimate
@@ -126,7 +126,7 @@ def arpack_eigenpairs(
         bar.update()
         y = (A @ torch.as_tensor(x, dtype=dtype).reshape(n).to(device)).detach()
         if not bool(torch.isfinite(y).all()):
-            raise MeasurementError(f"product {products} is not finite: the loss or its derivatives overflow here")
+            raise not_finite(y, products, getattr(A, "locate", None))
         return y.cpu().numpy()
 
     # Their signatures are lost on type checkers: __new__ picks a subclass, and tol is taken for an int.
@@ -145,6 +145,9 @@ def arpack_eigenpairs(
                         f"ARPACK converged to none of {count} eigenpairs in {max_restarts} restarts ({products} "
                         "products); raise tol or max_restarts"
                     ) from None
+            except linalg.ArpackError as error:  # no search at all: an operator that is 0, for one
+                text = str(error).rstrip(".")
+                raise MeasurementError(f"ARPACK fails on this operator ({text}): use method='lanczos'") from None
             order = np.argsort(sign * values if sign else -np.abs(values), kind="stable")
             found.append((values[order], torch.as_tensor(np.ascontiguousarray(vectors[:, order])).to(device, dtype)))
         checks = [Check("multiplicity", "warn", "not audited: ARPACK may miss copies of a repeated eigenvalue")]

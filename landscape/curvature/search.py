@@ -284,7 +284,9 @@ class Search:
             if whole:
                 checks.append(Check(name, "pass", "the basis spans the whole space", 0.0, ERROR_PROBABILITY))
             elif record is None or record.verdict == "found":
-                text = "missed and repeated eigenvalues are not ruled out: raise max_products"
+                symmetric = self.space.asymmetry <= self.tol
+                advice = "raise max_products" if symmetric else "the audit needs a symmetric operator"
+                text = f"missed and repeated eigenvalues are not ruled out: {advice}"
                 checks.append(Check(name, "warn", text, 1.0, ERROR_PROBABILITY))
             else:
                 checks.append(record.check(name))

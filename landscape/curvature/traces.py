@@ -88,7 +88,7 @@ def trace(
     with probing(A, seed, most=most, title="trace", progress=progress) as vectors:
         run = _deflated if method in DEFLATED else _hutchinson
         samples, stderr = run(vectors, method, draws, most, goal)
-        cost = vectors.cost()
+        cost, (made, notes) = vectors.cost(), vectors.account()
     value = float(samples.mean())
     operator, split = origin_of(A)
     checks = ()
@@ -104,8 +104,10 @@ def trace(
             "precision": precision,
             "max_draws": most,
             "operator": operator,
+            **made,
         },
         checks=checks,
+        notes=notes,
         warnings=late,
         value=value,
         stderr=stderr,
