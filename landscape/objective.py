@@ -282,7 +282,8 @@ class Objective:
         if self.task.loss is None:
             raise ObjectiveError(
                 f"the task {self.task.name or type(self.model).__name__} has no loss: "
-                "give Task(loss=...) or Task(batch_loss=...)"
+                "give Task(loss=...), or, where the model returns its own loss, "
+                "Task(batch_loss=lambda model, batch: model(**batch)['loss'])"
             )
         return self.call(self._loss, outputs, target)
 

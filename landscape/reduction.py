@@ -57,16 +57,24 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
 def split_value(value: Any) -> tuple[torch.Tensor, float | torch.Tensor | None, dict[str, torch.Tensor]]:
     """Return (mean, weight or None, terms) from what a loss returned.
 
-    Raises ObjectiveError for anything but a scalar mean, `(mean, weight)` or `{term: mean}`.
+    Raises ObjectiveError for anything but a scalar mean, `(mean, weight)` or `{term: mean}`, and, where autograd is
+    on, for a weight that depends on the parameters: that is a second loss, or a mean that no denominator combines.
     """
     weight: float | torch.Tensor | None = None
     if isinstance(value, tuple):
         if len(value) != 2:
             raise ObjectiveError(
-                f"the loss returned a tuple of {len(value)}; expected a mean, (mean, weight) or {{term: mean}}"
+                f"the loss returned a tuple of {len(value)}; expected a mean, (mean, weight) or {{term: mean}}, whose "
+                "terms are added up"
             )
         value, weight = value
         if isinstance(weight, torch.Tensor):
+            if weight.requires_grad:
+                raise ObjectiveError(
+                    "the loss returned a pair whose second entry depends on the parameters; expected (mean, weight), "
+                    "the weight being a count such as samples or tokens. For two losses return their sum, or "
+                    "{'name': mean, ...}, whose terms are added up"
+                )
             weight = weight.detach()
             if weight.numel() != 1:
                 raise ObjectiveError(

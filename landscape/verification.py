@@ -98,6 +98,10 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
     if not _same(first, again, mean.dtype):
         raise ObjectiveError(_random_layer(objective, batch, first, again))
     known = known_weight(objective.task.loss, outputs, target) if own is None else None
+    if i == 0 and isinstance(own, torch.Tensor):
+        # Without a graph, as in every pass but those for gradients, a second loss looks like a weight.
+        with torch.enable_grad():
+            split_value(objective.value(i)[3])
     weight = float(own) if own is not None else known
     if not math.isfinite(first) and weight != 0:
         raise NonFiniteLossError(

@@ -291,6 +291,25 @@ class TestWeights:
         with pytest.raises(ObjectiveError, match="'loss' beside ce, size"), Objective(Task(linear(), loss, data())):
             pass
 
+    @pytest.mark.parametrize("own", [False, True])
+    def test_two_losses_are_no_mean_with_its_weight(self, own):
+        def loss(outputs, y):
+            return F.cross_entropy(outputs, y), outputs.square().mean()
+
+        if own:
+            task = Task(linear(), train=data(), batch_loss=lambda model, batch: loss(model(batch[0]), batch[1]))
+        else:
+            task = Task(linear(), loss, data())
+        with pytest.raises(ObjectiveError, match=r"second entry depends on the parameters.* return their sum"):
+            Objective(task).__enter__()
+
+    def test_a_weight_that_is_a_tensor_is_taken(self):
+        x, y = data()
+        task = Task(linear(), lambda o, t: (F.cross_entropy(o, t), (t >= 0).sum()), (x, y), batch_size=5)
+        with Objective(task) as objective:
+            whole = F.cross_entropy(linear()(x), y)
+            assert objective.evaluate().loss == pytest.approx(float(whole.detach()), rel=1e-12)
+
     def test_a_split_where_nothing_counts(self):
         task = Task(linear(), nn.CrossEntropyLoss(), (data()[0], torch.full((12,), -100)))
         with pytest.raises(ObjectiveError, match="weight 0"):
