@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from landscape import Hessian, Objective, Task, eigenpairs, measurements, sampling_error, to_precision, trace
+from landscape import Hessian, Objective, Task, eigenpairs, measurements, sampling_error, sharpness, to_precision, trace
 from landscape.curvature.extrapolation import Parts, spread
 from landscape.curvature.measure import measure_eigenvalues
 from landscape.curvature.quantities import numbers_of
@@ -367,9 +367,36 @@ def test_loss_and_accuracy_are_followed_with_the_error_of_their_mean() -> None:
 
 
 def test_sharpness_is_followed_by_the_names_of_its_measures() -> None:
-    found = sampling_error(small_net(), "sharpness", kind="sam,average", steps=2, draws=2)
+    found = sampling_error(small_net(), "sharpness", kind="sam,average", batch=10, steps=2, draws=2)
     assert found.names == ("sam", "average")
     assert (found.own[:1] > 0).all()
+
+
+def test_a_measurement_with_a_draw_of_its_own_takes_all_of_each_part() -> None:
+    # The error bars are those of 1,600 samples: the value must be theirs too, not that of sharpness' own 1,024.
+    task = small_net(1600)
+    found = sampling_error(task, "sharpness", batch=50, steps=1)
+    assert found.measured.settings["samples"] == found.samples == 1600
+    assert found.values[0] == pytest.approx(sharpness(task, "sam", samples=1600, batch=50, steps=1).values[0])
+    with pytest.raises(
+        MeasurementError, match=r"samples=512 of sharpness would leave samples .* give Task\(max_samples"
+    ):
+        sampling_error(task, "sharpness", samples=512)
+
+
+@pytest.mark.parametrize("name", ["sharpness", "batch_sharpness"])
+def test_batches_that_do_not_fit_into_the_smallest_parts_are_another_measure(name: str) -> None:
+    # m-sharpness falls with m: the batches' sizes would be taken for a bias that falls with the samples.
+    with pytest.raises(
+        MeasurementError, match=r"10 samples on the smallest parts .* give batch=10, or draw 640 samples"
+    ):
+        sampling_error(small_net(), name, batch=40)
+
+
+def test_what_the_measurement_itself_warns_of_is_passed_on() -> None:
+    found = sampling_error(small_net().replace(dtype=torch.float32), "trace", precision=1e-3, draws=8)
+    assert any("raise max_draws" in text for text in found.warnings)
+    assert "float64 weights are measured in float32" in found.notes
 
 
 def test_the_trace_gets_a_share_of_the_precision_for_itself() -> None:

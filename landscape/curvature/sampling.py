@@ -64,7 +64,8 @@ def sampling_error(
         task: a Task. Samples are the units; batches are where they must stay whole (`rebatch=False`).
         measurement: the name of a registered measurement (of "eigenvalues" the largest, unless options say more), or
             a function of a task that returns a Result, a number, an array (q,) or a mapping of names to numbers. It is
-            called 1 + r + r^2 times, with tasks over the parts.
+            called 1 + r + r^2 times, with tasks over the parts; one that has a draw of its own (sharpness) takes all
+            of each part. Its batches must fit into the smallest parts.
         of: the value on the whole split ("data"), or on ever more samples from the same source ("source"). Default:
             "data" if the draw is a part of a split whose size is known, else "source".
         split: the data that parts are taken of.
@@ -76,7 +77,8 @@ def sampling_error(
         `SamplingError`: values on the draw, bias, standard error, estimates and 95% interval, by number.
 
     Raises:
-        MeasurementError: fewer than 8 samples (or whole batches), nothing to follow, a number that is not finite.
+        MeasurementError: fewer than 8 samples (or whole batches), nothing to follow, a number that is not finite,
+            batches larger than the smallest parts.
 
     Costs three times as much as the measurement itself on the draw. Eigenvalues beyond the first cross their neighbors
     on small parts, and are followed less well: in trials on small trained networks (softmax regression and MLPs on
@@ -178,7 +180,7 @@ def with_sampling(found: R, drawn: SamplingError) -> R:
     if drawn.calls[0] != "estimate":
         text += f"; its bias can't be resolved: what was measured is an {drawn.calls[0]}"
     precision = float(drawn.settings["precision"])
-    late = tuple(drawn.warnings)
+    late = tuple(c.message for c in drawn.checks if c.level == "warn")
     check = Check("sampling", "warn" if late else "pass", text, float(drawn.error[0]), precision)
     return replace(
         found,
@@ -249,6 +251,13 @@ def _measure(measurement: Measure, split: str, seed: int, options: dict[str, Any
     given = options or FOLLOWED.get(measurement, {})
     if "split" in known.options:
         given = {"split": split, **given}
+    if "samples" in known.options:  # of a draw of its own: the error bars are those of the draw that we part
+        if "samples" in given:
+            raise MeasurementError(
+                f"samples={given['samples']} of {measurement} would leave samples of the draw out: give "
+                "Task(max_samples=...) instead"
+            )
+        given = {**given, "samples": sys.maxsize}
     settings = known.settings(**given)
     return lambda task: known.run(task, seed=seed, progress=False, **settings)
 
@@ -258,7 +267,7 @@ def _stage(task: Task, measure: Callable[[Task], Any], split: str, seed: int, ba
     subsamples = Subsamples(task, split, seed)
     r, n = subsamples.ratio, subsamples.draw.samples
     products, passes, seconds, values, levels = 0, 0.0, 0.0, [], []
-    first, measured = None, None
+    first, measured, batch = None, None, None
     for count in (r * r, r, 1):
         rows, sizes = [], []
         for part, samples in subsamples.parts(count):
@@ -273,6 +282,14 @@ def _stage(task: Task, measure: Callable[[Task], Any], split: str, seed: int, ba
             rows.append(numbers.values)
             sizes.append(samples)
             if isinstance(measured, Result):
+                held = getattr(measured, "batch", measured.settings.get("batch"))
+                batch = held if batch is None else batch
+                if held != batch:
+                    raise MeasurementError(
+                        f"its batches hold {batch} samples on the smallest parts and {held} on larger ones, "
+                        f"which are two measures: give batch={batch}, or draw {held * r * r} samples or more (with a "
+                        f"precision: start={held * r * r})"
+                    )
                 products, seconds = products + measured.cost.products, seconds + measured.cost.seconds
                 passes += measured.cost.passes * samples / n
             bar.update(samples)
@@ -333,7 +350,8 @@ def _result(
     checks = [_bias_check(numbers.names, bias, resolved, n)]
     if precision is not None:
         checks.append(_precision_check(numbers, error, resolved, precision, n))
-    warnings = tuple(c.message for c in checks if c.level == "warn")
+    own = last.measured if isinstance(last.measured, Result) else None
+    warnings = (*(c.message for c in checks if c.level == "warn"), *(own.warnings if own else ()))
     reached = precision is None or checks[-1].level == "pass"
     total = sum(stage.work for stage in stages)
     return SamplingError(
@@ -351,7 +369,7 @@ def _result(
         },
         checks=tuple(checks),
         warnings=warnings,
-        notes=last.notes,
+        notes=tuple(dict.fromkeys((*last.notes, *(own.notes if own else ())))),
         values=numbers.values,
         estimates=np.where(resolved, numbers.values - bias, numbers.values),
         interval=interval,
