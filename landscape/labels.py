@@ -115,7 +115,30 @@ def rows_of_samples(labels: Any, rows: int, ignore_index: int = IGNORE_INDEX) ->
     return own if len(own) == rows else None
 
 
-def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return (right, all), right on the device: the first class wins a tie, a binary logit of 0 counts as class 0."""
+def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return which predictions are right (n,): the first class wins a tie, a binary logit of 0 counts as class 0."""
     predicted = (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
-    return (predicted == labels).sum(), len(labels)
+    return predicted == labels
+
+
+def hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return (right, all), right on the device; see `right`."""
+    return right(logits, labels).sum(), len(labels)
+
+
+def hits_of_samples(
+    logits: torch.Tensor, labels: torch.Tensor, given: torch.Tensor | None, samples: int | None, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor | int]:
+    """Return (right, all) of a batch: one number each, or (k,) where its samples hold several predictions each.
+
+    Those of one sample (pixels, tokens) depend on each other, and an error is one over the k samples. `given` are the
+    labels in their own shape; where they don't tell which sample a prediction is of, the batch counts as one.
+    """
+    found = right(logits, labels)
+    if len(labels) <= (samples if samples is not None else len(labels)) and (given is None or given.ndim < 2):
+        return found.sum(), len(labels)
+    rows = rows_of_samples(given, len(labels), ignore_index)
+    if rows is None or given is None or samples not in (None, len(given)):
+        return found.sum().reshape(1), torch.tensor([len(labels)], device=found.device)
+    size = len(given)
+    return torch.bincount(rows, found.double(), size), torch.bincount(rows, minlength=size)

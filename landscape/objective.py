@@ -17,7 +17,7 @@ from torch import nn
 
 from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, slice_batch, tensors_of, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
-from .labels import hits
+from .labels import hits_of_samples, known_ignore_index
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, evaluate, grouped_predictions
@@ -455,20 +455,22 @@ class Objective:
         """
         return grouped_predictions(self)
 
-    def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, int]:
-        """Return (right, all) of batch i; labels that were looked at once, and are all there, are only compared."""
+    def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """Return (right, all) of batch i, or of each of its samples where these hold several predictions.
+
+        Labels that were looked at once, and are all there, are only compared.
+        """
         if target is not None and self._plain.get(i) is target:
             return (outputs.argmax(dim=1) == target).sum(), len(target)
-        pair, _ = prediction_of(
-            self.task, self.model, self.batch(i), outputs, target
-        )  # the forward may have emptied the other batch
+        batch = self.batch(i)  # the forward may have emptied the other one
+        pair, given = prediction_of(self.task, self.model, batch, outputs, target)
         if pair is None:
             return torch.zeros((), dtype=torch.long), 0
         if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
             scores = outputs.ndim == 2 and outputs.shape[1] > 1
             if scores and target.ndim == 1 and len(pair[1]) == len(target):
                 self._plain[i] = target
-        return hits(*pair)
+        return hits_of_samples(*pair, given, batch_size_of(batch), known_ignore_index(self.task.loss))
 
 
 @contextlib.contextmanager

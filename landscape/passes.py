@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class Evaluation:
     """Loss (and accuracy) of one no-grad pass; `stderr` is over the samples, NaN where it was not asked for.
 
+    `accuracy_stderr`, too, is over the samples, not over their pixels or tokens, which depend on each other (NaN for
+    a single sample).
     `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
     that differences between two evaluations have a paired standard error.
     """
@@ -43,8 +45,7 @@ def evaluate(
     """See `Objective.evaluate`."""
     total = total_weight = 0.0
     terms: dict[str, float] = {}
-    right: list[torch.Tensor] = []
-    counted = 0
+    right: list[tuple[torch.Tensor, torch.Tensor | int]] = []
     found_blocks: list[tuple[float, float]] = []
     further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria}
     with objective.measuring():
@@ -60,9 +61,7 @@ def evaluate(
             for name, criterion in criteria.items():
                 further[name].append(_further(objective, name, criterion, outputs, target, batch))
             if accuracy and objective.has_labels:
-                found = objective.call(objective.hits, i, outputs, target)
-                right.append(found[0])
-                counted += found[1]
+                right.append(objective.call(objective.hits, i, outputs, target))
             if stderr:
                 # The forward may have taken the labels out of the other one.
                 found_blocks += blocks(objective, objective.batch(i), outputs, target)
@@ -78,7 +77,7 @@ def evaluate(
     if total_weight == 0:
         raise ObjectiveError(f"every {objective.split} sample has weight 0: nothing is left to average")
     loss = total / total_weight
-    share = sum(int(r) for r in right) / counted if counted else math.nan
+    share, share_error = _accuracy(right)
     averages = {k: v / total_weight for k, v in terms.items()}
     for name, parts in further.items():
         whole = sum(w for _, w in parts)
@@ -87,11 +86,29 @@ def evaluate(
         loss=loss,
         stderr=block_error(found_blocks, loss) if stderr else math.nan,
         accuracy=share,
-        accuracy_stderr=math.sqrt(share * (1 - share) / counted) if counted else math.nan,
+        accuracy_stderr=share_error,
         terms=averages,
         samples=objective.samples,
         blocks=tuple(found_blocks),
     )
+
+
+def _accuracy(found: list[tuple[torch.Tensor, torch.Tensor | int]]) -> tuple[float, float]:
+    """Return the share of right predictions and its standard error, from what `Objective.hits` says of each batch."""
+    pairs = [
+        (float(r), float(n)) for rights, counts in found for r, n in zip(_listed(rights), _listed(counts), strict=True)
+    ]
+    counted = sum(n for _, n in pairs)
+    if not counted:
+        return math.nan, math.nan
+    share = sum(r for r, _ in pairs) / counted
+    if all(rights.ndim == 0 for rights, _ in found):
+        return share, math.sqrt(share * (1 - share) / counted)
+    return share, block_error([(r / n, n) for r, n in pairs if n], share)
+
+
+def _listed(numbers: torch.Tensor | int) -> list[float]:
+    return numbers.reshape(-1).tolist() if isinstance(numbers, torch.Tensor) else [numbers]
 
 
 def _further(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import namedtuple
 
@@ -155,6 +156,52 @@ class TestTheMean:
             found = objective.evaluate(stderr=True)
         losses = F.cross_entropy(model.eval()(x), y, reduction="none").detach()
         assert found.stderr == pytest.approx((losses.std() / 60**0.5).item(), rel=1e-10)
+
+    @pytest.mark.parametrize("own", [False, True])
+    def test_accuracys_error_is_over_images_not_over_pixels(self, own):
+        """Each image is right or wrong as a whole: n images carry n facts, however many pixels they have."""
+        g = torch.Generator().manual_seed(3)
+        y = torch.randint(2, (40,), generator=g)[:, None, None].expand(40, 6, 6).contiguous()
+        kept = torch.rand(40, 6, 6, generator=g) < torch.rand(40, 1, 1, generator=g)
+        kept[:, 0, 0] = True
+        guess = torch.randint(2, (40, 1, 1), generator=g)
+        x = F.one_hot(guess.expand(40, 6, 6), 2).movedim(-1, 1).double()
+        y[~kept] = -100
+        task = Task(
+            nn.Conv2d(2, 2, 1).double(),
+            nn.CrossEntropyLoss(),
+            (x, y),
+            batch_size=7,
+            predict=(lambda model, batch: (batch[0], batch[1])) if own else None,
+        )
+        with torch.no_grad():
+            task.model.weight.copy_(torch.eye(2)[:, :, None, None])
+            task.model.bias.zero_()
+        with Objective(task) as objective:
+            found = objective.evaluate(accuracy=True)
+        counts = kept.flatten(1).sum(1).double()
+        hit = (guess[:, 0, 0] == y.flatten(1).amax(1)) * counts
+        share = hit.sum() / counts.sum()
+        error = (40 / 39 * (hit - share * counts).square().sum()).sqrt() / counts.sum()
+        assert found.accuracy == pytest.approx(share.item(), rel=1e-12)
+        assert found.accuracy_stderr == pytest.approx(error.item(), rel=1e-10)
+
+    def test_accuracys_error_where_nobody_knows_whose_the_predictions_are(self):
+        """Rows that a `predict` flattened itself: the batches are what is independent; one batch has no error."""
+        x, y = torch.randn(20, 5, 3).double(), torch.randint(3, (20, 5))
+
+        def predict(model, batch):
+            return model(batch[0]).reshape(-1, 3), batch[1].reshape(-1)
+
+        task = Task(
+            nn.Linear(3, 3).double(), lambda o, t: F.cross_entropy(o.movedim(-1, 1), t), (x, y), predict=predict
+        )
+        with Objective(task) as objective:
+            assert math.isnan(objective.evaluate(accuracy=True).accuracy_stderr)
+        with Objective(task.replace(batch_size=5)) as objective:
+            found = objective.evaluate(accuracy=True)
+            shares = (predict(task.model, (x, y))[0].argmax(1) == y.reshape(-1)).double().reshape(4, -1).mean(1)
+        assert found.accuracy_stderr == pytest.approx((shares.std() / 2).item(), rel=1e-10)
 
     def test_standard_error_covers(self):
         """Over 200 draws of 100 samples the error bar of one sigma holds the true mean about 68 times in 100."""
