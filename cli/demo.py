@@ -31,7 +31,8 @@ def command(out: Path, seed: int, force: bool) -> None:
     from landscape.report.pictures import write_two_pictures
 
     from ..probes.demo.training import one_thread, train_demo
-    from ..probes.posthoc import SUFFIX, probe_checkpoints
+    from ..probes.posthoc import probe_checkpoints
+    from ..probes.targets import SUFFIX
 
     report = out / "report.html"
     if out.exists() and any(out.iterdir()) and not force:

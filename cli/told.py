@@ -25,7 +25,7 @@ def density(result: Any) -> list[str]:
         f"from {number(float(result.smallest))} to {number(float(result.largest))}",
         told(result.trace, result.trace_stderr, "trace"),
         told(result.frobenius, result.frobenius_stderr, "Frobenius norm"),
-        told(100 * result.negative, 100 * result.negative_stderr, "negative share, percent,"),
+        f"{told(100 * result.negative, 100 * result.negative_stderr)}% of the sum of |eigenvalue| below zero",
         f"{count(len(result.nodes))} draws",
     ]
 

@@ -44,12 +44,19 @@ def evaluate_checkpoint(task: Task, *, seed: int = 0, progress: bool = False) ->
     def column(name: str) -> np.ndarray:
         return np.array([getattr(e, name) for _, e, _ in found])
 
+    most = max(len(e.blocks) for _, e, _ in found)
+    parts = np.full((2, len(found), most), np.nan)
+    for i, (_, e, _) in enumerate(found):
+        if e.blocks:
+            parts[:, i, : len(e.blocks)] = np.transpose(e.blocks)
     return Performance(
         loss=column("loss"),
         loss_stderr=column("stderr"),
         accuracy=column("accuracy"),
         accuracy_stderr=column("accuracy_stderr"),
         samples=column("samples"),
+        block_loss=parts[0],
+        block_weight=parts[1],
         parameters=parameters,
         gradient_norm=gradient_norm,
         weight_norm=weight_norm,

@@ -15,7 +15,8 @@ class Performance(Result, kind="performance"):
     """Loss and accuracy of a checkpoint on each split that the task has.
 
     `splits` names the entries of every array, e.g. ("train", "test"). Standard errors are over the samples of
-    the draw; NaN where the loss cannot be taken apart. Accuracy is NaN where there are no labels.
+    the draw; NaN where the loss cannot be taken apart. Accuracy is NaN where there are no labels. Blocks of samples
+    (64 a split, or its batches where there are more) let two checkpoints be compared in pairs.
     """
 
     loss: np.ndarray = array("split", units="loss", stderr="loss_stderr", doc="mean loss")
@@ -27,6 +28,16 @@ class Performance(Result, kind="performance"):
     gradient_norm: float = array(units="loss / parameter", doc="||gradient||_2 of the train loss")
     weight_norm: float = array(doc="||theta||_2")
     splits: tuple[str, ...] = ()
+    block_loss: np.ndarray | None = array(
+        "split",
+        "block",
+        units="loss",
+        doc="mean loss of each block of samples; NaN behind a split's last",
+        default=None,
+    )
+    block_weight: np.ndarray | None = array(
+        "split", "block", doc="weight of each block: samples, tokens that count, or sums of class weights", default=None
+    )
     fingerprints: tuple[str, ...] = field(default=(), metadata={"doc": "of each split's draw"})
 
     def summary(self) -> dict[str, Any]:

@@ -25,12 +25,13 @@ from landscape.calibration.recalibrated import Recalibration
 from landscape.calibration.table import Calibration
 from landscape.calibration.together import Judged, calibrate
 from landscape.checkpoint import save_checkpoint
-from landscape.errors import ArchiveError, CheckpointError, MeasurementError
+from landscape.errors import CheckpointError, MeasurementError
 from landscape.provenance import provenance
 from landscape.results import Result, kind_of
 
 from .selection import samples_to_draw
 from .subjects import Prepared, Tasks, check_paths, task_changes
+from .targets import archive_paths
 
 SUFFIX = ".calibration.h5"
 # Arguments in a message that are options of the command line, and those of them that name an array in a file.
@@ -156,7 +157,7 @@ def calibrate_files(
     check_paths(paths, "predictions or checkpoint")
     if out is not None:
         _check_output(Path(out), paths, force)
-    targets = archive_paths(paths, archive)
+    targets = archive_paths(paths, archive, suffix=SUFFIX, unnamed="predictions", option="--archive FILE")
     tasks = Tasks(
         task=task,
         settings=dict(settings or {}),
@@ -252,17 +253,6 @@ def _outcome(
         notes=tuple(dict.fromkeys(n for r in results.values() for n in r.notes)),
         warnings=tuple(dict.fromkeys([*source.warnings, *(map(in_options, said) if source.ready is None else said)])),
     )
-
-
-def archive_paths(sources: Sequence[str], archive: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return where each source's results go: all to `archive`, else to the current folder under its own name."""
-    if archive is not None:
-        return [Path(archive)] * len(sources)
-    paths = [Path(f"{Path(s).resolve().stem or 'predictions'}{SUFFIX}") for s in sources]
-    twice = next((p for p in paths if paths.count(p) > 1), None)
-    if twice is not None:
-        raise ArchiveError(f"two sources would both be written to {twice}; give one archive for all with --archive")
-    return paths
 
 
 def _check_output(out: Path, paths: Sequence[str], force: bool) -> None:

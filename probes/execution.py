@@ -61,10 +61,11 @@ class Execution:
         left = [name for name, reason in self.missing.items() if reason == OUT_OF_TIME]
         return left + [name for name, result in self.results.items() if result.status == "partial"]
 
-    def measure(self, prefix: str) -> ProbeOutcome:
+    def measure(self, name: str = "") -> ProbeOutcome:
+        """Measure what was chosen; `name` is what progress calls the checkpoint, its label by default."""
         start = time.perf_counter()
         for number, c in enumerate(self.chosen, 1):
-            label = f"{prefix}{self.subject.label}: {c.measurement.name}"
+            label = f"{name or self.subject.label}: {c.measurement.name}"
             found = self._earlier(c)
             if found and all(e.status == "complete" for e in found):
                 self.say(f"{label} ({number} of {len(self.chosen)}) is in the archive already")

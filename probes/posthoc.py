@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from landscape.archive.writer import ArchiveWriter
-from landscape.errors import ArchiveError, LandscapeError
+from landscape.errors import LandscapeError
 from landscape.provenance import provenance
 from landscape.surface.measure import checkpoint_paths
 
@@ -22,8 +22,8 @@ from .outcome import ProbeOutcome
 from .prediction import Prediction, duration, measure_pass, measure_speed, predict
 from .selection import Chosen, choose, samples_to_draw
 from .subjects import Prepared, Tasks, check_paths, task_changes
+from .targets import archive_paths
 
-SUFFIX = ".landscape.h5"
 #: Seconds from which on a run says beforehand how long it will take (chosen by us).
 WORTH_SAYING = 30.0
 
@@ -113,6 +113,10 @@ def plan_run(
         say=say,
     )
     prepared = tuple(tasks.prepare(path) for path in paths)
+    plane = dict((options or {}).get("plane", {}))
+    if plane.get("directions") == "trajectory" and list(plane.get("checkpoints", ())) == list(paths):
+        prepared, paths = _in_time(prepared, say)
+        options = {**(options or {}), "plane": {**plane, "checkpoints": list(paths)}}
     # A task file may register measurements of its own, so the names are looked up after the tasks are loaded.
     return Plan(paths, tasks, prepared, tuple(choose(only, preset, options, also)), preset, say)
 
@@ -166,18 +170,18 @@ class Plan:
                 self._announce()
                 reused = 0
                 for i, ready in enumerate(self.loaded()):
-                    prefix = f"[{i + 1}/{len(self.paths)}] " if len(self.paths) > 1 else ""
+                    several = len(self.paths) > 1
+                    name = f"[{i + 1}/{len(self.paths)}] {ready.checkpoint.path}" if several else ""
                     chosen = [c for c in self.chosen if not _around_another(c, ready)]
                     left = unfinished.setdefault(writers[i], [])
                     if chosen:
                         run = Execution(ready, chosen, self.preset, self.say, writers[i], progress, deadline)
-                        outcomes.append(run.measure(prefix))
+                        outcomes.append(run.measure(name))
                         left.extend(run.unfinished)
                         reused += run.reused
                     else:
-                        self.say(
-                            f"{prefix}{ready.checkpoint.path} is a point of the trajectory, whose plane lies elsewhere"
-                        )
+                        path = name or ready.checkpoint.path
+                        self.say(f"{path} is a point of the trajectory, whose plane lies elsewhere")
                     if writers[i] not in writers[i + 1 :]:
                         # Without any result "interrupted" leaves no file behind.
                         writers[i].close(
@@ -238,23 +242,22 @@ class Plan:
             )
 
 
+def _in_time(
+    prepared: tuple[Prepared, ...], say: Callable[[str], None]
+) -> tuple[tuple[Prepared, ...], tuple[str, ...]]:
+    """Return checkpoints, and their paths, by their steps where all know theirs: a shell puts step-10 before step-9."""
+    steps = [p.checkpoint.step for p in prepared]
+    known = [s for s in steps if s is not None]
+    if len(known) == len(steps) and known != sorted(known):
+        order = sorted(range(len(known)), key=known.__getitem__)  # stable
+        prepared = tuple(prepared[i] for i in order)
+        say(f"the trajectory goes by the checkpoints' steps: {', '.join(map(str, sorted(known)))}")
+    return prepared, tuple(p.checkpoint.path for p in prepared)
+
+
 def _around_another(c: Chosen, ready: Prepared) -> bool:
     """Say whether this is the plane of a trajectory that ends in another checkpoint: the last one is its center."""
     if c.options.get("directions") != "trajectory":
         return False
     last = checkpoint_paths(c.options.get("checkpoints"))[-1]
     return Path(last).resolve() != Path(ready.checkpoint.path).resolve()
-
-
-def archive_paths(checkpoints: Sequence[str], out: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return where each checkpoint's results go: all to `out`, else to the current folder under its own name.
-
-    Raises ArchiveError where two checkpoints would share a name.
-    """
-    if out is not None:
-        return [Path(out)] * len(checkpoints)
-    paths = [Path(f"{Path(c).resolve().stem or 'checkpoint'}{SUFFIX}") for c in checkpoints]
-    twice = next((p for p in paths if paths.count(p) > 1), None)
-    if twice is not None:
-        raise ArchiveError(f"two checkpoints would both be written to {twice}; give one archive for all with -o run.h5")
-    return paths

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import report_samples as samples
 from click.testing import CliRunner
@@ -131,6 +133,44 @@ def test_shared_samples_are_compared_in_pairs_and_the_rest_is_not() -> None:
     assert trace.value == pytest.approx(pair[1].value - pair[0].value)
     half = 1.959964 * math.hypot(pair[0].stderr, pair[1].stderr)
     assert (trace.low, trace.high) == pytest.approx((trace.value - half, trace.value + half))
+
+
+def _with_blocks(shift: float, fingerprint: str = "d4e5f6", seed: int = 0) -> Any:
+    """A run whose blocks vary widely, the same way in every run of this seed; the test split has fewer."""
+    rng = np.random.default_rng(seed)
+    loss, weight = rng.normal(2.0, 1.0, (2, 8)) + shift, rng.integers(5, 9, (2, 8)).astype(float)
+    loss[:, 0] += 3 * shift
+    loss[1, 6:] = weight[1, 6:] = np.nan
+    mean = np.nansum(loss * weight, axis=1) / np.nansum(weight, axis=1)
+    made = samples.performance()
+    changes = {"loss": mean, "block_loss": loss, "block_weight": weight, "fingerprints": ("a1b2c3", fingerprint)}
+    return make_run("a", [replace(made, loss_stderr=np.array([0.4, 0.4]), **changes)])
+
+
+def test_losses_on_one_draw_are_compared_in_pairs_of_blocks() -> None:
+    a, b = unique([_with_blocks(0.0), _with_blocks(0.01)])
+    found = compare_runs(a, b)
+    assert [found[k].how for k in ("train_loss", "test_loss", "gap_loss", "train_accuracy")] == [
+        "paired", "paired", "paired", "independent",
+    ]  # fmt: skip
+    weight = np.asarray(a.get("performance").block_weight)[1, :6]  # type: ignore[union-attr]
+    change = np.full(6, 0.01)
+    change[0] = 0.04
+    value = np.average(change, weights=weight)
+    spread = math.sqrt(6 / 5 * ((weight * (change - value)) ** 2).sum()) / weight.sum()
+    difference = found["test_loss"].difference
+    assert difference.value == pytest.approx(value)
+    assert difference.high - difference.value == pytest.approx(2.570582 * spread)  # Student's, 5 degrees of freedom
+    assert found["test_loss"].difference.value == pytest.approx(
+        found["test_loss"].second.number - found["test_loss"].first.number
+    )
+
+
+def test_losses_on_other_draws_are_not() -> None:
+    found = compare_runs(*unique([_with_blocks(0.0), _with_blocks(0.01, "other")]))
+    assert [found[k].how for k in ("train_loss", "test_loss", "gap_loss")] == ["paired", "independent", "independent"]
+    without = unique([make_run("a", [samples.performance()]), _with_blocks(0.01)])  # from an older archive
+    assert compare_runs(*without)["test_loss"].how == "independent"
 
 
 def test_runs_with_nothing_in_common_share_no_number() -> None:

@@ -80,12 +80,13 @@ class TestNumbers:
         assert found.number == pytest.approx(loss.mean(), rel=1e-12)
         assert found.error == pytest.approx(loss.std(ddof=1) / math.sqrt(50), rel=1e-9)
 
-    def test_without_epochs_it_is_that_of_the_last_hundred_steps(self):
-        x = np.random.default_rng(0).normal(size=250)
-        s = series("loss", ("loss",), np.arange(1, 251), x)
+    @pytest.mark.parametrize(("steps", "rows"), [(5, 1), (250, 25), (3000, 100)])
+    def test_without_epochs_it_is_that_of_the_last_tenth_of_a_hundred_steps_at_most(self, steps, rows):
+        x = np.random.default_rng(0).normal(size=steps)
+        s = series("loss", ("loss",), np.arange(1, steps + 1), x)
         final = reduce(History({"loss": s})).finals["loss", "loss"]
-        assert (final.step, final.rows) == (250, 100)
-        assert final.value == pytest.approx(x[-100:].mean())
+        assert (final.step, final.rows) == (steps, rows)
+        assert final.value == pytest.approx(x[-rows:].mean())
 
     def test_a_last_number_is_the_last_that_is_a_number(self):
         s = series("logged", ("a", "b"), [1, 2, 3], [[1, 5], [2, np.nan], [np.nan, np.inf]])

@@ -14,9 +14,10 @@ from landscape.errors import ArchiveError, CheckpointError, MeasurementError, Ob
 from landscape.probes.derivatives import twice_differentiable
 from landscape.probes.inspection import inspect_task
 from landscape.probes.outcome import SECTIONS, ProbeOutcome, merged
-from landscape.probes.posthoc import archive_paths, plan_run, probe_checkpoints
+from landscape.probes.posthoc import plan_run, probe_checkpoints
 from landscape.probes.prediction import PASSES_A_PRODUCT, Speed, measure_speed, predict
 from landscape.probes.selection import UnknownName, choose, samples_to_draw
+from landscape.probes.targets import archive_paths
 from landscape.results import Measurement, Result, StoredResult
 
 
@@ -231,8 +232,15 @@ def test_archives_are_named_after_checkpoints(world):
         "x.landscape.h5", "y.landscape.h5", "folder.landscape.h5",
     ]  # fmt: skip
     assert [str(p) for p in archive_paths(["x.pt", "y.pt"], "run.h5")] == ["run.h5", "run.h5"]
+    assert [p.name for p in archive_paths(["a/x.pt", "b/x.pt", "y.pt"])] == [
+        "a_x.landscape.h5", "b_x.landscape.h5", "y.landscape.h5",
+    ]  # fmt: skip
+    # The nearest folder is the same: the next one tells them apart.
+    assert [p.name for p in archive_paths(["a/last run/x.pt", "b/last run/x.pt"])] == [
+        "a_last-run_x.landscape.h5", "b_last-run_x.landscape.h5",
+    ]  # fmt: skip
     with pytest.raises(ArchiveError, match=r"-o run\.h5"):
-        archive_paths(["a/x.pt", "b/x.pt"])
+        archive_paths(["a/x.pt", "a/x.safetensors"])
 
 
 def test_one_archive_for_several_keeps_each_ones_settings_apart(world):

@@ -149,6 +149,8 @@ def test_names_are_made_unique_by_what_differs():
     assert [r.name for r in unique([named(step=1), named(step=2)])] == ["a @ 1", "a @ 2"]
     assert [r.name for r in unique([named(archive="x/1.h5"), named(archive="x/2.h5")])] == ["a (1.h5)", "a (2.h5)"]
     assert [r.name for r in unique([named(archive="x/1.h5"), named(archive="y/1.h5")])] == ["a (x)", "a (y)"]
+    folders = [named(archive="x.h5", checkpoint=f"runs/{n}/a.pt") for n in "pq"]
+    assert [r.name for r in unique(folders)] == ["a (p)", "a (q)"]
     assert [r.name for r in unique([named(step=1), named(step=1)])] == ["a #1", "a #2"]
     assert [r.index for r in unique([named(), make_run("b", [])])] == [0, 1]
 

@@ -200,7 +200,11 @@ class TestKnownAnswers:
             (lambda p: OPTIM.SGD(p, lr=0.1, maximize=True), "maximize"),
             (lambda p: OPTIM.SGD(p, lr=0.1, momentum=1.0), "a momentum of 1 grows"),
             (lambda p: OPTIM.SGD(p, lr=0.1, momentum=0.9, dampening=1.0), "a dampening of 1"),
-            (lambda p: OPTIM.SGD(p, lr=0.0), "a learning rate of 0"),
+            (lambda p: OPTIM.SGD(p, lr=0.0), "the learning rate is 0, as at the end of a schedule; say at which"),
+            (
+                lambda p: [{"params": p, "lr": 0.0, "initial_lr": 0.3, "momentum": 0.0}],
+                "whose own was 0.3; say at which rate to judge, as with --option stability.lr=0.3",
+            ),
             (lambda p: OPTIM.SGD([{"params": p, "momentum": 0.5}], lr=0.1).param_groups * 2, ""),
         ],
     )

@@ -208,3 +208,20 @@ class Summing(Bigram):
 def test_next_token_says_what_a_model_without_token_logits_returned() -> None:
     with pytest.raises(TaskError, match=r"Summing returned outputs of shape \(5, 7\) for labels of shape \(5, 6\)"):
         ls.next_token(Summing(), batches()[0])
+
+
+def test_the_accuracys_error_is_over_sequences_not_tokens() -> None:
+    """A sequence repeats one pair of ids: its tokens are all right or all wrong, so that it is worth one prediction."""
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(WORDS, (40, 1), generator=generator)
+    ids = (starts * torch.ones(1, LENGTH, dtype=torch.long)) % WORDS
+    model = Bigram().double()
+    with torch.no_grad():  # right about the first three ids
+        model.table.weight.copy_(torch.roll(torch.eye(WORDS, dtype=torch.float64), 1, 1))
+        model.table.weight[:3] = torch.eye(WORDS, dtype=torch.float64)[:3]
+    task = Task(model, F.cross_entropy, test=[{"input_ids": x} for x in ids.split(8)], forward=ls.next_token)
+    with Objective(task, "test") as objective:
+        found = objective.evaluate(accuracy=True, stderr=True)
+    share = (starts < 3).double().mean().item()
+    assert found.accuracy == pytest.approx(share)
+    assert found.accuracy_stderr == pytest.approx((share * (1 - share) / 39) ** 0.5, rel=1e-12)

@@ -282,6 +282,14 @@ def test_the_command_line_measures_the_plane_at_the_last_checkpoint_alone(tmp_pa
     assert alone.exit_code == 0, alone.output
     assert "s20.pt is a point of the trajectory" in alone.stderr
     assert sorted(p.name for p in tmp_path.glob("*.h5*")) == ["run.h5", "s60.landscape.h5"]
+    # A shell's pattern puts s100 before s20; the way goes by the steps, and ends in the last of them.
+    mixed = ("s60.pt", "s1.pt", "s20.pt", *shared[3:-1], "mixed.h5")
+    again = small_world.landscape("probe", *mixed, "--only", "surface")
+    assert again.exit_code == 0, again.output
+    assert "the trajectory goes by the checkpoints' steps: 1, 20, 60" in again.stderr
+    entry = open_archive("mixed.h5").select("trajectory")[0]
+    assert entry.subject.label == "s60"  # type: ignore[union-attr]
+    assert entry.result.step.tolist() == [1, 20, 60]  # type: ignore[attr-defined]
 
 
 def test_a_plane_of_another_model_is_refused():

@@ -58,6 +58,22 @@ def mean_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray | 
     return Difference(value, value - half, value + half, True, n)
 
 
+def block_difference(first: np.ndarray, second: np.ndarray, weights: np.ndarray, samples: int = 0) -> Difference:
+    """Return the weighted mean of second - first over blocks (k,) of the same samples, with Student's 95% interval.
+
+    The standard error is that of a ratio of sums over the blocks, as of `mean_difference`'s groups. NaN for the ends
+    with fewer than two blocks, or where a block is not finite.
+    """
+    change = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    total, size = float(np.sum(weights)), len(change)
+    value = float(np.sum(weights * change)) / total if total > 0 else math.nan
+    if size < 2 or not math.isfinite(value):
+        return Difference(value, math.nan, math.nan, True, samples)
+    spread = math.sqrt(float(np.sum((weights * (change - value)) ** 2)) * size / (size - 1)) / total
+    half = float(stdtrit(size - 1, 0.975)) * spread
+    return Difference(value, value - half, value + half, True, samples)
+
+
 def independent_difference(first: Sequence[float], second: Sequence[float], samples: int = 0) -> Difference:
     """Return second - first of two estimates (value, low, high) from samples that have nothing in common.
 

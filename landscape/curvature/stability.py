@@ -76,8 +76,15 @@ def _why_not(state: OptimizerState) -> str:
         return "not defined: the groups differ in momentum, and no single eigenvalue decides"
     if state.rules[0].momentum >= 1:
         return f"not defined: a momentum of {state.rules[0].momentum:g} grows at every curvature"
+    if not max(r.lr for r in state.rules) > 0:
+        chosen = max((float(g.get("initial_lr") or 0.0) for g in state.groups), default=0.0)
+        before = f", whose own was {chosen:g}" if chosen else ""
+        return (
+            f"not defined: the learning rate is 0, as at the end of a schedule{before}; say at which rate to judge, as "
+            f"with --option stability.lr={chosen or 0.01:g}"
+        )
     if not max(r.rate for r in state.rules) > 0:
-        return "not defined: a learning rate of 0, or a dampening of 1, never moves the weights by the gradient"
+        return "not defined: a dampening of 1 never moves the weights by the gradient"
     return ""
 
 

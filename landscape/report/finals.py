@@ -14,7 +14,8 @@ from ..results import Result
 
 #: Quantities whose last numbers are kept.
 QUANTITIES = ("loss", "logged", "metrics", "curvature")
-#: Steps that the loss is averaged over at most, and without a record of epochs (chosen by us).
+#: Steps that the loss is averaged over at most, and without a record of epochs: a tenth of the run, which has changed
+#: less than its error by then, and so many at most (chosen by us).
 MOST_STEPS, WITHOUT_EPOCHS = 1000, 100
 
 
@@ -58,7 +59,8 @@ class Finals:
         found = dict(self._last)
         length = float(np.diff(ends, prepend=0.0)[-1]) if len(ends) else 0.0
         for name, (steps, values) in self._tails.items():
-            mean = values[steps > steps[-1] - (length if length > 0 else WITHOUT_EPOCHS)]
+            tenth = min(WITHOUT_EPOCHS, max(1.0, float(steps[-1]) / 10))
+            mean = values[steps > steps[-1] - (length if length > 0 else tenth)]
             error = float(mean.std(ddof=1)) / math.sqrt(len(mean)) if len(mean) > 1 else math.nan
             found["loss", name] = Final(float(mean.mean()), int(steps[-1]), error, len(mean))
         return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..comparison.conditions import Sides
-from ..comparison.paired import Difference, independent_difference
+from ..comparison.paired import Difference, block_difference, independent_difference
 from ..comparison.scores import compare_samples, compare_summaries, same_samples
 from ..errors import LandscapeError
 from .measures import Value, measures
@@ -44,21 +44,55 @@ class Compared:
 def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
     """Return every number that both runs have, by key: those of the report's table, then the calibration's scores.
 
-    ECE, Brier score, NLL and accuracy are compared in pairs where both runs kept the scores of the same samples;
-    everything else as from independent samples, which makes intervals too wide rather than too narrow where the
-    samples are shared.
+    Losses are compared in pairs where both were measured on the same draw, ECE, Brier score, NLL and accuracy where
+    both runs kept the scores of the same samples; everything else as from independent samples, which makes intervals
+    too wide rather than too narrow where the samples are shared.
     """
     found: dict[str, Compared] = {}
     scored = _scores(first, second)
+    losses = _losses(first, second)
     for measure in measures([first, second]):
         a, b = measure.read(first), measure.read(second)
         if not (a.known and b.known) or measure.key in scored:
             continue
-        difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
-        how = "residual" if "residual" in (a.how, b.how) else "independent"
+        difference = losses.get(measure.key)
+        how = "paired"
+        if difference is None:
+            difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
+            how = "residual" if "residual" in (a.how, b.how) else "independent"
         label = f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
         found[measure.key] = Compared(measure.key, label, a, b, difference, how)
     return {**found, **scored}
+
+
+def _losses(first: Run, second: Run) -> dict[str, Difference]:
+    """Return the differences of both losses and of their gap, as far as both runs were measured on the same draw."""
+    a, b = (r.get("performance") for r in (first, second))
+    found: dict[str, Difference] = {}
+    for split in ("train", "test"):
+        sides = [_blocks(p, split) for p in (a, b)]
+        if None in sides:
+            continue
+        (one, weights, of, samples), (other, others, of_other, _) = sides
+        if of and of == of_other and np.array_equal(weights, others) and len(weights) > 1:
+            found[f"{split}_loss"] = block_difference(one, other, weights, samples)
+    if len(found) == 2:
+        ends = [(d.value, d.low, d.high) for d in found.values()]
+        gap = independent_difference(*ends)  # the splits hold different samples
+        found["gap_loss"] = replace(gap, paired=True)
+    return found
+
+
+def _blocks(performance: Any, split: str) -> Any:
+    """Return (losses, weights, fingerprint, samples) of a split's blocks, None where they weren't kept."""
+    kept = getattr(performance, "block_loss", None)
+    if kept is None or split not in performance.splits:
+        return None
+    at = list(performance.splits).index(split)
+    weights = np.asarray(performance.block_weight, dtype=float)[at]
+    there = np.isfinite(weights)
+    losses = np.asarray(kept, dtype=float)[at]
+    return losses[there], weights[there], performance.fingerprints[at], int(performance.samples[at])
 
 
 def _scores(first: Run, second: Run) -> dict[str, Compared]:
