@@ -77,9 +77,8 @@ def _losses(first: Run, second: Run) -> dict[str, Difference]:
         if of and of == of_other and np.array_equal(weights, others) and len(weights) > 1:
             found[f"{split}_loss"] = block_difference(one, other, weights, samples)
     if len(found) == 2:
-        ends = [(d.value, d.low, d.high) for d in found.values()]
-        gap = independent_difference(*ends)  # the splits hold different samples
-        found["gap_loss"] = replace(gap, paired=True)
+        train, test = ((d.value, d.low, d.high) for d in found.values())
+        found["gap_loss"] = replace(independent_difference(train, test), paired=True)  # the splits hold other samples
     return found
 
 
