@@ -191,7 +191,7 @@ def _take_loader(
 def _take_columns(
     data: Any, split: str, max_samples: int | None, batch_size: int, generator: torch.Generator
 ) -> tuple[list[Any], int]:
-    columns = {k: torch.as_tensor(v) for k, v in (data.items() if isinstance(data, Mapping) else enumerate(data))}
+    columns = {k: as_tensor(v) for k, v in (data.items() if isinstance(data, Mapping) else enumerate(data))}
     lengths = {len(v) for v in columns.values()}
     if len(lengths) != 1:
         shapes = ", ".join(str(tuple(v.shape)) for v in columns.values())
@@ -199,7 +199,7 @@ def _take_columns(
     n = lengths.pop()
     chosen = _subset(n, max_samples, generator)
     if chosen is not None:
-        index = torch.tensor(chosen)
+        index = torch.tensor(chosen, device="cpu")
         columns = {k: v[index.to(v.device)] for k, v in columns.items()}
         n_taken = len(chosen)
     else:
@@ -222,7 +222,7 @@ def _take_list(
         return _take_from_each(batches, [s for s in sizes if s is not None], max_samples, generator), total
     taken: list[int] = []
     room = max_samples
-    for i in torch.randperm(len(batches), generator=generator).tolist():
+    for i in torch.randperm(len(batches), generator=generator, device="cpu").tolist():
         size = sizes[i] or 1
         if size <= room or not taken:
             taken.append(i)
@@ -232,7 +232,7 @@ def _take_list(
 
 def _take_from_each(batches: list[Any], sizes: list[int], max_samples: int, generator: torch.Generator) -> list[Any]:
     """Draw single samples out of all batches: whole batches may each hold one class."""
-    chosen = torch.tensor(_subset(sum(sizes), max_samples, generator))
+    chosen = torch.tensor(_subset(sum(sizes), max_samples, generator), device="cpu")
     found, start = [], 0
     for batch, size in zip(batches, sizes, strict=True):
         inside = chosen[(chosen >= start) & (chosen < start + size)] - start
@@ -264,7 +264,7 @@ def _walk(source: Iterable[Any], split: str, max_samples: int | None, rebatch: b
 def _subset(n: int, max_samples: int | None, generator: torch.Generator) -> list[int] | None:
     if max_samples is None or max_samples >= n:
         return None
-    return sorted(torch.randperm(n, generator=generator)[:max_samples].tolist())
+    return sorted(torch.randperm(n, generator=generator, device="cpu")[:max_samples].tolist())
 
 
 def is_columns(data: Any) -> bool:
@@ -309,12 +309,17 @@ def _loader_generator(data: Any, seed: int) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------- a batch
 
 
+def as_tensor(value: Any) -> torch.Tensor:
+    """Return a tensor as it is, and other numbers as one on the CPU, whatever torch.set_default_device says."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+
+
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
-        return change(torch.as_tensor(batch))
+        return change(as_tensor(batch))
     return _map_parts(batch, lambda part: map_tensors(part, change))
 
 

@@ -161,7 +161,7 @@ class Objective:
             return batches
         total = sum(sizes)
         # Shuffled: data are often stored by class, and a batch of one class is another loss.
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.draw.seed))
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.draw.seed), device="cpu")
         with contextlib.suppress(ValueError):  # batches that can't be joined are only cut
             batches, sizes = [pick(join(batches, sizes), order, total)], [total]
         return [
@@ -465,7 +465,7 @@ class Objective:
         batch = self.batch(i)  # the forward may have emptied the other one
         pair, given = prediction_of(self.task, self.model, batch, outputs, target)
         if pair is None:
-            return torch.zeros((), dtype=torch.long), 0
+            return torch.zeros((), dtype=torch.long, device="cpu"), 0
         if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
             scores = outputs.ndim == 2 and outputs.shape[1] > 1
             if scores and target.ndim == 1 and len(pair[1]) == len(target):

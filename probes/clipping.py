@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.data import as_tensor
 from landscape.dynamics.norms import clip_coefficient
 
 from .attachment import Attachment
@@ -50,7 +51,7 @@ class Clipping:
 
         def clip() -> tuple[Any, Any, float, tuple[Any, ...]]:
             before = _norms(f)
-            coefficient = self._coefficient(f, torch.as_tensor(before[0]), limit) if by_norm else None
+            coefficient = self._coefficient(f, as_tensor(before[0]), limit) if by_norm else None
             # No gradient has these versions: the norms after are measured, whatever the clipping did.
             return before, coefficient, limit, ()
 

@@ -53,7 +53,7 @@ def compare_with_differences(task: Task, seed: int = 0) -> Check:
     with Objective(task, task.splits[0]) as objective:
         steps, limit = DIFFERENCES[objective.dtype]
         n = sum(p.numel() for p in objective.parameters)
-        v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
         v = (v / v.norm()).to(objective.device, objective.dtype)
         product = (Hessian(objective) @ v).double()
         found: list[tuple[float, float, float]] = []

@@ -82,7 +82,7 @@ class Embeddings(Probe):
 
 def _rank_of(output: Any) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim < 2:
-        return torch.full((), torch.nan, dtype=torch.float64)
+        return torch.full((), torch.nan, dtype=torch.float64, device="cpu")
     features = output.detach()
     if features.ndim == 4:
         features = features.movedim(1, -1)  # maps (n, channels, h, w): channels are the features

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from landscape.calibration.accumulator import CalibrationAccumulator
+from landscape.data import as_tensor
 
 #: Numbers of logits that are kept for the fit of a temperature (chosen by us: 16 MB; 400,000 samples of ten classes,
 #: 4,000 of a thousand, where its standard error is about 0.02).
@@ -34,7 +35,7 @@ class Observed:
         self.accumulator.update(**given, **more)
         if logits is None or labels is None:
             return
-        logits, labels = torch.as_tensor(logits).detach(), torch.as_tensor(labels).detach()
+        logits, labels = as_tensor(logits).detach(), as_tensor(labels).detach()
         if self._numbers + logits.numel() > KEPT:
             self.whole = False
             return

@@ -189,7 +189,7 @@ class Landing:
         self._event: Any = None
         self._array: np.ndarray | None = None
         if flat.device.type == "cuda":
-            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True, device="cpu")
             self._host.copy_(flat, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record(torch.cuda.current_stream(flat.device))

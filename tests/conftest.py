@@ -1,9 +1,10 @@
-"""What every test stands on: no network, no display, slow tests last, GPU tests only where there is a GPU."""
+"""What every test stands on: no network, no display, slow tests last, GPU tests only where a GPU is, or pretended."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -21,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: quick failures come first
     gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu and not _cuda():
+    if gpu and "pretend_device" not in sys.modules and not _cuda():
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 

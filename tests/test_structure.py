@@ -270,3 +270,24 @@ def test_public_names_survive_the_import_of_every_module(first):
         "    'second copies': [n for n in sys.modules if n.split('.')[0] in ('probes', 'cli')]}))"
     )
     assert kinds == {"wrong": [], "marked": True, "second copies": []}
+
+
+#: What a user writes with torch's own habits: the default device is theirs to choose there.
+OF_THE_USERS_DEVICE = {"landscape.training.losses.margins", "landscape.training.losses.imbalance"}
+
+
+def test_tensors_say_on_which_device_they_are_made() -> None:
+    # Whoever calls torch.set_default_device("cuda") would get ours there too, beside those that lie on the CPU.
+    makers = set("zeros ones empty full tensor as_tensor arange rand randn randint randperm linspace eye".split())
+    silent = [
+        f"{name}:{node.lineno} torch.{node.func.attr}"
+        for name, path in modules().items()
+        if name not in OF_THE_USERS_DEVICE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and (node.func.value.id, node.func.attr in makers) == ("torch", True)
+        and not any(k.arg == "device" for k in node.keywords)
+    ]
+    assert not silent, "give device=: " + ", ".join(silent)

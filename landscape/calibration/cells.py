@@ -100,7 +100,7 @@ class Cells:
             start, splits = self._table(torch.float32)
             most = (1 << _FLOAT_BITS) - 1
             lacks = most - splits[0].long() if splits else torch.zeros_like(start, dtype=torch.int64)
-            entries = torch.zeros(2, 1 << _PLACE_BITS, dtype=torch.int64)
+            entries = torch.zeros(2, 1 << _PLACE_BITS, dtype=torch.int64, device="cpu")
             for correct in (0, 1):
                 entries[correct, : len(start)] = (start.long() + correct * len(self) << _FLOAT_BITS) + lacks
             self._carries = entries.reshape(-1), splits[1:]
@@ -132,7 +132,9 @@ def _floor(edges: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     """Return the largest numbers of this dtype that are not above the edges: c > edge says the same of both."""
     found = torch.from_numpy(np.array(edges, dtype=np.float64)).to(dtype)
     above = found.double().numpy() > edges
-    found[torch.from_numpy(above)] = torch.nextafter(found, torch.tensor(-1.0, dtype=dtype))[torch.from_numpy(above)]
+    found[torch.from_numpy(above)] = torch.nextafter(found, torch.tensor(-1.0, dtype=dtype, device="cpu"))[
+        torch.from_numpy(above)
+    ]
     return found
 
 

@@ -50,12 +50,12 @@ def torchmetrics(predictions: Predictions, bins: int) -> Foreign:
         p = torch.softmax(scores, dim=1) if predictions.kind == "logits" else scores
         top, winner = p.max(dim=1)
         confidence, correct = top.float(), winner.eq(labels).float()
-    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype)
+    edges = torch.linspace(0, 1, bins + 1, dtype=confidence.dtype, device="cpu")
     index = torch.bucketize(confidence, edges, right=True) - 1
     hits = correct.to(confidence.dtype)
 
     def summed(values: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(bins + 1, dtype=confidence.dtype).scatter_add_(0, index, values)
+        return torch.zeros(bins + 1, dtype=confidence.dtype, device="cpu").scatter_add_(0, index, values)
 
     counts = summed(torch.ones_like(confidence))
     # Its empty bins are 0/0, made 0.
@@ -125,9 +125,9 @@ def guo(predictions: Predictions, bins: int) -> Foreign:
         p = torch.softmax(scores, dim=1) if predictions.kind == "logits" else scores
         confidence, winner = torch.max(p, 1)
         correct = winner.eq(labels)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float32).double().numpy()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float32, device="cpu").double().numpy()
     index = np.full(len(confidence), -1, dtype=np.int64)
-    ece = torch.zeros(1, dtype=torch.float32)
+    ece = torch.zeros(1, dtype=torch.float32, device="cpu")
     worst = 0.0
     for b in range(bins):
         inside = confidence.gt(edges[b].item()) & confidence.le(edges[b + 1].item())

@@ -29,7 +29,7 @@ def exponentiate(x: np.ndarray) -> None:
 @functools.cache
 def _by_numpy() -> bool:
     """Say whether NumPy is faster on this machine: a property of its processor, so that results stay the same."""
-    x = torch.linspace(-20, 20, _SIZE, dtype=torch.float64)
+    x = torch.linspace(-20, 20, _SIZE, dtype=torch.float64, device="cpu")
     room = torch.empty_like(x)
     seconds: dict[str, list[float]] = {"numpy": [], "torch": []}
     for _ in range(_TRIALS):

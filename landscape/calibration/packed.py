@@ -33,7 +33,7 @@ class PackedSums:
     """
 
     def __init__(self, size: int) -> None:
-        self.table = torch.zeros(size, dtype=torch.int64)
+        self.table = torch.zeros(size, dtype=torch.int64, device="cpu")
         self.held = 0
 
     def fits(self, confidence: torch.Tensor) -> bool:

@@ -63,9 +63,9 @@ class QuantileAccumulator:
         if levels < 2 or _CELLS % levels:
             raise MeasurementError(f"levels={levels} must be a divisor of {_CELLS} and at least 2, e.g. 10, 20 or 100")
         self.levels = int(levels)
-        self.counts = torch.zeros(_CELLS, dtype=torch.int64)
+        self.counts = torch.zeros(_CELLS, dtype=torch.int64, device="cpu")
         # Sums of CRPS and NLL and of their squares and cubes; of z^2, variance, squared error, standard deviation.
-        self.sums = torch.zeros(10, dtype=torch.float64)
+        self.sums = torch.zeros(10, dtype=torch.float64, device="cpu")
 
     def update(
         self, *, mean: Any, targets: Any, std: Any = None, variance: Any = None, log_variance: Any = None

@@ -187,7 +187,7 @@ def _read_entry(
         if not isinstance(part, torch.Tensor) or part.dim() != len(size):
             raise CheckpointError(f"{name!r} holds no tensor of shape {size}")
         parts.append((offset or (0,) * len(size), part))
-    whole = torch.empty(size, dtype=parts[0][1].dtype)
+    whole = torch.empty(size, dtype=parts[0][1].dtype, device="cpu")
     filled = 0
     for offset, part in parts:
         ends = [o + n for o, n in zip(offset, part.shape, strict=True)]

@@ -60,7 +60,7 @@ class Places:
         with open(self.path, "rb", buffering=0) as file:
             for number, start, stop, out in parts:
                 dtype = self.dtypes[number]
-                target = out if out.dtype == dtype else torch.empty(stop - start, dtype=dtype)
+                target = out if out.dtype == dtype else torch.empty(stop - start, dtype=dtype, device="cpu")
                 flat: Any = target.view(torch.uint8).numpy()
                 raw = memoryview(flat)
                 file.seek(self.offsets[number] + start * dtype.itemsize)

@@ -150,7 +150,7 @@ def _read_zip(file: BinaryIO) -> Unpickled:
                 size = numel * kind.dtype.itemsize
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size != size:
                     raise pickle.UnpicklingError(f"storage {key} has {info.file_size} bytes, expected {size}")
-                data = torch.empty(size, dtype=torch.uint8)
+                data = torch.empty(size, dtype=torch.uint8, device="cpu")
                 with archive.open(info) as record:
                     _fill(record, data)
                 storages[key] = _Storage(data, kind.dtype)
@@ -179,7 +179,9 @@ def _read_stream(file: BinaryIO) -> Unpickled:
         if key not in storages:
             if not 0 <= numel * kind.dtype.itemsize <= size:
                 raise EOFError(f"storage {key} is larger than the file")
-            storages[key] = _Storage(torch.empty(numel * kind.dtype.itemsize, dtype=torch.uint8), kind.dtype)
+            storages[key] = _Storage(
+                torch.empty(numel * kind.dtype.itemsize, dtype=torch.uint8, device="cpu"), kind.dtype
+            )
         if view is None:
             return storages[key]
         _, offset, length = view

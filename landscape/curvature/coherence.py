@@ -169,7 +169,7 @@ def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float]:
     try:
         outputs, weight, multiply = loss_curvature(objective, i, A._see_through)
         if weight == 0:
-            return torch.zeros(0), 0.0
+            return torch.zeros(0, device="cpu"), 0.0
         sizes = [t.numel() for t in outputs]
         if sum(sizes) > MOST_OUTPUTS:
             raise MeasurementError(

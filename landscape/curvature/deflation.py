@@ -213,7 +213,7 @@ class XDiag:
             return
         seen = sketch.range.T @ sketch.products
         for i, vector in enumerate(sketch.vectors.T):
-            s = torch.as_tensor(sketch.only[:, i]).to(vector)
+            s = torch.from_numpy(sketch.only[:, i]).to(vector)
             direction = sketch.range @ s
             # A w_i lies in the range of Q, so that Q s_i s_i^T Q^T A w_i is all that Q_i leaves of it.
             yield exact - direction * (sketch.image @ s) + vector * direction * (s @ seen[:, i])

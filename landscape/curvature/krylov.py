@@ -146,7 +146,7 @@ class Subspace:
 
     def random(self) -> Tensor:
         """Return a vector (n,) of independent standard normal numbers: its direction is uniform."""
-        return torch.randn(self.n, generator=self._generator, dtype=self.dtype).to(self.device)
+        return torch.randn(self.n, generator=self._generator, dtype=self.dtype, device="cpu").to(self.device)
 
     def multiply(self, vector: Tensor) -> Tensor:
         """Return A @ vector, counted; what is not finite is found at the transfer that follows anyway."""
@@ -275,7 +275,7 @@ class Subspace:
 
     def tensor(self, values: np.ndarray) -> Tensor:
         """Return `values` on the device in the operator's dtype."""
-        return torch.as_tensor(values).to(self.dtype).to(self.device)
+        return torch.from_numpy(values).to(self.dtype).to(self.device)
 
     def _full(self, groups: tuple[Basis, ...]) -> bool:
         return sum(map(len, groups)) >= self.n

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data import as_tensor
 from ..errors import MeasurementError
 from ..results import Check, Cost
 from .krylov import Ritz, Subspace
@@ -144,7 +145,7 @@ def eigenpairs(
             "max_products": limit,
             "basis": rows,
             "verify": verify,
-            "start": "random" if start is None else f"given, {tuple(torch.as_tensor(start).shape)}",
+            "start": "random" if start is None else f"given, {tuple(as_tensor(start).shape)}",
             **strategy,
         },
         checks=checks,
@@ -311,7 +312,7 @@ def _start_vector(start: Any, space: Subspace) -> tuple[Tensor, float]:
     """Return the vector (n,) to begin with, and which share of its unit vector is uniformly random (see `Chain`)."""
     if start is None:
         return space.random(), 1.0
-    given = torch.as_tensor(start).detach()
+    given = as_tensor(start).detach()
     if given.ndim not in (1, 2) or given.shape[0] != space.n or 0 in given.shape:
         raise MeasurementError(
             f"start has shape {tuple(given.shape)}; expected a vector ({space.n},) or a subspace ({space.n}, j)"

@@ -122,8 +122,8 @@ def _categorical(
 
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
     """Draw on the CPU, so that every device sees the same labels."""
-    return torch.rand(shape, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.rand(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)

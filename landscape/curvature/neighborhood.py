@@ -88,7 +88,7 @@ def worst_in_box(objective: Objective, eps: float, iterations: int, seed: int, t
         first, steepest = slope(start)
         best = 0.0
         if not steepest.any():
-            start = 0.01 * np.sign(torch.randn(n, generator=torch.Generator().manual_seed(seed)).numpy())
+            start = 0.01 * np.sign(torch.randn(n, generator=torch.Generator().manual_seed(seed), device="cpu").numpy())
             _, steepest = slope(start)
         unit = float(np.abs(steepest).max()) or 1.0
 
@@ -162,4 +162,4 @@ def _on_ball(gradient: Tensors, rho: float, scale: Tensors | None, seed: int) ->
 def _normal(like: Tensors, seed: int) -> list[torch.Tensor]:
     """Draw N(0, 1) on the CPU, so that every device sees the same numbers."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device) for t in like]
+    return [torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device) for t in like]

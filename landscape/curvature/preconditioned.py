@@ -157,10 +157,10 @@ def _diagonals(state: OptimizerState, A: Operator) -> tuple[torch.Tensor, torch.
     reference = max(state.rules, key=lambda r: r.rate).rate
     ratios, shifts, still = [], [], []
     for name in A.names:
-        ratio = torch.zeros(shapes[name], dtype=torch.float64)
+        ratio = torch.zeros(shapes[name], dtype=torch.float64, device="cpu")
         shift = torch.zeros_like(ratio)
         key, group = places.get(name, (-1, -1))
-        d = state.denominator(key, group) if state.adaptive and group >= 0 else torch.ones(())
+        d = state.denominator(key, group) if state.adaptive and group >= 0 else torch.ones((), device="cpu")
         if group < 0 or d is None:
             still.append(name)
         else:

@@ -41,12 +41,15 @@ class Probing:
 
     def signs(self, count: int) -> Tensor:
         """Return `count` vectors of independent signs, as (n, count)."""
-        drawn = [torch.randint(0, 2, (self.n,), generator=self._generator, dtype=torch.int8) for _ in range(count)]
+        drawn = [
+            torch.randint(0, 2, (self.n,), generator=self._generator, dtype=torch.int8, device="cpu")
+            for _ in range(count)
+        ]
         return (2 * torch.stack(drawn, dim=1) - 1).to(self.device, self.dtype)
 
     def normal(self, count: int) -> Tensor:
         """Return `count` vectors of independent standard normal numbers, as (n, count): no axis is preferred."""
-        drawn = [torch.randn(self.n, generator=self._generator, dtype=self.dtype) for _ in range(count)]
+        drawn = [torch.randn(self.n, generator=self._generator, dtype=self.dtype, device="cpu") for _ in range(count)]
         return torch.stack(drawn, dim=1).to(self.device)
 
     def multiply(self, vectors: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ class Products:
         if self._objective.device.type != "cpu" or not any(p.ndim == 4 for p in parameters):
             return False
         generator = torch.Generator().manual_seed(0)
-        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype, device="cpu") for p in parameters]
 
         def product(last: bool) -> Tensors:
             with cheap_second_derivatives(last):
@@ -267,7 +267,9 @@ class Products:
     def _try_forward(self, i: int, parameters: Tensors) -> None:
         """Take forward mode for the batches that are not kept, if it agrees with reverse mode and is faster."""
         generator = torch.Generator().manual_seed(0)
-        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
+        v = [
+            torch.randn(1, *p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device) for p in parameters
+        ]
 
         def rebuilt() -> Tensors:
             return self._through(self._operator.graph(i, parameters), v, False)

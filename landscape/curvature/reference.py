@@ -115,7 +115,11 @@ def arpack_eigenpairs(
         if count >= n:
             raise MeasurementError(f"ARPACK finds at most n - 1 = {n - 1} eigenpairs, {count} were asked for; lower k")
     kind = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
-    start = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy().astype(kind)
+    start = (
+        torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+        .numpy()
+        .astype(kind)
+    )
     passes = float(getattr(A, "passes", 0.0))
     products, late, found = 0, False, []
     bar = tqdm(disable=not progress, file=sys.stderr, leave=False, desc="ARPACK", unit="product")
@@ -124,7 +128,7 @@ def arpack_eigenpairs(
         nonlocal products
         products += 1
         bar.update()
-        y = (A @ torch.as_tensor(x, dtype=dtype).reshape(n).to(device)).detach()
+        y = (A @ torch.as_tensor(x, dtype=dtype, device="cpu").reshape(n).to(device)).detach()
         if not bool(torch.isfinite(y).all()):
             raise not_finite(y, products, getattr(A, "locate", None))
         return y.cpu().numpy()
@@ -149,7 +153,7 @@ def arpack_eigenpairs(
                 text = str(error).rstrip(".")
                 raise MeasurementError(f"ARPACK fails on this operator ({text}): use method='lanczos'") from None
             order = np.argsort(sign * values if sign else -np.abs(values), kind="stable")
-            found.append((values[order], torch.as_tensor(np.ascontiguousarray(vectors[:, order])).to(device, dtype)))
+            found.append((values[order], torch.from_numpy(np.ascontiguousarray(vectors[:, order])).to(device, dtype)))
         checks = [Check("multiplicity", "warn", "not audited: ARPACK may miss copies of a repeated eigenvalue")]
         if late:
             got = sum(len(values) for values, _ in found)
@@ -217,7 +221,7 @@ def pyhessian_density(
     quadrature and smoothing, with a Lanczos of our own. Defaults are PyHessian's (iter, n_v).
     """
     try:
-        torch.eig(torch.eye(1), eigenvectors=True)  # type: ignore[attr-defined, operator]
+        torch.eig(torch.eye(1, device="cpu"), eigenvectors=True)  # type: ignore[attr-defined, operator]
     except (RuntimeError, AttributeError):
         raise MeasurementError(
             f"PyHessian's density cannot run: it calls torch.eig, which torch {torch.__version__} no longer has; use "
@@ -326,7 +330,9 @@ class _Run:
         Ours comes first, so that a model without a second derivative is refused in our words.
         """
         A = self.A
-        vector = torch.randn(A.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        vector = torch.randn(
+            A.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu"
+        )
         vector = (vector / vector.norm()).to(A.device, A.dtype)
         ours = (A @ vector).detach().double()
         _, parts = self.package.dataloader_hv_product(unflatten(vector, self.package.params))

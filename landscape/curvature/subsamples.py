@@ -32,7 +32,7 @@ class Subsamples:
         known = all(s is not None for s in self.draw.sizes)
         self.whole_batches = not (task.rebatch and known) or own_statistics or task.rng == "fixed"
         count = len(self._sizes) if self.whole_batches else self.draw.samples
-        self._order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        self._order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.ratio = next((r for r, least in FEWEST.items() if count >= least), 0)
         if not self.ratio:
             unit = "batches, which must stay whole" if self.whole_batches else "samples"

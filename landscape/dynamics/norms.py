@@ -30,7 +30,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     to the host.
     """
     if not tensors:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device="cpu")
     plain = [_plain(t) for t in tensors]
     device = plain[0].device
     if any(t.device != device for t in plain):

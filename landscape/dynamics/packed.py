@@ -28,7 +28,7 @@ class Buffer:
     __slots__ = ("columns", "numbers", "rows", "views")
 
     def __init__(self, shapes: Sequence[torch.Size], slices: Sequence[slice]) -> None:
-        memory = torch.zeros(slices[-1].stop, RUN)
+        memory = torch.zeros(slices[-1].stop, RUN, device="cpu")
         self.numbers = memory.numpy()
         #: For a product of each run with itself or another: (runs, 1, RUN) and (runs, RUN, 1).
         self.rows, self.columns = self.numbers[:, None, :], self.numbers[:, :, None]

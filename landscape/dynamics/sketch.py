@@ -35,8 +35,8 @@ class Sketch:
         self._rows: list[list[tuple[int, int]]] = []
         for t in tensors:
             rows = -(-t.numel() // WIDTH) if t.numel() > WIDTH else 0
-            offsets = torch.randint(0, _POOL - WIDTH, (rows,), generator=generator).tolist()
-            turns = torch.randint(0, WIDTH, (rows,), generator=generator).tolist()
+            offsets = torch.randint(0, _POOL - WIDTH, (rows,), generator=generator, device="cpu").tolist()
+            turns = torch.randint(0, WIDTH, (rows,), generator=generator, device="cpu").tolist()
             self._rows.append(list(zip(offsets, turns, strict=True)))
         before, places = since if since is not None else (None, ())
         for i, place in enumerate(places):
@@ -45,7 +45,9 @@ class Sketch:
         if before is not None and len(before._signs):
             self._signs = before._signs
             return
-        signs = torch.randint(0, 2, (_POOL if any(self._rows) else 0,), generator=generator, dtype=torch.int8)
+        signs = torch.randint(
+            0, 2, (_POOL if any(self._rows) else 0,), generator=generator, dtype=torch.int8, device="cpu"
+        )
         self._signs = (2 * signs - 1).to(tensors[0].device)
 
     def of(self, i: int, flat: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import as_tensor
 from ..errors import MeasurementError
 from .norms import joint_norm, tensor_norms
 from .packed import Buffer, Packed
@@ -123,7 +124,7 @@ class Updates:
         updates, weights, distance, cosine = self._changed()
         if isinstance(self._held, _OnHost):
             updates, weights = updates[1:], weights[1:]
-        return Step(*(torch.as_tensor(v, dtype=torch.float64) for v in (updates, weights, distance, cosine)))
+        return Step(*(as_tensor(v).double() for v in (updates, weights, distance, cosine)))
 
     def rows(self) -> tuple[Any, Any, Any]:
         """Return what changed since the last call as rows: (1 + k,) norms of updates, (1 + k,) of weights, the whole

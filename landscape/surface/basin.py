@@ -210,7 +210,9 @@ def _scales(objective: Objective, ignore: Ignore | None) -> tuple[list[torch.Ten
         exact = w.detach().to("cpu", torch.float64)
         if w.ndim <= 1:
             # A tensor without filters is one: all its weights share a scale.
-            size = exact.square().mean().sqrt() if ignore is None else torch.zeros((), dtype=torch.float64)
+            size = (
+                exact.square().mean().sqrt() if ignore is None else torch.zeros((), dtype=torch.float64, device="cpu")
+            )
             scale = size.expand_as(exact)
         else:
             dim = filter_dim(modules.get(name), name)
@@ -228,7 +230,7 @@ def _scales(objective: Objective, ignore: Ignore | None) -> tuple[list[torch.Ten
 def _drawn(scales: Sequence[torch.Tensor], n: int, seed: int, number: int) -> list[torch.Tensor]:
     """Return line `number`: S g / ||g|| * sqrt(n), from a generator of its own, in the objective's order."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % SEEDS)
-    g = [torch.randn(s.shape, generator=generator, dtype=torch.float64) * (s > 0) for s in scales]
+    g = [torch.randn(s.shape, generator=generator, dtype=torch.float64, device="cpu") * (s > 0) for s in scales]
     size = math.sqrt(sum(float(t.square().sum()) for t in g))
     return [t * s * (math.sqrt(n) / size) for t, s in zip(g, scales, strict=True)]
 

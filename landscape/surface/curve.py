@@ -70,8 +70,8 @@ def train_middle(
             layer.train()
         for step in range(steps):
             if not order:
-                order = torch.randperm(len(objective), generator=generator).tolist()
-            t = float(torch.rand((), generator=generator, dtype=torch.float64))
+                order = torch.randperm(len(objective), generator=generator, device="cpu").tolist()
+            t = float(torch.rand((), generator=generator, dtype=torch.float64, device="cpu"))
             with torch.no_grad():
                 for p, a, m, b in zip(objective.parameters, first, middle, last, strict=True):
                     p.copy_((1 - t) ** 2 * a + 2 * t * (1 - t) * m + t**2 * b)

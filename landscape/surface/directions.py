@@ -193,7 +193,7 @@ def random_direction(
     notes: list[str] = []
     dead = 0
     for name, w in weights.items():
-        d = torch.randn(w.shape, generator=generator, dtype=torch.float64)
+        d = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu")
         exact = w.detach().to("cpu", torch.float64)
         if w.ndim > 1:
             dim = filter_dim(modules.get(name), name)

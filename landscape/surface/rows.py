@@ -81,7 +81,7 @@ class Rows:
     def flat(self, state: State, start: int = 0, stop: int | None = None, out: torch.Tensor | None = None) -> Any:
         """Return the parameters from `start` to `stop` of a state as one vector in the rows' dtype, on the CPU."""
         stop = self.shape[1] if stop is None else stop
-        out = torch.empty(stop - start, dtype=self.dtype) if out is None else out
+        out = torch.empty(stop - start, dtype=self.dtype, device="cpu") if out is None else out
         for number, low, high, part in self._parts(start, stop, out):
             part.copy_(state.weights[self.names[number]].detach().reshape(-1)[low:high])
         return out
@@ -122,7 +122,7 @@ class Rows:
         m, n = self.shape
         multiply: Any = blas.dsyrk  # type: ignore[attr-defined]  # scipy makes its BLAS names when it is imported
         total = np.zeros((m, m), order="F")
-        piece = torch.empty((m, self.width), dtype=self.dtype)
+        piece = torch.empty((m, self.width), dtype=self.dtype, device="cpu")
         exact = max(1, EXACT // (8 * m))
         for start in range(0, n, self.width):
             stop = min(start + self.width, n)

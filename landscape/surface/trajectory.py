@@ -172,7 +172,7 @@ def _principal(rows: Rows, progress: bool) -> _Projection:
     # A sign of its own for each axis: the way from the first checkpoint to the last leads down both.
     turn = np.where(coordinates[np.argmax(np.abs(coordinates), axis=0), (0, 1)] < 0, -1.0, 1.0)
     shares, coordinates = shares * turn, coordinates * turn
-    sums = torch.zeros((2, n), dtype=torch.float64)
+    sums = torch.zeros((2, n), dtype=torch.float64, device="cpu")
     with tqdm(total=m, desc="axes", unit="file", leave=False, disable=not progress) as bar:
         for i, state in enumerate(rows.read()):
             row = rows.flat(state) - rows.center

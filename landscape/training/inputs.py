@@ -63,11 +63,11 @@ def _got(outputs: Any, target: Any) -> str:
 
 
 def _normal(g: torch.Generator, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
+    return torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
 
 
 def _labels(g: torch.Generator, *shape: int, classes: int = CLASSES) -> torch.Tensor:
-    return torch.randint(classes, shape, generator=g)
+    return torch.randint(classes, shape, generator=g, device="cpu")
 
 
 def _same(outputs: Any, target: Any) -> str:
@@ -158,13 +158,13 @@ def _with_inputs(outputs: Any, target: Any) -> str:
 
 
 def _boxes(g: torch.Generator) -> torch.Tensor:
-    corner, size = _normal(g, SAMPLES, 2), torch.rand(SAMPLES, 2, generator=g, dtype=torch.float64) + 0.5
+    corner, size = _normal(g, SAMPLES, 2), torch.rand(SAMPLES, 2, generator=g, dtype=torch.float64, device="cpu") + 0.5
     return torch.cat([corner, corner + size], dim=1)
 
 
 def _detection_example(g: torch.Generator) -> tuple[Any, Any]:
     outputs = {"cls": _normal(g, SAMPLES, CLASSES), "box": _boxes(g), "obj": _normal(g, SAMPLES)}
-    there = torch.tensor([1.0, 0.0] * (SAMPLES // 2), dtype=torch.float64)
+    there = torch.tensor([1.0, 0.0] * (SAMPLES // 2), dtype=torch.float64, device="cpu")
     return outputs, {"cls": _labels(g, SAMPLES), "box": _boxes(g), "obj": there}
 
 
@@ -175,7 +175,7 @@ TIMED_VALUES = Takes(
     "(values (n, ...), time in [0, 1] (n,)) and targets (n, ...)",
     _timed,
     lambda g: (
-        (_normal(g, SAMPLES, 2), torch.linspace(0.1, 0.9, SAMPLES, dtype=torch.float64)),
+        (_normal(g, SAMPLES, 2), torch.linspace(0.1, 0.9, SAMPLES, dtype=torch.float64, device="cpu")),
         _normal(g, SAMPLES, 2),
     ),
     scores=1,
@@ -216,19 +216,19 @@ SHARES = Takes(
 SIGNED = Takes(
     "scores (n, ...) and targets -1 or 1 (or 0 and 1) of the same shape",
     _binary,
-    lambda g: (_normal(g, SAMPLES), torch.tensor([1.0, -1.0] * (SAMPLES // 2), dtype=torch.float64)),
+    lambda g: (_normal(g, SAMPLES), torch.tensor([1.0, -1.0] * (SAMPLES // 2), dtype=torch.float64, device="cpu")),
 )
 EMBEDDINGS = Takes(
     "embeddings (n, d) and integer labels (n,)",
     _flat,
-    lambda g: (_normal(g, SAMPLES, 3), torch.arange(SAMPLES) // 2),
+    lambda g: (_normal(g, SAMPLES, 3), torch.arange(SAMPLES, device="cpu") // 2),
 )
 PAIRS = Takes(
     "two embeddings ((n, d), (n, d)) and 0 for similar, 1 for dissimilar (n,)",
     _pairs,
     lambda g: (
         (_normal(g, SAMPLES, 3), 0.5 * _normal(g, SAMPLES, 3)),
-        torch.tensor([0.0, 1.0] * (SAMPLES // 2), dtype=torch.float64),
+        torch.tensor([0.0, 1.0] * (SAMPLES // 2), dtype=torch.float64, device="cpu"),
     ),
 )
 TRIPLETS = Takes(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data import as_tensor
 from ..errors import TrainingError
 
 
@@ -34,7 +35,7 @@ def easiest(difficulty: Any, share: float) -> torch.Tensor:
     `difficulty` holds a number for each example, (n,). Raises TrainingError for a share outside (0, 1], and a
     difficulty that is NaN.
     """
-    d = torch.as_tensor(difficulty)
+    d = as_tensor(difficulty)
     if d.ndim != 1 or not len(d) or bool(d.isnan().any()):
         raise TrainingError(f"difficulty must hold one number for each example, none of them NaN; got {tuple(d.shape)}")
     if not 0 < share <= 1:

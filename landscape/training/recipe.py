@@ -23,7 +23,9 @@ class Recipe:
         self.settings: Mapping[str, Any] = settings
         self.full_batch = full_batch
         self._make = make
-        self([torch.nn.Parameter(torch.zeros(1))])  # settings that it can't have are refused now, not before training
+        self(
+            [torch.nn.Parameter(torch.zeros(1, device="cpu"))]
+        )  # settings that it can't have are refused now, not before training
 
     def __call__(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         """Return the optimizer of these parameters (or groups of them).
@@ -40,7 +42,7 @@ class Recipe:
 
         See `landscape.stability_threshold`; not defined for L-BFGS and for optimizers that it doesn't know.
         """
-        return stability_threshold(self([torch.nn.Parameter(torch.zeros(1))]))
+        return stability_threshold(self([torch.nn.Parameter(torch.zeros(1, device="cpu"))]))
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.settings.items())})"

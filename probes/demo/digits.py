@@ -83,7 +83,7 @@ def _split(seed: int) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Te
     mean, deviation = images_train.mean(), images_train.std()
 
     def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        scaled = torch.tensor((images - mean) / deviation, dtype=torch.float32)
-        return scaled.view(-1, 1, 8, 8), torch.tensor(labels, dtype=torch.int64)
+        scaled = torch.tensor((images - mean) / deviation, dtype=torch.float32, device="cpu")
+        return scaled.view(-1, 1, 8, 8), torch.tensor(labels, dtype=torch.int64, device="cpu")
 
     return tensors(images_train, labels_train), tensors(images_test, labels_test)

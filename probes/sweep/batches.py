@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data import default_collate as collate
 
-from landscape.data import batch_size_of, draw_batches, is_columns, is_samples, mapping_like, to_device
+from landscape.data import as_tensor, batch_size_of, draw_batches, is_columns, is_samples, mapping_like, to_device
 from landscape.errors import TrainingError
 
 from .grid import FULL
@@ -248,7 +248,7 @@ def _mixed(*numbers: int) -> int:
 
 
 def _permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(seed, epoch)))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(seed, epoch)), device="cpu")
 
 
 def _sampled(sampler: Any, seed: int, epoch: int) -> torch.Tensor:
@@ -262,7 +262,7 @@ def _sampled(sampler: Any, seed: int, epoch: int) -> torch.Tensor:
         torch.default_generator.manual_seed(own)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(own)
-        return torch.tensor(list(sampler), dtype=torch.int64)
+        return torch.tensor(list(sampler), dtype=torch.int64, device="cpu")
     finally:
         torch.set_rng_state(before)
 
@@ -273,8 +273,8 @@ def _values(columns: Any) -> list[Any]:
 
 def _as_tensors(columns: Any) -> Any:
     if isinstance(columns, Mapping):
-        return mapping_like(columns, {k: torch.as_tensor(v) for k, v in columns.items()})
-    return tuple(torch.as_tensor(v) for v in columns)
+        return mapping_like(columns, {k: as_tensor(v) for k, v in columns.items()})
+    return tuple(as_tensor(v) for v in columns)
 
 
 def _is_indexed(data: Any) -> bool:

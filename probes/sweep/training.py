@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from landscape.data import to_device
+from landscape.data import as_tensor, to_device
 from landscape.errors import TrainingError
 from landscape.labels import hits
 from landscape.outputs import forward_of, prediction_of
@@ -145,7 +145,7 @@ class Training:
         else:
             value = self._gradient(batch, now)
             parts.optimizer.step()
-        self._window.append(torch.as_tensor(value).detach())
+        self._window.append(as_tensor(value).detach())
         self.step += 1
         self.position += 1
 
@@ -315,7 +315,7 @@ def _generators() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state_all() if cuda else [],
         "numpy": [
             str(name),
-            torch.tensor(np.asarray(keys, dtype=np.int64)),
+            torch.tensor(np.asarray(keys, dtype=np.int64), device="cpu"),
             int(position),
             int(has_gauss),
             float(gauss),

@@ -147,7 +147,7 @@ class VirtualAdversarial(WeightsLoss):
         """Return the most sensitive direction at each input, of length 1, by the power method; no gradient."""
         generator = torch.Generator().manual_seed(self.seed)
         x = inputs.detach()
-        d = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
+        d = _unit(torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu").to(x.device))
         for _ in range(self.iterations):
             with torch.enable_grad():
                 d.requires_grad_()
