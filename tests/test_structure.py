@@ -278,7 +278,10 @@ OF_THE_USERS_DEVICE = {"landscape.training.losses.margins", "landscape.training.
 
 def test_tensors_say_on_which_device_they_are_made() -> None:
     # Whoever calls torch.set_default_device("cuda") would get ours there too, beside those that lie on the CPU.
-    makers = set(["zeros", "ones", "empty", "full", "tensor", "as_tensor", "arange", "rand", "randn", "randint", "randperm", "linspace", "eye"])
+    makers = {
+        "zeros", "ones", "empty", "full", "tensor", "as_tensor", "arange", "rand", "randn",
+        "randint", "randperm", "linspace", "eye",
+    }  # fmt: skip
     silent = [
         f"{name}:{node.lineno} torch.{node.func.attr}"
         for name, path in modules().items()
