@@ -53,10 +53,12 @@ class Attachment:
         self._held = held_by(followed.optimizer)
         self._step: Step | None = None
         self._inside = self._closure = False
+        self._stepping: Any = None
         self._stepped = False
         self._spent = 0.0
-        #: Where a backward pass would show: a gradient, how often it was changed, and all steps at the last zero_grad.
-        self._mark: tuple[Any, int, int]
+        #: At the last zero_grad, where a backward pass would show: a gradient, how often it was changed, all steps, and
+        #: how often a weight was changed.
+        self._mark: tuple[Any, int, int, int]
         self._remember(self._some_gradient())
         cheap = [t for t in probes if not t.probe.expensive]
         self._before_step = [(t, t.probe.before) for t in cheap if _overrides(t, "before")]
@@ -67,8 +69,9 @@ class Attachment:
         self._look_next()
         optimizer = followed.optimizer
         self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._pre),
-            optimizer.register_step_post_hook(self._post),
+            handle
+            for one in (optimizer, *inner_optimizers(optimizer))
+            for handle in (one.register_step_pre_hook(self._pre), one.register_step_post_hook(self._post))
         ]
         self._unwrap = self._watch_zero_grad(optimizer)
 
@@ -116,9 +119,12 @@ class Attachment:
 
     def _pre(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
-        if owner.closed:
+        if owner.closed or (
+            self._inside and optimizer is not self._stepping
+        ):  # the inner one's is a part of the outer's
             return
         started = time.perf_counter()
+        self._stepping = optimizer
         if not owner.began:
             owner.begin()
         if not _holds(optimizer, self._held):
@@ -141,7 +147,7 @@ class Attachment:
 
     def _post(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         owner = self._owner
-        if owner.closed or not self._inside:
+        if owner.closed or not self._inside or optimizer is not self._stepping:
             return
         started = time.perf_counter()
         self._inside = False
@@ -193,9 +199,12 @@ class Attachment:
         return unwrap
 
     def _zeroed_unused(self) -> None:
-        """The gradients are about to be zeroed, and no step was taken since the last time: were there any?"""
-        gradient, version, steps = self._mark
-        if self._owner.all_steps == steps:
+        """The gradients are about to be zeroed, and no step was taken since the last time: were there any?
+
+        Those that moved the weights, as SAM's first ones do, were not thrown away.
+        """
+        gradient, version, steps, weights = self._mark
+        if self._owner.all_steps == steps and self.followed.parameters[0]._version == weights:
             now = self._some_gradient()
             if now is not None and (now is not gradient or now._version != version):
                 self._owner.thrown_away(self.followed, self.number)
@@ -204,10 +213,20 @@ class Attachment:
 
     def _remember(self, gradient: Any) -> None:
         """After a zero_grad that left this gradient: what a backward pass would change."""
-        self._mark = (gradient, -1 if gradient is None else gradient._version, self._owner.all_steps)
+        version = -1 if gradient is None else gradient._version
+        self._mark = (gradient, version, self._owner.all_steps, self.followed.parameters[0]._version)
 
     def _some_gradient(self) -> Any:
         return next((p.grad for p in self.followed.parameters if p.grad is not None), None)
+
+
+def inner_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """Return the optimizers inside one that steps by them on the same groups: SAM's, which many loops step alone."""
+    return [
+        one
+        for one in vars(optimizer).values()
+        if isinstance(one, torch.optim.Optimizer) and one.param_groups is optimizer.param_groups
+    ]
 
 
 def held_by(optimizer: Any) -> list[tuple[Any, ...]]:

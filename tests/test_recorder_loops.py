@@ -114,6 +114,96 @@ class TestALossBelongsToItsStep:
         assert len(h["loss"].steps) == 3
 
 
+class TwoSteps(torch.optim.Optimizer):
+    """A SAM as people write it: an optimizer inside, whose step is taken with the gradient at the perturbed weights."""
+
+    def __init__(self, parameters, rho=0.05, **settings):
+        super().__init__(parameters, {"rho": rho, **settings})
+        self.inside = torch.optim.SGD(self.param_groups, **settings)
+        self.param_groups = self.inside.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        held = self.param_groups[0]["params"]
+        norm = torch.stack([p.grad.norm() for p in held]).norm()
+        for p in held:
+            self.state[p]["old"] = p.clone()
+            p.add_(p.grad, alpha=self.param_groups[0]["rho"] / float(norm))
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for p in self.param_groups[0]["params"]:
+            p.copy_(self.state[p]["old"])
+        self.inside.step()
+
+    def step(self, closure):  # type: ignore[override]
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+
+
+class TestSharpnessAwareSteps:
+    @pytest.mark.parametrize("how", ["two steps", "closure", "by hand"])
+    def test_each_is_one_step_with_the_gradient_that_is_applied(self, tmp_path, how):
+        model, _ = small()
+        x, y = batch(20, torch.Generator().manual_seed(0))
+        optimizer = TwoSteps(model.parameters(), lr=0.1)
+        right, moved = [], []
+
+        def closure():
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        def flat():
+            return torch.cat([p.detach().flatten().double() for p in model.parameters()])
+
+        watched = optimizer.inside if how == "by hand" else optimizer
+        with Recorder(tmp_path / "run.h5", model, watched, probes=[GradientNorms(), Updates()]) as rec:
+            for _ in range(4):
+                before = flat()
+                watched.zero_grad()
+                rec.log(loss=closure())
+                if how == "two steps":
+                    optimizer.first_step()
+                    closure()
+                    optimizer.second_step()
+                elif how == "closure":
+                    optimizer.step(closure)
+                else:
+                    optimizer.first_step()
+                    watched.zero_grad()
+                    closure()
+                    optimizer.second_step()
+                right.append(torch.cat([p.grad.flatten().double() for p in model.parameters()]).norm())
+                moved.append((flat() - before).norm())
+        h = history(tmp_path)
+        assert not [e for e in h.events if e.kind == "skipped_step"]
+        np.testing.assert_array_equal(h["loss"].steps, [1, 2, 3, 4])
+        np.testing.assert_allclose(h["gradient_norm"].column("global"), right, rtol=1e-6)
+        np.testing.assert_allclose(h["update_norm"].column("global"), moved, rtol=1e-5)
+
+    def test_a_first_step_that_only_writes_weights_is_no_skipped_step(self, tmp_path):
+        model, optimizer = small()
+        x, y = batch(20, torch.Generator().manual_seed(0))
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for _ in range(3):
+                for move in (0.01, -0.01):
+                    optimizer.zero_grad()
+                    loss = nn.functional.cross_entropy(model(x), y)
+                    loss.backward()
+                    with torch.no_grad():
+                        for p in model.parameters():
+                            p.add_(move)
+                rec.log(loss=loss)
+                optimizer.step()
+        h = history(tmp_path)
+        assert not [e for e in h.events if e.kind == "skipped_step"]
+        assert len(h["loss"].steps) == len(h["gradient_norm"].steps) == 3
+
+
 class TestSeveralOptimizers:
     def parts(self):
         torch.manual_seed(0)
