@@ -18,6 +18,8 @@ from matplotlib.text import Text
 from landscape.cli.main import main
 from landscape.errors import LandscapeError
 from landscape.report import paper
+from landscape.report.figures.record import _smoothed
+from landscape.report.figures.registry import new_axes
 from landscape.report.references import BY_KIND, _entries, bibtex, cited
 from landscape.report.runs import make_run
 from landscape.report.style import PAPER, STYLES, settings, style_of, styled
@@ -144,7 +146,11 @@ def test_the_record_of_a_training_is_drawn(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(paper, "_record", lambda run: Record() if run.archive else None)
     runs = [make_run(n, [], archive=f"{n}.h5") for n in "ab"]
     drawn = paper.make_figure([*runs, make_run("none", [])], "training")
-    assert [ax.get_ylabel() for ax in drawn.figure.axes] == ["loss of the batch", "learning rate", "λ max"]
+    assert [ax.get_ylabel() for ax in drawn.figure.axes] == [
+        "loss of the batch",
+        "learning rate",
+        "λ max (dashed: threshold)",
+    ]
     assert "200 optimizer steps" in drawn.caption
     assert "learning rate, λ max against" in drawn.caption
     assert "gradient norm" not in drawn.caption  # not recorded, not drawn
@@ -266,3 +272,11 @@ def test_bad_input_is_one_line(archives: list[str], arguments: list[str], messag
     assert "Traceback" not in done.output
     assert not list(tmp_path.glob("x*"))
     assert not list(tmp_path.glob(".x*"))
+
+
+def test_a_running_mean_lies_at_the_middle_of_its_window() -> None:
+    ax = new_axes((3, 3))
+    steps = np.arange(1001.0)
+    _smoothed(ax, steps, 2 * steps, "black", "")
+    x, y = (np.asarray(v) for v in ax.get_lines()[1].get_data())
+    np.testing.assert_allclose(y, 2 * x, atol=1.0)  # a line is its own mean; half a step where the window is even

@@ -17,6 +17,7 @@ from landscape.report.figures import draw
 from landscape.report.figures.basin import basins
 from landscape.report.figures.eigenvalue_map import eigenvalue_maps
 from landscape.report.figures.path import paths
+from landscape.report.figures.plane import inner_ticks
 from landscape.report.figures.registry import new_axes
 from landscape.report.figures.trajectory import trajectories
 from landscape.report.page import render_report
@@ -284,3 +285,17 @@ def test_the_report_has_their_sections(tmp_path):
     for name in ("paths", "trajectories", "eigenvalue-maps", "basins"):
         assert f'id="figure-{name}"' in html
     assert "Other measurements" not in html
+
+
+def test_the_checkpoint_is_marked_in_front_of_the_surface() -> None:
+    made = plane()
+    ax: Any = draw(made, projection="3d", scale="linear")
+    marks = [line for line in ax.get_lines() if line.get_marker() == "+"]
+    assert [np.ravel(v).tolist() for v in marks[-1].get_data_3d()] == [[0], [0], [made.center_loss]]
+    assert not ax.computed_zorder  # by its depth, the wall before it would hide it
+    assert marks[-1].get_zorder() > max(c.get_zorder() for c in ax.collections)
+
+
+@pytest.mark.parametrize(("ends", "expected"), [((-1, 1), [-0.5, 0, 0.5]), ((0, 4), [1, 2, 3])])
+def test_no_tick_stands_in_a_corner_of_a_surface(ends: tuple[float, float], expected: list[float]) -> None:
+    assert inner_ticks(ends) == expected

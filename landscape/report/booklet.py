@@ -15,7 +15,7 @@ from .palette import INK, MUTED
 from .paper import Drawn
 from .pictures import every_figure
 from .runs import Run
-from .sections import build_sections
+from .sections import glance
 from .style import PAPER, styled
 
 if TYPE_CHECKING:
@@ -102,12 +102,10 @@ def _wrapped(text: str) -> str:
 def _first(runs: Sequence[Run]) -> list[str]:
     """Return what was compared, and what the page's first screen says of it."""
     lines = [f"{label:<12} {text}" for label, text in facts(runs)]
-    for section in build_sections(runs):
-        if section.id == "glance":
-            lines.append("")
-            for block in section.blocks:
-                if isinstance(block, Notes):
-                    lines += [_wrapped(f"· {text}") for _, text in block.items]
+    said = glance.build(runs)
+    for block in said.blocks if said else ():
+        if isinstance(block, Notes):
+            lines += ["", *(_wrapped(f"· {text}") for _, text in block.items)]
     return [_wrapped(line) if len(line) > LETTERS else line for line in lines]
 
 

@@ -135,7 +135,10 @@ def _path(found: Found, quantity: str, scale: str) -> str:
     ]
     way = "straight path" if p.curve == "linear" else f"{p.curve} curve"
     heights = _listed(told).capitalize()
-    return f"{quantity.capitalize()} along a {way} between checkpoints (dots), ± standard error. {heights}."
+    return (
+        f"{quantity.capitalize()} along a {way} between checkpoints (dots), ± standard error; a barrier is the height "
+        f"above the dashed line that joins them. {heights}."
+    )
 
 
 def _trajectory(found: Found, quantity: str, scale: str) -> str:

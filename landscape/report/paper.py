@@ -370,10 +370,11 @@ def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: St
     for axis, name in ((ax.xaxis, "α"), (ax.yaxis, "β"), (ax.zaxis, "")):
         axis.set_tick_params(pad=pad, labelsize=style.small)
         axis.set_label_text(name)
-        axis.labelpad = -2.0 if style.font < 12 else 0.5 * style.font
-        if name:
-            axis.set_ticks([axis.get_data_interval()[0], 0.0, axis.get_data_interval()[1]])
-    ax.set_zticks(*scale.ticks(max(3, int(19 * inches / style.font))))
+        axis.labelpad = 0.0 if style.font < 12 else 0.8 * style.font
+    ticks, texts = scale.ticks(max(3, int(19 * inches / style.font)))
+    ax.set_zticks(ticks, texts)
+    # They stand centered on their places: long ones need more room, or they reach over the axis.
+    ax.zaxis.set_tick_params(pad=pad + 0.3 * style.small * max(0, max(map(len, texts), default=0) - 3))
     if label:
         ax.text2D(0.0, 0.97, label, transform=ax.transAxes, fontsize=style.small, va="top")
     ax.set_box_aspect((1, 1, 0.8), zoom=0.9 if inches > 2 else 0.84)

@@ -12,7 +12,7 @@ from ...errors import MeasurementError
 from ...surface.slices import Plane
 from ..chart import Chart, Control, Panel, Series, css, ref, scaled_axis
 from ..measures import measured
-from ..numbers import count, number
+from ..numbers import count, given, number
 from ..palette import HOLE, INK, SURFACE_MAP
 from ..runs import Run
 from ..scales import Scale, finite, scales
@@ -69,7 +69,8 @@ def draw_plane(
     ticks, texts = chosen.ticks()
     low, high = chosen.range
     if solid:
-        _draw_surface(ax, result, heights, (low, high), cmap, view)
+        center = float(chosen.forward(np.array([result.center_loss]))[0]) if quantity == "loss" else np.nan
+        _draw_surface(ax, result, heights, center, (low, high), cmap, view)
         ax.set_zticks(ticks, texts)  # type: ignore[attr-defined]
         ax.set_zlim(low, high)  # type: ignore[attr-defined]
         ax.set_zlabel(_scale_label(units, chosen))  # type: ignore[attr-defined]
@@ -113,7 +114,9 @@ def add_bar(figure: Any, drawn: Any, ax: Any, scale: Scale, units: str, **place:
     bar.outline.set_visible(False)
 
 
-def _draw_surface(ax: Any, result: Plane, heights: np.ndarray, limits: tuple, cmap: str, view: tuple) -> None:
+def _draw_surface(
+    ax: Any, result: Plane, heights: np.ndarray, center: float, limits: tuple, cmap: str, view: tuple
+) -> None:
     a, b = np.meshgrid(result.alpha, result.beta, indexing="ij")
     ax.plot_surface(
         a,
@@ -128,10 +131,17 @@ def _draw_surface(ax: Any, result: Plane, heights: np.ndarray, limits: tuple, cm
         edgecolor=(0, 0, 0, 0.25),
         antialiased=True,
     )
+    if np.isfinite(center):
+        # In front of everything: from most sides the walls hide the middle of a basin.
+        ax.computed_zorder = False
+        for width, ink in ((3.2, "white"), (1.4, INK)):
+            mark = {"marker": "+", "markersize": 9 + width / 2, "markeredgewidth": width, "color": ink}
+            ax.plot([0], [0], [np.clip(center, *limits)], linestyle="none", zorder=5, **mark)
     ax.view_init(*view)
     ax.set_box_aspect((1, 1, 0.85), zoom=0.84)  # room for the label of the heights, which the layout overlooks
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_ticks(np.linspace(axis.get_data_interval()[0], axis.get_data_interval()[1], 5))
+    for axis, values in ((ax.xaxis, result.alpha), (ax.yaxis, result.beta)):
+        places = inner_ticks(span([values]))
+        axis.set_ticks(places, [given(p) for p in places])
 
 
 def _scale_label(units: str, scale: Scale) -> str:
@@ -220,12 +230,23 @@ def span(axes: Sequence[np.ndarray]) -> list[float]:
     return [float(min(np.min(a) for a in axes)), float(max(np.max(a) for a in axes))]
 
 
+def inner_ticks(ends: Sequence[float]) -> list[float]:
+    """Return three ticks of a surface's axis: none in the corners, where the labels of two axes would collide."""
+    low, high = ends
+    return [low / 2, 0.0, high / 2] if low == -high else [low + share * (high - low) for share in (0.25, 0.5, 0.75)]
+
+
+def _ticks(ends: list[float]) -> dict:
+    """Return the ticks of a surface on the page: round numbers where zero isn't in the middle."""
+    return {"tickvals": inner_ticks(ends)} if ends[0] == -ends[1] else {"nticks": 5}
+
+
 def _solid_layout(span_a: list[float], span_b: list[float], scale: Scale) -> dict:
     return {
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "scene": {
-            "xaxis": {"title": {"text": "α"}, "range": span_a, "nticks": 5},
-            "yaxis": {"title": {"text": "β"}, "range": span_b, "nticks": 5},
+            "xaxis": {"title": {"text": "α"}, "range": span_a, **_ticks(span_a)},
+            "yaxis": {"title": {"text": "β"}, "range": span_b, **_ticks(span_b)},
             "zaxis": scaled_axis("loss", scale, pad=0.0),
             "aspectmode": "manual",
             "aspectratio": {"x": 0.99, "y": 0.99, "z": 0.93},

@@ -54,7 +54,7 @@ def draw_recalibration(
         bars = np.abs(np.asarray(table.accuracy_interval, dtype=float)[filled].T - y)
         ax.errorbar(
             x, y, yerr=bars, fmt=MARKERS[stage][0], color=ink, markersize=4.5, elinewidth=1.0, capsize=2,
-            markerfacecolor=ink if after else "none", label=stage,
+            markerfacecolor=ink if after else "none", label=stage, clip_on=False,
         )  # fmt: skip
         if counts:
             face = {"color": ink, "alpha": 0.65, "linewidth": 0} if after else {"fill": False, "edgecolor": ink}

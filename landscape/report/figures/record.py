@@ -72,7 +72,9 @@ def _smoothed(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, label
     ax.plot(steps, values, color=color, linewidth=0.6, alpha=0.25)
     window = max(1, int(SMOOTHED * len(values)))
     smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-    ax.plot(steps[window - 1 :], smooth, color=color, linewidth=1.5, label=label or None)
+    # Each mean at the middle of its window: at the end of it, the curve would lag behind its own steps.
+    middle = steps[(window - 1) // 2 :][: len(smooth)]
+    ax.plot(middle, smooth, color=color, linewidth=1.5, label=label or None)
     if (values > 0).all() and values.max() > 20 * values.min():
         ax.set_yscale("log")
     return True
@@ -118,5 +120,5 @@ _PANELS = (
     ("loss of the batch", ("loss",), _loss),
     ("learning rate", ("learning_rate",), _rate),
     ("gradient norm", ("gradient_norm",), _gradient),
-    ("λ max", ("curvature",), _curvature),
+    ("λ max (dashed: threshold)", ("curvature",), _curvature),
 )
