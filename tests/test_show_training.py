@@ -131,6 +131,38 @@ class TestFacts:
         text = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
         assert ("of the preconditioned Hessian at step 4" in text) == (operator == "preconditioned")
 
+    def test_each_of_several_optimizers_and_what_the_loop_logged(self, tmp_path):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"g": torch.nn.Linear(3, 3), "d": torch.nn.Linear(3, 1)})
+        optimizers = {n: torch.optim.SGD(model[n].parameters(), lr=0.1) for n in "gd"}
+        norms, losses = {"g": [], "d": []}, []
+        with Recorder(tmp_path / "run.h5", model, optimizers) as rec:
+            for _ in range(12):
+                for name, optimizer in optimizers.items():
+                    model.zero_grad()
+                    loss = model["d"](model["g"](torch.randn(4, 3))).square().mean()
+                    loss.backward()
+                    norms[name].append(torch.cat([p.grad.flatten() for p in model[name].parameters()]).norm().item())
+                    optimizer.step()
+                losses.append(loss.item())
+                rec.log(adversarial=loss)
+        facts = training_facts(open_archive(tmp_path / "run.h5"))
+        assert facts is not None
+        assert facts["gradient_norm"] is None
+        for name, norm in norms.items():
+            found = facts["gradient_norms"][name]
+            assert (found["last"], found["largest"]) == pytest.approx((norm[-1], max(norm)), rel=1e-6)
+            assert found["step"] == 1 + int(np.argmax(norm))
+        assert facts["logged"] == {
+            "adversarial": pytest.approx({"first": losses[0], "last": losses[-1], "step": 12}, rel=1e-6)
+        }
+        words = dict(told(facts))
+        assert set(words) == {"length", "logged", "gradient norm g", "gradient norm d"}
+        assert "adversarial" in words["logged"]
+        frame = CliRunner().invoke(main, ["watch", "--once", str(tmp_path / "run.h5")]).stdout
+        for title in ("gradient norm g", "gradient norm d", "update / weights g"):
+            assert title in frame, frame
+
     def test_none_without_a_training(self, tmp_path):
         save_archive(tmp_path / "probed.h5", [pairs(1.0)])
         assert training_facts(open_archive(tmp_path / "probed.h5")) is None

@@ -18,6 +18,8 @@ from .training import training_facts
 
 #: Columns, so that the text stands in an 80x24 terminal's wider sister and in an issue. Chosen by us.
 WIDTH = 100
+#: Names that a loop logged are told up to this many. Chosen by us.
+_MOST_LOGGED = 6
 #: Arrays up to this length are written out; longer ones by their range. Chosen by us.
 WRITTEN_OUT = 6
 
@@ -126,13 +128,15 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("length", ", ".join(length))]
     if loss := facts["loss"]:
         rows.append(("loss", f"{number(loss['first'])} -> {number(loss['last'])}, means of the first and last tenth"))
+    if logged := facts["logged"]:
+        each = [
+            f"{name} {number(e['first'])} -> {number(e['last'])}" for name, e in list(logged.items())[:_MOST_LOGGED]
+        ]
+        more = f", {len(logged) - len(each):,} more" if len(logged) > len(each) else ""
+        rows.append(("logged", f"{', '.join(each)}{more}; means of the first and last tenth"))
     if norm := facts["gradient_norm"]:
-        text = f"{number(norm['last'])} at the end, at most {number(norm['largest'])} at step {norm['step']:,}"
-        if norm["unclipped"] is not None:
-            text += f", {number(norm['unclipped'])} before clipping"
-        elif norm["clipped"]:
-            text += f", as at {norm['clipped']:,} steps: clipped there (rec.clip_grad_norm_ records both sides)"
-        rows.append(("gradient norm", text))
+        rows.append(("gradient norm", _norm(norm)))
+    rows += [(f"gradient norm {name}", _norm(norm)) for name, norm in (facts["gradient_norms"] or {}).items()]
     if bend := facts["curvature"]:
         edge = f", unstable above {number(bend['threshold'])}" if bend["threshold"] is not None else ""
         # A schedule that ends at 0 makes any curvature stable: a large threshold is no praise then.
@@ -156,6 +160,15 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         torn = f", {facts['torn_bytes']:,} bytes torn" if facts["torn_bytes"] else ""
         rows.append(("killed", f"nobody writes it any more{torn}; landscape repair puts its rows into the archive"))
     return rows
+
+
+def _norm(norm: Mapping[str, Any]) -> str:
+    text = f"{number(norm['last'])} at the end, at most {number(norm['largest'])} at step {norm['step']:,}"
+    if norm["unclipped"] is not None:
+        text += f", {number(norm['unclipped'])} before clipping"
+    elif norm["clipped"]:
+        text += f", as at {norm['clipped']:,} steps: clipped there (rec.clip_grad_norm_ records both sides)"
+    return text
 
 
 def _provenance(about: Mapping[str, Any]) -> Iterator[str]:

@@ -35,6 +35,8 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         gradient_norm       {"last", "largest", "step", "unclipped", "clipped"}: global, as the optimizer used it; the
                             step of the largest; the largest before clipping, None where that was not recorded, and
                             then how many steps stand at the largest, where it is a bound that they were clipped to
+        gradient_norms      {optimizer: the same} where several optimizers were recorded; gradient_norm is None then
+        logged              {name: {"first", "last", "step"}}: what the loop logged under names of its own, as the loss
         curvature           {"lambda_max", "threshold", "margin", "operator", "learning_rate", "step"}: the last one,
                             beside the largest that is stable at that learning rate (None for several groups);
                             "preconditioned" where it is not the Hessian's own, as for adaptive optimizers
@@ -70,7 +72,9 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         "seconds_recording": recording,
         "recording_share": recording / seconds if seconds and recording is not None else None,
         "loss": _loss(history),
-        "gradient_norm": _norm(history),
+        "gradient_norm": _norm(history, ""),
+        "gradient_norms": _norms(history) or None,
+        "logged": _logged(history) or None,
         "curvature": _curvature(history),
         "calibration": _last(history, "calibration") or None,
         "events": counts,
@@ -87,19 +91,34 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
 
 
 def _loss(history: History) -> dict[str, Any] | None:
-    steps, values = _column(history, "loss", "loss")
+    return _ends(*_column(history, "loss", "loss"))
+
+
+def _logged(history: History) -> dict[str, dict[str, Any]]:
+    series = history.get("logged")
+    found = {} if series is None else {n: _ends(*_column(history, "logged", n)) for n in series.names}
+    return {n: ends for n, ends in found.items() if ends is not None}
+
+
+def _ends(steps: np.ndarray, values: np.ndarray) -> dict[str, Any] | None:
     if not len(values):
         return None
     tenth = max(1, len(values) // 10)
     return {"first": float(values[:tenth].mean()), "last": float(values[-tenth:].mean()), "step": int(steps[-1])}
 
 
-def _norm(history: History) -> dict[str, Any] | None:
-    steps, values = _column(history, "gradient_norm", "global")
+def _norms(history: History) -> dict[str, dict[str, Any]]:
+    names = [n.removeprefix("gradient_norm.") for n in history.names if n.startswith("gradient_norm.")]
+    found = {n: _norm(history, f".{n}") for n in names}
+    return {n: norm for n, norm in found.items() if norm is not None}
+
+
+def _norm(history: History, suffix: str) -> dict[str, Any] | None:
+    steps, values = _column(history, f"gradient_norm{suffix}", "global")
     if not len(values):
         return None
     largest = float(values.max())
-    _, before = _column(history, "gradient_norm_before", "global")
+    _, before = _column(history, f"gradient_norm_before{suffix}", "global")
     # torch divides by norm + 1e-6: what it clips lies within 1e-6 / norm of the bound.
     bound = int((values >= (1 - _AT_BOUND) * largest).sum()) if not len(before) else 0
     return {

@@ -13,6 +13,8 @@ from .textplot import Drawn, Pen, plot, short
 
 #: Lines of a plot at least, its title and its axis of steps included; columns from which two stand side by side.
 _LEAST, _SIDE_BY_SIDE = 7, 76
+#: Of several optimizers, how many have their own plots (chosen by us).
+_MOST_OPTIMIZERS = 3
 #: Lines of events that are always shown where there are any.
 _EVENT_LINES = 3
 _STATUS = {"running": "green", "complete": "green", "killed": "red", "failed": "red", "interrupted": "yellow"}
@@ -120,17 +122,16 @@ def _duration(seconds: float) -> str:
 
 
 def _panels(watched: Watched) -> list[Panel]:
-    norms = [("gradient_norm", "global"), ("gradient_norm_before", "global")]
     ranks, losses, logged = (_of(watched, q) for q in ("embedding_rank", "loss", "logged"))
     validation = _validation(watched)
     found = [
         _panel(watched, "loss", [("loss", "loss"), *validation], beside="validation"),
-        _panel(watched, "gradient norm", norms, beside="unclipped"),
+        *_of_each_optimizer(watched, "gradient norm", ("gradient_norm", "gradient_norm_before"), "global", "unclipped"),
         _curvature(watched),
         _panel(watched, "learning rate", _of(watched, "learning_rate")[:2]),
         _panel(watched, "calibration error", _of(watched, "calibration", "ece")[:1]),
-        _panel(watched, "update / weights", [("update", "ratio")]),
-        _panel(watched, "noise scale", [("noise_scale", "noise_scale")]),
+        *_of_each_optimizer(watched, "update / weights", ("update",), "ratio"),
+        *_of_each_optimizer(watched, "noise scale", ("noise_scale",), "noise_scale"),
         *[_panel(watched, f"rank of {key[1]}", [key]) for key in ranks[:2]],
         *[_panel(watched, key[1], [key]) for key in losses if key[1] != "loss"][:3],
         *[_panel(watched, key[1], [key]) for key in logged if key not in validation][:4],
@@ -141,7 +142,7 @@ def _panels(watched: Watched) -> list[Panel]:
 
 def _panel(watched: Watched, title: str, keys: Sequence[tuple[str, str]], beside: str = "") -> Panel | None:
     """Return a plot of the first of some curves, with the second one dotted."""
-    curves = [c for key in keys if (c := watched.curve(*_with_suffix(watched, key))) is not None and _any(c)]
+    curves = [c for key in keys if (c := watched.curve(*key)) is not None and _any(c)]
     if not curves:
         return None
     first, *others = curves[:2]
@@ -180,11 +181,15 @@ def _of(watched: Watched, quantity: str, column: str | None = None) -> list[tupl
     ]
 
 
-def _with_suffix(watched: Watched, key: tuple[str, str]) -> tuple[str, str]:
-    """Return the key, of the first optimizer where several have their own."""
-    if key in watched.curves:
-        return key
-    return next((k for k in watched.curves if k[0].partition(".")[0] == key[0] and k[1] == key[1]), key)
+def _of_each_optimizer(
+    watched: Watched, title: str, quantities: Sequence[str], column: str, beside: str = ""
+) -> list[Panel | None]:
+    """Return a plot for each optimizer, named where there are several."""
+    suffixes = [key[0].removeprefix(quantities[0]) for key in _of(watched, quantities[0], column)]
+    return [
+        _panel(watched, f"{title} {suffix[1:]}".rstrip(), [(q + suffix, column) for q in quantities], beside)
+        for suffix in suffixes[:_MOST_OPTIMIZERS]
+    ]
 
 
 def _validation(watched: Watched) -> list[tuple[str, str]]:
