@@ -13,6 +13,7 @@ from landscape import Fisher, GaussNewton, Hessian, Task, draw, layer_curvature
 from landscape.curvature.measure import measure_eigenvalues
 from landscape.curvature.spectrum import LayerCurvature
 from landscape.errors import MeasurementError
+from landscape.report.captions import methods
 from landscape.report.figures.layers import layer_rows
 from landscape.report.runs import make_run
 from landscape.report.sections import build_sections
@@ -122,6 +123,14 @@ def test_layers_stand_in_the_reports_curvature_section():
     assert chart.series[0].columns["eigenvalue"].tolist() == [300.0, 0.5, -2.0]
     assert layer_rows([make_run("none", [])]) is None
     assert [s.title for s in build_sections([run]) if s.id in ("curvature", "other")] == ["Curvature"]
+
+
+def test_a_methods_paragraph_holds_settings_but_not_how_the_products_were_made(task):
+    found = layer_curvature(Hessian(task), tol=0.05)
+    text = methods([(make_run("a", [found]), found)])
+    assert "Settings: by layer, tol 0.05, seed 0." in text
+    assert "graphs" not in text
+    assert "graphs" in found.settings["strategy"]
 
 
 def test_selected_parameters_and_other_operators_from_the_command_line(task):

@@ -94,7 +94,7 @@ def measure_batch_sharpness(
             split=objective.split,
             settings={"batch": batch, "samples": objective.samples},
             warnings=warnings,
-            notes=(*seen, *objective.notes, *notes),
+            notes=(*seen, *A.notes, *notes),
             cost=Cost(1, objective.passes, time.perf_counter() - start),
         )
 

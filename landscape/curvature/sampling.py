@@ -283,13 +283,13 @@ def _stage(task: Task, measure: Callable[[Task], Any], split: str, seed: int, ba
             sizes.append(samples)
             if isinstance(measured, Result):
                 held = getattr(measured, "batch", measured.settings.get("batch"))
-                batch = held if batch is None else batch
-                if held != batch:
+                if held is not None and batch not in (None, held):
                     raise MeasurementError(
                         f"its batches hold {batch} samples on the smallest parts and {held} on larger ones, "
                         f"which are two measures: give batch={batch}, or draw {held * r * r} samples or more (with a "
                         f"precision: start={held * r * r})"
                     )
+                batch = held
                 products, seconds = products + measured.cost.products, seconds + measured.cost.seconds
                 passes += measured.cost.passes * samples / n
             bar.update(samples)

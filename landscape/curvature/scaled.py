@@ -93,6 +93,8 @@ def measure_scaled_curvature(
     numbers: list[tuple[float, float]] = []
     checks: list[Check] = []
     warnings: list[str] = []
+    notes: list[str] = []
+    made: dict[str, Any] = {}
     products = 0
     with as_objective(task, split) as objective:
         for filters in (False, True):
@@ -118,6 +120,8 @@ def measure_scaled_curvature(
             ]
             checks += [Check(f"{c.name}{suffix}", c.level, c.message, c.value, c.limit) for c in pairs.checks]
             warnings += pairs.warnings
+            notes += pairs.notes
+            made = {"strategy": pairs.settings["strategy"]}
             products += pairs.products + draws
         return ScaledCurvature(
             status="partial" if warnings else "complete",
@@ -128,9 +132,16 @@ def measure_scaled_curvature(
             units=tuple(units),
             products=products,
             split=objective.split,
-            settings={"scaling": scaling, "draws": draws, "tol": tol, "seed": seed, "samples": objective.samples},
+            settings={
+                "scaling": scaling,
+                "draws": draws,
+                "tol": tol,
+                "seed": seed,
+                "samples": objective.samples,
+                **made,
+            },
             checks=tuple(checks),
             warnings=tuple(warnings),
-            notes=objective.notes,
+            notes=tuple(dict.fromkeys(notes)),
             cost=Cost(products, objective.passes, time.perf_counter() - start),
         )

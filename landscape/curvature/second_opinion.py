@@ -120,7 +120,7 @@ def measure_reference(
             settings={"k": k, "draws": draws, "tol": tol, "seed": seed, "samples": objective.samples},
             checks=checks,
             warnings=tuple(c.message for c in checks if c.level != "pass"),
-            notes=objective.notes,
+            notes=ours.notes,
             cost=Cost(products, objective.passes, time.perf_counter() - start),
         )
 

@@ -313,7 +313,8 @@ def _software(found: Found) -> str:
 
 
 def _measured_with(found: Found) -> str:
-    told = {k: v for k, v in found[0][1].settings.items() if v not in (None, "", [])}
+    # How the products were made is the machine's matter: the numbers don't depend on it.
+    told = {k: v for k, v in found[0][1].settings.items() if k != "strategy" and v not in (None, "", [])}
     return f"Settings: {', '.join(f'{k} {_short(v)}' for k, v in told.items())}." if told else ""
 
 
