@@ -276,6 +276,10 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
     if "Image" in found.auto_class:
         fields = ["pixel_values", "labels"]
     name = _quoted(Path(checkpoint.path).name)
+    collator = "DataCollatorWithPadding(AutoTokenizer.from_pretrained(FOLDER))"
+    if found.auto_class in ("AutoModelForCausalLM", "AutoModelForMaskedLM"):
+        masked = found.auto_class == "AutoModelForMaskedLM"
+        collator = f"DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(FOLDER), mlm={masked})"
     return [
         "from __future__ import annotations",
         "",
@@ -293,7 +297,7 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
         "    # >>> fill in: a Dataset (or a datasets.Dataset) whose rows are dicts with",
         f"    #   {', '.join(fields)}" + (f"   ({_clean(problem)})" if problem else ""),
         "    # >>> and the collator of your training, such as",
-        "    #   DataCollatorWithPadding(AutoTokenizer.from_pretrained(FOLDER)); None takes transformers' default",
+        f"    #   {collator}; None takes the default",
         "    train = test = collator = None",
         "    if train is None:",
         f'        raise NotImplementedError("fill in data(): rows with {", ".join(fields)}")',

@@ -128,6 +128,7 @@ def test_shared_samples_are_compared_in_pairs_and_the_rest_is_not() -> None:
     assert found["ece"].how == "paired"
     assert found["lambda_max"].how == "residual"
     assert found["trace"].how == "independent"
+    assert found["test_accuracy"].how == "independent"  # 0.97 of other data than the scores'
     trace = found["trace"].difference
     pair: Any = (a.get("trace"), b.get("trace"))
     assert trace.value == pytest.approx(pair[1].value - pair[0].value)
@@ -164,6 +165,18 @@ def test_losses_on_one_draw_are_compared_in_pairs_of_blocks() -> None:
     assert found["test_loss"].difference.value == pytest.approx(
         found["test_loss"].second.number - found["test_loss"].first.number
     )
+
+
+def test_the_accuracy_of_the_paired_predictions_is_paired_too() -> None:
+    runs = []
+    for run in samples.sample_runs(2):
+        share = run.get("calibration").accuracy  # type: ignore[union-attr]
+        made = replace(run.get("performance"), accuracy=np.array([0.99, share]))  # type: ignore[type-var]
+        runs.append(replace(run, results={**run.results, "performance": (made,)}))
+    found = compare_runs(*runs)
+    assert found["test_accuracy"].how == "paired"
+    assert found["test_accuracy"].difference == found["accuracy"].difference
+    assert found["train_accuracy"].how == "independent"
 
 
 def test_losses_on_other_draws_are_not() -> None:

@@ -339,6 +339,28 @@ def test_a_language_models_way_from_init_to_its_predictions(here, form):
         assert torch.equal(objective.predictions()[1], ids[:, 1:].flatten())
 
 
+def _tied_language_model(kept: str) -> dict[str, torch.Tensor]:
+    blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16)])
+    others = {"tok": nn.Embedding(50, 8), "wpe": nn.Embedding(99, 8), "head": nn.Linear(8, 50, bias=False)}
+    whole = nn.ModuleDict({**others, "blocks": blocks}).state_dict()
+    return {k: v for k, v in whole.items() if k.startswith(("blocks", "wpe", kept))}
+
+
+@pytest.mark.parametrize("kept", ["tok", "head"])
+def test_a_tied_language_model_is_one_whichever_name_safetensors_kept(here, kept):
+    from safetensors.torch import save_file
+
+    save_file({k: v.clone() for k, v in _tied_language_model(kept).items()}, "x.safetensors")
+    found = guess(read_checkpoint("x.safetensors"))
+    assert (found.data, found.inputs, found.classes) == ("tokens", 50, 50)
+    assert any("one matrix of tokens" in r for r in found.remarks)
+
+
+def test_features_with_positions_are_no_tokens(here):
+    state = _tied_language_model("head") | {"project.weight": torch.zeros(8, 13)}
+    assert guess(_checkpoint(state)).data != "tokens"
+
+
 def test_tied_weights_are_counted_once(here):
     table, out = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
     out.weight = table.weight

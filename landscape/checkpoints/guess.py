@@ -80,11 +80,13 @@ def guess(checkpoint: Checkpoint) -> Guess:
     """Return what the names and shapes say. Never raises: what is not recognized is said to be unknown."""
     weights = _in_order(checkpoint)
     data, inputs = _inputs(weights)
-    classes = _classes(weights)
+    classes, tied = _classes(weights), _tied(weights)
+    if tied is not None:
+        data, inputs, classes = "tokens", tied, tied
     config = checkpoint.facts.get("config")
     names = config.get("architectures") if isinstance(config, dict) else None
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    found = Guess(data, inputs, classes, remarks=_remarks(weights))
+    found = Guess(data, inputs, classes, remarks=_remarks(weights, tied is not None))
     if re.fullmatch(r"[A-Za-z_]\w*", architecture):
         auto = next((a for end, a in _AUTO_CLASSES.items() if architecture.endswith(end)), "AutoModel")
         return _with(found, auto_class=auto, remarks=(f"architecture {architecture}", *found.remarks))
@@ -165,8 +167,24 @@ def _classes(weights: Mapping[str, tuple[int, ...]]) -> int | None:
     return rest[-1][0] if rest else None
 
 
-def _remarks(weights: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    said = []
+def _tied(weights: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the vocabulary of a language model whose file holds one matrix for the token table and the output layer.
+
+    Outside its numbered blocks there are then that matrix and tables of positions alone: safetensors keeps either name.
+    """
+    matrices = {k: s for k, s in weights.items() if len(s) == 2 and k.rpartition(".")[2] == "weight"}
+    outside = {k: s for k, s in matrices.items() if not re.search(r"(^|\.)\d+\.", k)}
+    tables = {k: s for k, s in outside.items() if not _POSITION.search(k)}
+    if len(tables) != 1 or len(outside) == len(matrices):
+        return None
+    ((name, shape),) = tables.items()
+    is_table = _EMBEDDING.search(name) is not None
+    # A head alone reads features that something else made, unless positions were added to them.
+    return shape[0] if is_table or (_HEAD.search(name) and len(outside) > 1) else None
+
+
+def _remarks(weights: Mapping[str, tuple[int, ...]], tied: bool) -> tuple[str, ...]:
+    said = ["one matrix of tokens: taken for both the token table and the output layer"] if tied else []
     names = list(weights)
     if any(n.endswith("running_mean") for n in names):
         said.append("BatchNorm layers: measured with their running statistics (batchnorm='eval')")

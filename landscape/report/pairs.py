@@ -57,12 +57,22 @@ def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
             continue
         difference = losses.get(measure.key)
         how = "paired"
+        if measure.key == "test_accuracy" and _same_numbers(scored.get("accuracy"), a, b):
+            difference = scored["accuracy"].difference  # of the same predictions
         if difference is None:
             difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
             how = "residual" if "residual" in (a.how, b.how) else "independent"
         label = f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
         found[measure.key] = Compared(measure.key, label, a, b, difference, how)
     return {**found, **scored}
+
+
+def _same_numbers(scored: Compared | None, first: Value, second: Value) -> bool:
+    """Return whether paired scores give both numbers again: they are of the predictions that those are of."""
+    if scored is None or scored.how != "paired":
+        return False
+    pairs = ((scored.first, first), (scored.second, second))
+    return all(math.isclose(s.number, v.number, rel_tol=1e-9) for s, v in pairs)
 
 
 def _losses(first: Run, second: Run) -> dict[str, Difference]:

@@ -273,9 +273,9 @@ def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unique(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs numbered, with names that differ: by step, preset, archive, its folder, the checkpoint's."""
+    """Return the runs numbered, with names that differ: by step, preset, folder, archive, its folder."""
     names = [r.name for r in runs]
-    for tell in (_step_of, _preset_of, _archive_of, _folder_of, _source_of):
+    for tell in (_step_of, _preset_of, _source_of, _archive_of, _folder_of):
         told = [tell(r) for r in runs]
         for name in {n for n in names if names.count(n) > 1}:
             places = [i for i, n in enumerate(names) if n == name]
