@@ -71,7 +71,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "lengths": ({"logits": LOGITS, "labels": LABELS[:-1]}, "expected labels of shape (40,)"),
     "binary lengths": ({"probabilities": BINARY, "labels": BITS[:-1]}, "40 probabilities for 39 labels"),
     "tokens": (
-        {"logits": np.zeros((2, 20, 3)), "labels": np.zeros((2, 20), int)},
+        {"logits": np.zeros((2, 20, 3)), "labels": np.zeros((2, 20), int), "class_dim": 0},
         "they fit with class_dim=-1",
     ),
     "scalar labels": ({"logits": LOGITS, "labels": np.int64(1)}, "don't fit labels of shape ()"),
@@ -90,6 +90,17 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no bins": ({"logits": LOGITS, "labels": LABELS, "bins": 0}, "bins=0 must be at least 1"),
     "seed": ({"logits": LOGITS, "labels": LABELS, "seed": -1}, "seed=-1"),
 }
+
+
+def test_classes_behind_a_length_are_found_where_nothing_else_fits() -> None:
+    tokens = np.random.default_rng(0).normal(size=(8, 5, 3))
+    labels = np.random.default_rng(1).integers(3, size=(8, 5))
+    found = calibration_error(logits=tokens, labels=labels)
+    assert found.ece == calibration_error(logits=tokens, labels=labels, class_dim=-1).ece
+    assert found.ece == calibration_error(logits=np.moveaxis(tokens, -1, 1), labels=labels).ece
+    square, own = tokens[:, :3], labels[:, :3]  # as many positions as classes: torch's order, as ever
+    moved = calibration_error(logits=np.moveaxis(square, -1, 1), labels=own, class_dim=-1)
+    assert calibration_error(logits=square, labels=own).nll == moved.nll
 
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES.keys())

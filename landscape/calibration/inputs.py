@@ -238,6 +238,8 @@ def _flatten(kind: Kind, values: torch.Tensor, labels: torch.Tensor, class_dim: 
     if not -values.ndim <= class_dim < values.ndim:
         raise MeasurementError(f"class_dim={class_dim} is not a dimension of {kind} of shape {_shape(values)}")
     last = values.movedim(class_dim, -1)
+    if class_dim == 1 and tuple(last.shape[:-1]) != shape == tuple(values.shape[:-1]):
+        last = values  # (n, length, classes), as language models have them: no other dimension can hold the classes
     if tuple(last.shape[:-1]) != shape:
         hint = "" if tuple(values.shape[:-1]) != shape else "; they fit with class_dim=-1"
         raise MeasurementError(

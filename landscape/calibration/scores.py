@@ -63,7 +63,8 @@ def calibration_error(
             by themselves.
         classwise: a table for each class (`class_ece`, ...); None: up to 1,000 classes.
         ignore_index: label of what shall not count, e.g. -100.
-        class_dim: where the classes lie (1: torch; -1 for Transformers' (n, length, C)).
+        class_dim: where the classes lie (1: torch; the last one where the labels fit that alone, as for a language
+            model's (n, length, C); -1 says so where both are as long).
         interval: of the ECE: "inverted" (see `intervals.ece_interval`), or "percentile": that of a bootstrap of the
             plain ECE, for comparison only: it covers 0% of calibrated models.
         seed: of the simulated labels behind the consistency band and the test.
