@@ -209,3 +209,9 @@ def test_nothing_to_draw_and_no_archive_are_said(tmp_path: Path) -> None:
         write_report_as([], tmp_path / "r.md")
     with pytest.raises(LandscapeError, match="nothing that could be drawn"):
         write_pictures([make_run("a", [])], tmp_path / "f", "png")
+
+
+def test_markdown_does_not_speak_of_what_only_a_page_has() -> None:
+    text = markdown(samples.sample_runs(2))
+    assert "Beside a number: ±" in text
+    assert "Small print" not in text

@@ -76,7 +76,7 @@ def export_to_tracker(
         return chosen.send(module, found, options)
     except Exception as error:  # whatever somebody else's service answers
         raise ArchiveError(
-            f"{tracker} refused: {' '.join(str(error).split())[:300] or type(error).__name__}"
+            f"{tracker} refused: {' '.join(str(error).split())[:1000] or type(error).__name__}"
         ) from error
 
 

@@ -47,7 +47,8 @@ def _block(block: object) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield from (escaped(table.caption.replace("; click a heading to sort", "")), "")
+    caption = table.caption.replace("; click a heading to sort", "").replace("Small print under", "Beside")
+    yield from (escaped(caption), "")
     heads = [f"{c.group} {c.label}" if c.group in ("Loss", "Accuracy") else c.label for c in table.columns]
     rows = [(title, row) for title, rows in table.groups for row in rows]
     # Columns that hold nothing in any row (marks without text) are the levels of checks: a sign says them.
