@@ -72,6 +72,7 @@ class Objective:
         self._batches: list[Any] = []
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
+        self._holding = False
         #: Whether the task differentiates in its forward pass (a PINN), so that no pass may switch autograd off.
         self.inner_gradient = False
         #: Whether the task writes into its batches, so that each pass needs a copy.
@@ -240,12 +241,25 @@ class Objective:
                 torch.add(center, steps[0][0], alpha=steps[0][1], out=p)
                 for d, c in steps[1:]:
                     p.add_(d, alpha=c)
-        self._stale_statistics = self.task.batchnorm == "recompute"
+        self._stale_statistics = self.task.batchnorm == "recompute" and not self._holding
         self.moves += 1
 
     def reset(self) -> None:
         """Put the weights back to the centre, exactly."""
         self.move((), ())
+
+    @contextlib.contextmanager
+    def holding_statistics(self) -> Iterator[None]:
+        """Hold BatchNorm statistics that are recomputed at those of the weights as they are now, to which we come back.
+
+        What a derivative differentiates: it takes the statistics for constants.
+        """
+        self._refresh_statistics()
+        before, self._holding = self._holding, True
+        try:
+            yield
+        finally:
+            self._holding = before
 
     def _refresh_statistics(self) -> None:
         if not self._stale_statistics:

@@ -15,6 +15,7 @@ from untouched import data as sample
 from landscape import Hessian, Task, eigenpairs
 from landscape.curvature.finite_differences import FiniteDifferences
 from landscape.errors import MeasurementError, ObjectiveError
+from landscape.probes.derivatives import twice_differentiable
 
 
 def net(dtype: torch.dtype) -> nn.Sequential:
@@ -156,6 +157,32 @@ class TestUse:
 
         with pytest.raises(MeasurementError, match="is not finite 1e\\+09 from the weights"):
             FiniteDifferences(task(loss=blows_up), step=1e9) @ torch.ones(51, dtype=torch.float64)
+
+
+def test_recomputed_statistics_are_constants_to_every_derivative():
+    """Else differences of gradients are no Hessian: each gradient holds the statistics, and they moved in between."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(40, 4).double(), torch.arange(40) % 3
+    recomputed = Task(model, nn.CrossEntropyLoss(), (x, y), batchnorm="recompute")
+    v = vectors(53, torch.float64, 3)
+    product = Hessian(recomputed) @ v
+    differences = FiniteDifferences(recomputed)
+    torch.testing.assert_close(differences @ v, product, rtol=1e-6, atol=1e-8)
+    assert twice_differentiable(recomputed).level == "pass"
+    # The dense Hessian with the statistics of the whole draw as they are at the weights.
+    fixed = {"1.running_mean": model[0](x).mean(0).detach(), "1.running_var": model[0](x).var(0).detach()}
+    sizes = {name: p.shape for name, p in model.named_parameters()}
+
+    def loss(flat):
+        parts = flat.split([s.numel() for s in sizes.values()])
+        weights = {name: p.view(s) for (name, s), p in zip(sizes.items(), parts, strict=True)}
+        return F.cross_entropy(torch.func.functional_call(model.eval(), weights | fixed, (x,)), y)
+
+    dense = torch.autograd.functional.hessian(loss, torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    torch.testing.assert_close(dense @ v, product, rtol=1e-9, atol=1e-12)
+    for operator in (Hessian(recomputed), differences):
+        assert any("statistics for constants" in note for note in eigenpairs(operator, 1, tol=1e-2).notes)
 
 
 class TestProbe:

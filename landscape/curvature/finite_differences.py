@@ -73,7 +73,8 @@ class FiniteDifferences(Operator):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers should know: of the task, and the step and the error of the differences."""
-        return self.objective.notes if math.isnan(self.error) else (*self.objective.notes, self.check().message)
+        said = () if math.isnan(self.error) else (self.check().message,)
+        return (*super().notes, *said)
 
     def check(self) -> Check:
         """Return how exact the products are, as the first one showed."""
@@ -91,7 +92,7 @@ class FiniteDifferences(Operator):
             )
         columns = v.detach().to(self.device, self.dtype).reshape(self.shape[0], -1)
         products = torch.zeros_like(columns)
-        with self:
+        with self, self.objective.holding_statistics():
             try:
                 for k in range(columns.shape[1]):
                     size = float(torch.linalg.vector_norm(columns[:, k].double()))

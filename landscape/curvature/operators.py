@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import MeasurementError, ObjectiveError
 from ..objective import Objective
 from ..parameters import trainable
+from ..session import batchnorm_layers
 from ..tasks import Task
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, custom_functions, loss_curvature
@@ -69,6 +70,7 @@ class Operator:
         self._ours = False
         self._seen = False
         self._customs: tuple[str, ...] = ()
+        self._held = _held_statistics(self.objective)
 
     def __enter__(self) -> Operator:
         if self._depth == 0 and not self.objective.entered:
@@ -104,7 +106,7 @@ class Operator:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers should know: of the task as it is measured, and of what happened on the way."""
-        return (*self.objective.notes, *self._customs, *self._products.notes)
+        return (*self.objective.notes, *self._held, *self._customs, *self._products.notes)
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return A v, on the device and in the dtype of the operator; `v` is (n,) or (n, k)."""
@@ -284,6 +286,16 @@ class GaussNewton(Operator):
 
         outputs, weight, middle = loss_curvature(self.objective, i, seen)
         return JacobianGraph(outputs, weight, parameters, middle) if weight else NoGraph()
+
+
+def _held_statistics(objective: Objective) -> tuple[str, ...]:
+    """Say, where BatchNorm statistics follow the weights, that derivatives don't."""
+    if objective.task.batchnorm != "recompute" or not batchnorm_layers(objective.model):
+        return ()
+    return (
+        "derivatives take the recomputed BatchNorm statistics for constants: how these move with the weights is not in "
+        "them (batchnorm='batch' differentiates through the statistics)",
+    )
 
 
 def _select(names: tuple[str, ...], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
