@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
 
+from .augmentation import random_sample
 from .errors import TaskError
 
 
@@ -99,6 +100,11 @@ def draw_batches(
     with torch.inference_mode(False), seeded(seed), _loader_generator(data, seed):
         try:
             batches, available = _take(data, split, max_samples, seed, batch_size, rebatch, notes)
+            if batches and (i := random_sample(data)) is not None:
+                notes.append(
+                    f"the {split} data are random (augmentation?): sample {i} differs when it is read again; all "
+                    "numbers are of one draw of them"
+                )
         except TaskError:
             raise
         except Exception as error:
