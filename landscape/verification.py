@@ -72,6 +72,7 @@ def _verify(objective: Objective) -> Verified:
         elif not any(f.compared for f in found):
             how = "not verified: batches of one sample"
         notes = (f"batches are weighed by their samples ({how})",)
+    notes += tuple(f.doubt for f in found if f.doubt)
     labels = labels_there(objective)
     return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found))
 
@@ -79,13 +80,14 @@ def _verify(objective: Objective) -> Verified:
 @dataclass(frozen=True)
 class _Found:
     """Of one batch: where its weight comes from and what it is, whether its loss was compared with that of its parts,
-    and whether the task wrote into it.
+    whether the task wrote into it, and what speaks against a weight that the loss returned.
     """
 
     weighing: str
     weight: float
     compared: bool
     written: bool
+    doubt: str = ""
 
 
 def _verify_batch(objective: Objective, i: int) -> _Found:
@@ -109,7 +111,8 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
             "(look for diverged weights, or for inputs that are not finite)"
         )
     if own is not None:
-        return _Found("own", float(own), False, written)
+        doubt = _doubt(objective, batch, outputs, target, first, mean.dtype) if i == 0 and weight > 0 else ""
+        return _Found("own", weight, False, written, doubt)
     if known is not None:
         return _Found("torch", known, False, written)
     compared = _compare_with_parts(objective, batch, outputs, target, first, mean.dtype)
@@ -142,10 +145,39 @@ def _compare_with_parts(
             "it. Return (mean, weight), where weight is the mean's own denominator; or set rebatch=False if the loss "
             "couples the samples of a batch"
         ) from error
+    verify_mean(whole, parts, objective.what, relative=_tolerance(dtype))
+    return True
+
+
+def _doubt(objective: Objective, batch: Any, outputs: Any, target: Any, whole: float, dtype: torch.dtype) -> str:
+    """Say where a batch's mean is not that of its two parts by the weights that the loss returned for them.
+
+    That may be meant (a sum with weight 1, a Dice loss), so that it is told rather than refused.
+    """
+    size = batch_size_of(batch)
+    if size is None or size == 1 or not objective.can_cut(outputs):
+        return ""
+    cut = max(1, size // 3)
+    try:
+        values = [v for _, _, v in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])]
+        parts = [(float(m.detach()), float(w)) for m, w, _ in map(split_value, values) if w is not None and w > 0]
+    except LandscapeError:
+        return ""
+    total = sum(w for _, w in parts)
+    mean = sum(m * w for m, w in parts) / total if total else math.nan
+    if abs(mean - whole) <= _tolerance(dtype) * max(abs(whole), *(abs(m) for m, _ in parts), 1e-12):
+        return ""
+    return (
+        f"{objective.what} returned weights by which the parts of a batch don't average to the whole ({mean:.6g} "
+        f"against {whole:.6g}): the numbers depend on how the data are cut into batches; a weight that is its mean's "
+        "own denominator (samples, pixels or tokens not ignored) avoids that"
+    )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
     # float32 sums of a batch cut in two agree to a few units in the last place times the batch size. The precision
     # is the loss's own: some models compute it in float32 whatever their weights are.
-    verify_mean(whole, parts, objective.what, relative=1e-9 if dtype == torch.float64 else 1e-4)
-    return True
+    return 1e-9 if dtype == torch.float64 else 1e-4
 
 
 def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[tuple[float, float]]:

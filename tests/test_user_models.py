@@ -310,6 +310,23 @@ class TestWeights:
             whole = F.cross_entropy(linear()(x), y)
             assert objective.evaluate().loss == pytest.approx(float(whole.detach()), rel=1e-12)
 
+    @pytest.mark.parametrize(
+        ("weight", "doubted"),
+        [(lambda y: (y != 2).sum(), False), (lambda y: float(len(y)), True), (lambda y: 1.0, True)],
+        ids=["right", "samples", "constant"],
+    )
+    def test_a_weight_that_is_not_the_means_denominator_is_said_to_be_none(self, weight, doubted):
+        x, _ = data()
+        y = torch.tensor([0, 2, 2, 1] + [0, 1] * 4)
+
+        def loss(outputs, y):
+            return F.cross_entropy(outputs, y, ignore_index=2), weight(y)
+
+        for rebatch in (True, False):
+            with Objective(Task(linear(), loss, (x, y), batch_size=6, rebatch=rebatch)) as objective:
+                found = [n for n in objective.notes if "don't average to the whole" in n]
+            assert len(found) == (doubted and rebatch)
+
     def test_a_split_where_nothing_counts(self):
         task = Task(linear(), nn.CrossEntropyLoss(), (data()[0], torch.full((12,), -100)))
         with pytest.raises(ObjectiveError, match="weight 0"):
