@@ -216,7 +216,8 @@ def test_a_loss_below_zero_takes_asinh_and_says_so():
 
 
 def _bar_label(ax: Axes) -> str:
-    return next(a.get_ylabel() for a in ax.figure.axes if a is not ax)
+    (bar,) = ax.child_axes
+    return bar.get_ylabel()
 
 
 def test_a_surface_is_drawn_in_three_dimensions_with_its_height_named():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,20 @@ def test_planes_side_by_side_share_span_and_colors() -> None:
     assert len({c.get_clim() for c in filled}) == 1
     assert len({ax.get_xlim() for ax in panels}) == 1
     assert len(drawn.figure.axes) == 5  # one color bar
+
+
+def test_a_flat_plane_gets_a_flat_figure() -> None:
+    (run,) = samples.sample_runs(1, points=9)
+    whole: Any = run.get("plane")
+    heights = []
+    for share in (1.0, 0.25):
+        flat = replace(run, results={**run.results, "plane": (replace(whole, beta=whole.beta * share),)})
+        figure = paper.make_figure([flat], "surface").figure
+        figure.canvas.draw()
+        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        heights.append(figure.get_size_inches()[1])
+        assert max(b.y1 for b in boxes) - min(b.y0 for b in boxes) > 0.8 * figure.bbox.height
+    assert heights[1] < 0.6 * heights[0]
 
 
 def test_a_view_makes_a_surface_and_limits_are_kept() -> None:

@@ -187,6 +187,18 @@ def test_a_trajectory_lies_over_its_contour_and_over_no_other():
         draw(result, levels=3)
 
 
+def test_the_color_bar_is_as_high_as_a_flat_plane():
+    whole = plane(n=9)
+    ax = draw(replace(whole, beta=whole.beta / 4))
+    ax.figure.canvas.draw()
+    (bar,) = ax.child_axes
+    outer, inner = ax.get_window_extent(), bar.get_window_extent()
+    assert outer.height == pytest.approx(outer.width / 4, rel=1e-6)
+    assert outer.y0 <= inner.y0 < inner.y1 <= outer.y1
+    assert inner.height == pytest.approx(0.86 * outer.height, rel=1e-6)
+    assert inner.x0 > outer.x1
+
+
 def test_a_trajectorys_losses_stand_beside_the_planes():
     result = trajectory()
     ax = draw(result, view="loss")

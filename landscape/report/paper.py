@@ -316,7 +316,10 @@ def _draw_beside(
     down = math.ceil(n / across)
     each = inches / across
     above = (0.3 if titles else 0.1) + (0.2 if solid and each < 2 else 0.0)
-    figure.set_size_inches(inches, height or down * (each * _shape(kind, solid, n) + above))
+    shape = _shape(kind, solid, n)
+    if kind in ("plane", "trajectory") and n == 1 and not solid:
+        shape -= _ROOM * (1 - min(1.0, _sides(*found[0])))  # no empty paper above and below a long trajectory
+    figure.set_size_inches(inches, height or down * (each * shape + above))
     axes, drawn = [], None
     for i, (run, result) in enumerate(found):
         ax: Any = figure.add_subplot(down, across, i + 1, **({"projection": "3d"} if solid else {}))
@@ -413,6 +416,19 @@ def _surface_below(run: Run, way: Any) -> dict[str, Any]:
     except LandscapeError:
         return {}
     return {"surface": plane, "checks": False}
+
+
+#: Width of a single contour over that of its figure, which holds the labels and the color bar as well.
+_ROOM = 0.64
+
+
+def _sides(run: Run, result: Any) -> float:
+    """Return height over width of a contour, both in its own steps; 1 where no plane is drawn."""
+    plane = result if result.kind == "plane" else _surface_below(run, result).get("surface")
+    if plane is None:
+        return 1.0
+    up, along = (np.asarray(x, dtype=float) for x in (plane.beta, plane.alpha))
+    return float((up[-1] - up[0]) / (along[-1] - along[0]))
 
 
 def _shape(kind: str, solid: bool, panels: int) -> float:

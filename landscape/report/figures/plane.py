@@ -91,7 +91,8 @@ def draw_plane(
             ax.plot(result.alpha[i], result.beta[j], ".", color="white", markersize=3, markeredgewidth=0)
         ax.set_aspect("equal")
         if bar and ax.figure is not None:
-            add_bar(ax.figure, drawn, ax, chosen, units, shrink=0.86)
+            # Beside the plane itself, which is flat where a trajectory is long, rather than beside its place.
+            add_bar(ax.figure, drawn, ax, chosen, units, cax=ax.inset_axes((1.03, 0.07, 0.035, 0.86)))
     ax.set_xlabel("α (step along d₁)")
     ax.set_ylabel("β (step along d₂)")
     if checks:

@@ -64,9 +64,12 @@ def draw_trajectory(
     ax.plot(*places[0], "s", color="white", markeredgecolor=INK, markersize=6, linestyle="none", label="first")
     ax.plot(*places[-1], "*", color="white", markeredgecolor=INK, markersize=11, linestyle="none", label="last")
     ax.legend(fontsize=8, framealpha=0.85, loc="best", handletextpad=0.3)
-    shares = ["", ""] if result.share is None else [f", {float(s):.1%} of the variance" for s in result.share[:2]]
-    ax.set_xlabel(f"α (step along d₁{shares[0]})")
-    ax.set_ylabel(f"β (step along d₂{shares[1]})")
+    first = second = ""
+    if result.share is not None:
+        first, second = (f"{float(s):.1%} of the variance" for s in result.share[:2])
+        first, second = f", {first}", f",\n{second}"  # the plane of a long way is flat
+    ax.set_xlabel(f"α (step along d₁{first})")
+    ax.set_ylabel(f"β (step along d₂{second})")
     return ax
 
 
