@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.utils.parametrize
 from torch import nn
 
 from .errors import ObjectiveError
@@ -65,6 +66,25 @@ def filter_dim(module: nn.Module | None, name: str) -> int:
     """Return the dimension along which the filters of a weight lie: 1 for ConvTranspose and Conv1D, else 0."""
     del name
     return 1 if type(module).__name__ in _FILTERS_ON_DIM_1 else 0
+
+
+def is_scale(module: nn.Module | None, name: str, weight: torch.Tensor) -> bool:
+    """Say whether a tensor scales the outputs of a layer, one number each, whatever its number of dimensions.
+
+    All with at most one dimension (biases among them), weight_norm's g, and scales that are shaped to broadcast, such
+    as ConvNeXt's (channels, 1, 1). The weight of a layer with a single input is none.
+    """
+    if weight.ndim <= 1:
+        return True
+    if weight.numel() != len(weight):
+        return False
+    leaf = name.rpartition(".")[2]
+    if leaf == "weight_g":
+        return True
+    if isinstance(module, nn.utils.parametrize.ParametrizationList):
+        return leaf == "original0" and any(type(m).__name__ == "_WeightNorm" for m in module)
+    own = leaf == "weight" and "Conv" in type(module).__name__
+    return weight.ndim > 2 and not own
 
 
 def flatten(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -138,6 +138,35 @@ def test_filters_along_dimension_1_have_the_weights_norms_and_the_notes_say_so()
     ]
 
 
+class Scaled(nn.Module):
+    """Scales of one number for each filter, and weights with as many numbers as filters that are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.new = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3))
+        self.layer_scale = nn.Parameter(torch.full((5, 1, 1), 0.1))
+        self.one_input = nn.Linear(1, 6)
+        self.depthwise = nn.Conv2d(3, 3, 1, groups=3)
+        self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_scales_of_more_than_one_dimension_are_held_like_those_of_normalization_layers():
+    torch.manual_seed(0)
+    model = Scaled()
+    model.old = nn.utils.weight_norm(nn.Linear(3, 4))
+    d = random_direction(task(model))
+    held = {n for n, t in d.items() if not t.any()}
+    scales = {"new.parametrizations.weight.original0", "layer_scale", "old.weight_g"}
+    assert held == scales | {n for n in d if n.endswith("bias")}
+    (note,) = [n for n in d.notes if "one scale for each filter" in n]
+    assert note.startswith("3 tensors")
+    free = random_direction(task(model), ignore=None)
+    weights = dict(model.named_parameters())
+    for name in scales:
+        assert torch.equal(free[name], weights[name].detach())
+
+
 def test_a_dead_filter_stays_and_is_counted():
     model = zoo()
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import MeasurementError
 from ..objective import Objective
-from ..parameters import filter_dim, owners, trainable, unwrap
+from ..parameters import filter_dim, is_scale, owners, trainable, unwrap
 from ..tasks import Task
 
 Normalize = Literal["filter", "layer", "weight"]
@@ -169,7 +169,9 @@ def random_direction(
 
     Tensors of at most one dimension (biases, the scales of normalization layers) stay where they are with
     `ignore="biasbn"` (default, Li et al.); with `ignore=None` they get d = w, as in the authors' code (d as drawn where
-    `normalize` is None too).
+    `normalize` is None too). So do scales of one number for each filter in another shape, and the notes name them:
+    weight_norm's g and (channels, 1, 1) layer scales. Normalized, they would go through 0 at a distance of 1, and the
+    filters with them (chosen by us: the authors' code knows none).
 
     Drawn and scaled in float64 on the CPU, then moved: a seed gives the same direction on every device and, up to
     rounding, in every precision. A Task is read at its model's present weights without being prepared or run; an
@@ -191,11 +193,15 @@ def random_direction(
     drawn: dict[str, torch.Tensor] = {}
     turned: dict[str, int] = {}
     notes: list[str] = []
+    scales: list[str] = []
     dead = 0
     for name, w in weights.items():
         d = torch.randn(w.shape, generator=generator, dtype=torch.float64, device="cpu")
         exact = w.detach().to("cpu", torch.float64)
-        if w.ndim > 1:
+        scale = is_scale(modules.get(name), name, w)
+        if scale and w.ndim > 1 and ignore is not None:
+            scales.append(name)
+        if not scale:
             dim = filter_dim(modules.get(name), name)
             if normalize == "filter":
                 if dim != 0:
@@ -210,6 +216,8 @@ def random_direction(
         elif normalize is not None:
             d = exact
         drawn[name] = d.to(w.device, dtype)
+    if scales:
+        notes.append(f"{len(scales)} tensors of one scale for each filter are held, as biases are ({scales[0]}, ...)")
     if dead:
         notes.append(f"{dead} filters have weights of norm zero: the direction is zero there")
     kind = f"{normalize}-normalized" if normalize else "not normalized"
@@ -227,7 +235,7 @@ def random_direction(
 def rescaled(task: Task | Objective, direction: Direction, normalize: Normalize) -> Direction:
     """Return a direction whose filters (or layers) have the norms of the weights' own, as a random one's have.
 
-    "filter" and "layer" as in `random_direction`, for tensors of more than one dimension; the others are scaled by the
+    "filter" and "layer" as in `random_direction`, for all tensors but biases and scales; these are scaled by the
     mean of those factors (chosen by us: Li et al. say nothing of them). "weight" is refused: it would replace the
     direction by the weights' own. A filter that is zero in the direction stays zero. Costs no pass over the data.
     """
@@ -240,7 +248,7 @@ def rescaled(task: Task | Objective, direction: Direction, normalize: Normalize)
     factors = []
     for name, w in weights.items():
         d, exact = given[name].to("cpu", torch.float64), w.detach().to("cpu", torch.float64)
-        if w.ndim > 1:
+        if not is_scale(modules.get(name), name, w):
             dim = filter_dim(modules.get(name), name)
             turned |= {name: dim} if dim else {}
             before, after = (_filter_norms(t, dim) if normalize == "filter" else t.norm() for t in (d, exact))
