@@ -47,6 +47,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     }
     if not chosen:
         total = sum(1 for _ in model.parameters())
+        unreal = next((name for name, p in model.named_parameters() if p.requires_grad and p.is_complex()), None)
+        if unreal is not None:
+            raise ObjectiveError(
+                f"the parameters that require a gradient are complex ({unreal} first): only real ones are measured; "
+                "hold them as torch.view_as_real has them"
+            )
         raise ObjectiveError(
             f"none of the model's {total} parameters requires a gradient: set requires_grad on those to measure"
         )

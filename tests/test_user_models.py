@@ -505,6 +505,12 @@ class TestParameters:
                 assert "1 complex parameters are held fixed" in objective.notes[0]
                 assert objective.evaluate().loss > 0
 
+    def test_complex_parameters_alone_are_refused_with_the_way_out(self):
+        model = nn.Module()
+        model.w = nn.Parameter(torch.ones(2, 3, dtype=torch.complex64))
+        with pytest.raises(ObjectiveError, match=r"are complex \(w first\): .* view_as_real"):
+            Hessian(Task(model, lambda outputs, _: outputs.abs().mean(), data()))
+
     def test_a_lazy_module_is_named(self):
         with pytest.raises(ObjectiveError, match=r"0\.weight has no shape yet"):
             Hessian(Task(nn.Sequential(nn.LazyLinear(3)), nn.CrossEntropyLoss(), data()))
