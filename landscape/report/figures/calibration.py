@@ -68,6 +68,7 @@ def draw_calibration(
         elinewidth=1.0,
         capsize=2,
         label=text,
+        clip_on=False,
     )
     ax.set_xlim(0, 1)
     ax.set_ylim(-0.02, 1.02)
