@@ -48,6 +48,9 @@ def test_digits_follow_the_uncertainty(value, error, text):
 def test_an_interval_has_the_digits_of_its_width():
     assert interval(0.0312, 0.0221, 0.0441) == ("0.031", "[0.022, 0.044]")
     assert interval(0.0312, math.nan, math.nan) == ("0.03120", "")
+    assert interval(2.9075184, 2.9075168, 2.90752) == ("2.9075184", "[2.9075168, 2.9075200]")
+    # A width that is rounding, of numbers that are all the same, must not fill the column with digits.
+    assert interval(-0.0045, -0.0045 - 1e-17, -0.0045 + 1e-17) == ("−0.004500", "[−0.004500, −0.004500]")
 
 
 @pytest.mark.parametrize(

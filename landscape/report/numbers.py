@@ -6,6 +6,8 @@ import math
 
 #: Powers of ten outside this range are written as m × 10^e (chosen by us: a column stays narrow).
 PLAIN_EXPONENTS = range(-4, 6)
+#: Most digits that an interval gives its numbers (chosen by us: an eigenvalue in double precision has as many).
+MOST_DIGITS = 9
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MINUS = "\N{MINUS SIGN}"
 
@@ -68,7 +70,11 @@ def uncertain(value: float, error: float, most: int = 6) -> tuple[str, str]:
 
 
 def interval(value: float, low: float, high: float) -> tuple[str, str]:
-    """Return `value` and `[low, high]`, all to the digits that the width of the interval carries."""
+    """Return `value` and `[low, high]`, all to the digits that the width of the interval carries.
+
+    With 4 digits each where that would be more than MOST_DIGITS: then the width is rounding, as of numbers that are all
+    the same.
+    """
     if not math.isfinite(value):
         return not_finite(value), ""
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -77,7 +83,8 @@ def interval(value: float, low: float, high: float) -> tuple[str, str]:
     if half <= 0:
         return number(value), f"[{number(low)}, {number(high)}]"
     place = _exponent(half, 2) - 1
-    if _exponent(max(abs(low), abs(high), abs(value)) or 1.0, 4) not in PLAIN_EXPONENTS:
+    exponent = _exponent(max(abs(low), abs(high), abs(value)) or 1.0, 4)
+    if exponent not in PLAIN_EXPONENTS or exponent - place > MOST_DIGITS:
         return number(value), f"[{number(low)}, {number(high)}]"
     return _fixed(value, -place), f"[{_fixed(low, -place)}, {_fixed(high, -place)}]"
 
