@@ -68,7 +68,7 @@ def training(history: Any) -> list[list[str]]:
     kinds: dict[str, int] = {}
     for event in history.events:
         kinds[event.kind] = kinds.get(event.kind, 0) + 1
-    said = ("skipped_step", "not_finite", "spike", "probe_failed", "not_measured", "lost_rows")
+    said = ("skipped_step", "not_finite", "spike", "probe_failed", "not_measured", "lost_rows", "over_budget")
     loud = {k: n for k, n in kinds.items() if k in said}
     if loud:
         rows.append(["events", ", ".join(f"{count(n)} × {k.replace('_', ' ')}" for k, n in loud.items())])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -44,15 +43,16 @@ class Owner(Protocol):
 class Attachment:
     """Hooks of one optimizer, on behalf of the cheap probes; `taken` counts its steps.
 
-    A step at which no probe looks costs one comparison beside what the recorder itself does.
+    A step at which no probe looks costs two comparisons beside what the recorder itself does: of the step's number with
+    the next at which one will, and of the lists of parameters that the optimizer holds.
     """
 
     def __init__(self, owner: Owner, run: Run, followed: Followed, probes: Sequence[Timed]) -> None:
         self._owner, self._run, self.followed = owner, run, followed
         self._taken = 0
-        self._held = held_by(followed.optimizer)
+        self._hold(followed.optimizer)
         self._step: Step | None = None
-        self._inside = self._closure = False
+        self._inside = False
         self._stepping: Any = None
         self._stepped = False
         self._spent = 0.0
@@ -66,6 +66,8 @@ class Attachment:
         self._after_step = [(t, t.probe.after) for t in cheap if _overrides(t, "after")]
         self._looking = {t for t, _ in (*self._before_step, *self._on_gradients, *self._after_step)}
         self._due: float
+        #: How far apart the looks are, where that is the same for all probes without a budget.
+        self._spacing: int | None
         self._look_next()
         optimizer = followed.optimizer
         self._handles: list[Any] = [
@@ -106,13 +108,37 @@ class Attachment:
     def look_anew(self) -> None:
         """Follow the parameters that the optimizer holds now, where it is other ones than before."""
         optimizer = self.followed.optimizer
-        if not _holds(optimizer, self._held):
-            self._held = held_by(optimizer)
-            self._owner.changed(self.followed.name)
+        if not self._holds_lists(optimizer, True):
+            before = self._held
+            self._hold(optimizer)
+            if self._held != before:
+                self._owner.changed(self.followed.name)
+
+    def _hold(self, optimizer: Any) -> None:
+        lists = [group["params"] for group in optimizer.param_groups]
+        self._held = [[*map(id, parameters)] for parameters in lists]
+        self._lists = [(parameters, tuple(parameters)) for parameters in lists]  # held, so that no id is given anew
+
+    def _holds_lists(self, optimizer: Any, closely: bool) -> bool:
+        """Whether the optimizer holds the lists of parameters that it held, as long as they were: all that is asked at
+        an idle step; `closely` asks for each parameter, too.
+        """
+        groups, lists = optimizer.param_groups, self._lists
+        if len(groups) != len(lists):
+            return False
+        for i, (parameters, held) in enumerate(lists):
+            now = groups[i]["params"]
+            if now is not parameters or len(now) != len(held) or (closely and [*map(id, now)] != self._held[i]):
+                return False
+        return True
 
     def _look_next(self) -> None:
         """Find the next step at which a probe may look; 0 where one looks at all of them."""
-        if any(timed.always for timed in self._looking):
+        spacings = {timed.spacing for timed in self._looking}
+        #: Whether what probes copy may be copied together: not where one's own seconds count against its budget.
+        self._gathers = None not in spacings
+        self._spacing = spacings.pop() if len(spacings) == 1 else None
+        if any(timed.spacing == 1 for timed in self._looking):
             self._due = 0
         else:
             self._due = min((timed.next_look(self.number) for timed in self._looking), default=math.inf)
@@ -127,22 +153,26 @@ class Attachment:
         self._stepping = optimizer
         if not owner.began:
             owner.begin()
-        if not _holds(optimizer, self._held):
+        looks = self._taken + 1 >= self._due
+        if not self._holds_lists(optimizer, looks):
             self.look_anew()
-        # The arguments begin with the optimizer itself.
-        self._closure = (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
         self._inside = True
-        self._step = None if self._taken + 1 < self._due else self._look_before(optimizer)
+        self._step = self._look_before(optimizer, _has_closure(args, kwargs)) if looks else None
         self._spent = time.perf_counter() - started
 
-    def _look_before(self, optimizer: Any) -> Step:
+    def _look_before(self, optimizer: Any, closure: bool) -> Step:
         scale, found_inf = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        step = Step(self.followed, self._taken + 1, scale, found_inf, self._closure)
+        step = Step(self.followed, self._taken + 1, scale, found_inf, closure, self._gathers)
         for timed, look in self._before_step:
             timed.show(look, step)
-        if not self._closure:
+        if not closure:
             for timed, look in self._on_gradients:
                 timed.show(look, step)
+        try:
+            step.copy_gathered()
+        except Exception as error:
+            for timed in self._looking:
+                timed.fail(error)
         return step
 
     def _post(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -153,15 +183,19 @@ class Attachment:
         self._inside = False
         step, number = self._step, self._taken + 1
         if step is not None:
-            if self._closure:
+            self._step = None  # it holds the gradients
+            if step.closure:
                 for timed, look in self._on_gradients:
                     timed.show(look, step)
             for timed, look in self._after_step:
                 timed.show(look, step)
         self._taken, self._stepped = number, True
         if step is not None and self._due:
-            self._look_next()
-        owner.stepped(self.followed, number, self._closure, started - self._spent)
+            if self._spacing is None:
+                self._look_next()
+            else:
+                self._due += self._spacing
+        owner.stepped(self.followed, number, _has_closure(args, kwargs), started - self._spent)
 
     def _watch_zero_grad(self, optimizer: Any) -> Callable[[], None]:
         """Notice gradients that are thrown away without a step: torch has no hook for a step that GradScaler skips."""
@@ -229,21 +263,9 @@ def inner_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
     ]
 
 
-def held_by(optimizer: Any) -> list[tuple[Any, ...]]:
-    """Return the parameters that an optimizer holds, by group."""
-    return [tuple(group["params"]) for group in optimizer.param_groups]
-
-
-def _holds(optimizer: Any, held: Sequence[tuple[Any, ...]]) -> bool:
-    """Whether an optimizer still holds these: not where layers were unfrozen into a new group, or replaced."""
-    groups = optimizer.param_groups
-    if len(groups) != len(held):
-        return False
-    for group, parameters in zip(groups, held, strict=True):
-        now = group["params"]
-        if len(now) != len(parameters) or not all(map(operator.is_, now, parameters)):
-            return False
-    return True
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `step` was given a closure; its arguments begin with the optimizer itself."""
+    return (len(args) > 1 and args[1] is not None) or bool(kwargs and kwargs.get("closure") is not None)
 
 
 def _overrides(timed: Timed, method: str) -> bool:

@@ -51,7 +51,8 @@ class CurvatureProbe(Probe):
         when: by default log-spaced within 5% of the run's time.
         tol: residual allowed, as a share of lambda_1.
         draws: of the trace; 0 leaves it out.
-        verify: audit for missed eigenvalues each time (see `eigenpairs`); by default at the first measurement alone.
+        verify: audit for missed eigenvalues each time (see `eigenpairs`); by default once: at the first measurement,
+            and with a budget at the second, because the first is made whatever it costs and the audit is half of that.
     """
 
     name = "curvature"
@@ -71,6 +72,7 @@ class CurvatureProbe(Probe):
         self.when = when if when is not None else log_spaced(budget=0.05)
         self.k, self.samples, self.tol, self.draws, self.verify, self.split = k, samples, tol, draws, verify, split
         self._vectors: torch.Tensor | None = None
+        self._measured = 0
         self._preconditioned: torch.Tensor | None = None
 
     def start(self, run: Run) -> Sequence[Quantity]:
@@ -80,6 +82,7 @@ class CurvatureProbe(Probe):
             )
         run.alone("curvature")
         task, _ = as_trained(run.task)
+        self._measured = 0
         self._task = task if self.samples is None else task.replace(max_samples=self.samples)
         ranks = tuple(str(i + 1) for i in range(self.k))
         return [
@@ -95,7 +98,8 @@ class CurvatureProbe(Probe):
 
     def measure(self, run: Run, now: Now) -> Found:
         started = time.perf_counter()
-        verify = self._vectors is None if self.verify is None else self.verify
+        verify = self._measured == (self.when.budget is not None) if self.verify is None else self.verify
+        self._measured += 1
         with Objective(self._task, self.split) as objective:
             H = Hessian(objective)
             k = min(self.k, H.shape[0])

@@ -34,12 +34,15 @@ class GradientNorms(Probe):
     def __init__(self, when: When = EVERY_STEP, *, layers: bool = True) -> None:
         self.when, self.layers = when, layers
         self._clips: dict[str, Clip] = {}
+        #: By optimizer, the step whose gradients were copied, to be measured when it was taken.
+        self._copied: dict[str, int] = {}
 
     def everywhere(self, run: Run) -> bool:
         return any(f.sharded for f in run.followed)
 
     def start(self, run: Run) -> Sequence[Quantity]:
         self._clips.clear()  # and declare their columns anew
+        self._copied.clear()
         found = []
         for f in run.followed:
             doc = "Euclidean norm of the gradient, as it was used"
@@ -64,8 +67,21 @@ class GradientNorms(Probe):
         clip = self._clips.get(f.name)
         if clip is not None and clip.step == step.number:
             row = self._clipped(run, step, clip)
+        elif f.packed is not None and not step.closure and f.packed.takes(step.gradients):
+            step.copy(f.packed.views, step.gradients)  # type: ignore[arg-type]  # none of them is None
+            self._copied[f.name] = step.number
+            return
         else:
             row = f.norms(step.gradients)
+        self._record(run, step, row)
+
+    def after(self, run: Run, step: Step) -> None:
+        f = step.followed
+        if self._copied.get(f.name) == step.number and f.packed is not None:
+            self._record(run, step, f.packed.copied())
+
+    def _record(self, run: Run, step: Step, row: Any) -> None:
+        f = step.followed
         if step.scale is not None:
             row = scaled(row, 1 / (float(step.scale) if f.on_host else step.scale.double()))
         if f.on_host:

@@ -11,6 +11,8 @@ from torch import Tensor
 from .probe import Quantity, Run
 
 _LOSS = "the loss that the step went down, and its terms"
+#: The columns of a loss without terms.
+_ALONE = ("loss",)
 _OTHER = "numbers that the loop logged"
 
 
@@ -23,8 +25,9 @@ class Logged:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        #: What was logged since the last step, in parts: each zero_grad begins a new one.
-        self._pending: list[list[dict[str, Any]]] = [[]]
+        #: What was logged since the last step, and how much of it before each zero_grad that came behind some of it.
+        self._calls: list[dict[str, Any]] = []
+        self._cuts: list[int] = []
         #: How often gradients were thrown away since the last step.
         self._thrown = 0
         #: Whether the loop logs behind its step; None until that is known.
@@ -42,7 +45,7 @@ class Logged:
             return {}
         loss = values["loss"]
         if len(values) == 1 and type(loss) is Tensor and not self._behind:
-            self._pending[-1].append({"loss": _light(loss)})  # what nearly every loop logs
+            self._calls.append({"loss": _light(loss)})  # what nearly every loop logs
             return {}
         named = _flat(values)
         if self._behind:
@@ -53,7 +56,7 @@ class Logged:
             # A second call for the same step is a row of its own: what it names stands beside the first.
             self.record("loss", self._known, named, _LOSS)
             return {}
-        self._pending[-1].append({name: _light(value) for name, value in named.items()})
+        self._calls.append({name: _light(value) for name, value in named.items()})
         return {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
 
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
@@ -70,22 +73,28 @@ class Logged:
         """The gradients were zeroed; `thrown` says that no step had used them."""
         self._thrown += thrown
         self._zeroed = True
-        if self._pending[-1] or thrown:
-            self._pending.append([])
+        if self._calls:
+            self._cuts.append(len(self._calls))
 
     def commit(self, step: int, *, closure: bool = False) -> None:
         """Record what was logged for the step that was just taken; with a closure, what its first call logged."""
-        pending, thrown = self._pending, self._thrown
-        self._pending, self._thrown, self._zeroed = [[]], 0, False
-        calls = [call for part in pending for call in part]
-        if thrown and self._behind is None and len(calls) <= thrown:
-            calls = []  # a loss for each step that was skipped, none for this one: they are logged behind
-        elif thrown:
-            # The last part that is not empty is this step's; those before it were of steps that were skipped.
-            calls = next((part for part in reversed(pending) if part), [])
+        calls, self._zeroed = self._calls, False
+        if self._thrown:
+            if self._behind is None and len(calls) <= self._thrown:
+                calls = []  # a loss for each step that was skipped, none for this one: they are logged behind
+            else:
+                # What was logged last is this step's; what came before it was of steps that were skipped.
+                calls = calls[max((cut for cut in self._cuts if cut < len(calls)), default=0) :]
+            self._thrown = 0
+        if self._calls:
+            self._calls, self._cuts = [], []
         if calls and not self._behind:
             self._behind, self._known = False, step
-            self.record("loss", step, calls[0] if closure else _mean(calls), _LOSS)
+            call = calls[0] if closure or len(calls) == 1 else _mean(calls)
+            if len(call) == 1 and self._columns.get("loss") == _ALONE and type(call["loss"]) is float:
+                self._run.record("loss", step, (call["loss"],))
+            else:
+                self.record("loss", step, call, _LOSS)
         elif self._behind is not False:
             self._behind, self._late_for = True, step
 
@@ -129,16 +138,24 @@ def _light(value: Any) -> Any:
             raise TypeError(f"a logged value is a number or a tensor of one element, got {value!r:.80}") from None
     if type(value) is not Tensor and hasattr(value, "full_tensor"):
         value = value.full_tensor()  # type: ignore[operator]
+    if value.is_cpu:
+        try:
+            return value.item()
+        except RuntimeError:
+            if value.numel() == 1:
+                raise
+            raise _of_several(value) from None
     if value.numel() != 1:
-        raise ValueError(f"a logged value has one element, got a tensor of shape {tuple(value.shape)}")
-    # On a device a copy: the loop may change it in place before it is written.
-    return value.item() if value.is_cpu else value.detach().reshape(()).double()
+        raise _of_several(value)
+    return value.detach().reshape(()).double()  # a copy: the loop may change it in place before it is written
+
+
+def _of_several(value: Tensor) -> ValueError:
+    return ValueError(f"a logged value has one element, got a tensor of shape {tuple(value.shape)}")
 
 
 def _mean(calls: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of each name over the calls that gave it."""
-    if len(calls) == 1:
-        return calls[0]
     found: dict[str, list[Any]] = {}
     for call in calls:
         for name, value in call.items():

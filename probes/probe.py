@@ -64,7 +64,8 @@ class Followed:
         return ("global", *self.names) if layers else ("global",)
 
     @cached_property
-    def _packed(self) -> PackedNorms | None:
+    def packed(self) -> PackedNorms | None:
+        """What takes the norms of a small model's tensors on a CPU; None of other models."""
         return PackedNorms(self.parameters) if self.on_host and Packed.fits(self.parameters) else None
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Any:
@@ -73,7 +74,7 @@ class Followed:
         Floats of parameters on a CPU, elsewhere a tensor on their device, which is not waited for.
         """
         if self.on_host:
-            found = self._packed(tensors) if self._packed is not None else None
+            found = self.packed(tensors) if self.packed is not None else None
             return host_norms(tensors) if found is None else found
         found = [i for i, t in enumerate(tensors) if t is not None]
         present: list[Any] = [tensors[i] for i in found]
@@ -92,7 +93,7 @@ class Step:
     optimizer under GradScaler); None elsewhere.
     """
 
-    __slots__ = ("_gradients", "closure", "followed", "found_inf", "number", "scale")
+    __slots__ = ("_copies", "_gradients", "closure", "followed", "found_inf", "number", "scale")
 
     def __init__(
         self,
@@ -101,11 +102,30 @@ class Step:
         scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         closure: bool = False,
+        gathers: bool = False,
     ) -> None:
         self.followed, self.number, self.scale, self.found_inf = followed, number, scale, found_inf
         #: Whether the step was given a closure, which computes gradients inside it, several times perhaps.
         self.closure = closure
         self._gradients: list[Tensor | None] | None = None
+        self._copies: tuple[list[Tensor], list[Tensor]] | None = ([], []) if gathers else None
+
+    def copy(self, into: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Copy tensors into others before the step is taken: what several probes want, on a CPU, in one call of torch.
+
+        Only `before` and `on_gradients` may ask for it.
+        """
+        if self._copies is None:
+            torch._foreach_copy_(list(into), list(tensors))
+        else:
+            self._copies[0].extend(into)
+            self._copies[1].extend(tensors)
+
+    def copy_gathered(self) -> None:
+        """Make the copies that were asked for so far, and each later one at once."""
+        gathered, self._copies = self._copies, None
+        if gathered is not None and gathered[0]:
+            torch._foreach_copy_(*gathered)
 
     @property
     def gradients(self) -> list[Tensor | None]:

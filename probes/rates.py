@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -34,12 +35,12 @@ class LearningRate(Probe):
     def before(self, run: Run, step: Step) -> None:
         f = step.followed
         groups = f.optimizer.param_groups
-        rates: list[Any] = [g.get("lr", torch.nan) for g in groups]
+        rates: list[Any] = [g.get("lr", nan) for g in groups]
         run.record(f"learning_rate{f.suffix}", step.number, _row(rates))
         run.record(f"momentum{f.suffix}", step.number, _row([_momentum(g) for g in groups]))
-        run.record(f"weight_decay{f.suffix}", step.number, _row([g.get("weight_decay", torch.nan) for g in groups]))
+        run.record(f"weight_decay{f.suffix}", step.number, _row([g.get("weight_decay", nan) for g in groups]))
         first = rates[0]
-        if isinstance(first, torch.Tensor):
+        if type(first) is not float and isinstance(first, torch.Tensor):
             return
         last, change = self._last.get(f.name, (None, None))
         if last is None:
@@ -63,14 +64,17 @@ def _quantities(f: Followed) -> list[Quantity]:
 
 
 def _momentum(group: dict[str, Any]) -> Any:
-    return group["betas"][0] if "betas" in group else group.get("momentum", torch.nan)
+    return group["betas"][0] if "betas" in group else group.get("momentum", nan)
 
 
 def _row(values: list[Any]) -> Any:
-    """Return floats as they are; where an optimizer keeps them on a device, one tensor there."""
-    held = next((v for v in values if isinstance(v, torch.Tensor)), None)
-    if held is None:
-        return values
+    """Return numbers as they are; where an optimizer keeps them on a device, one tensor there."""
+    for value in values:
+        if type(value) is not float and isinstance(value, torch.Tensor):
+            break
+    else:
+        return tuple(values)
+    held = next(v for v in values if isinstance(v, torch.Tensor))
     wide = held.detach().double().reshape(())
     return torch.stack(
         [v.detach().double().reshape(()) if isinstance(v, torch.Tensor) else wide.new_full((), v) for v in values]

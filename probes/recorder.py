@@ -402,6 +402,8 @@ class Recorder:
         if self._rank:
             return
         self._sink.open()
+        for told in filter(None, (t.over_budget(self._sink.elapsed) for t in self._probes)):
+            self._sink.event(self._run.step, "over_budget", told)
         if self._sink.lost:
             self._sink.event(self._run.step, "lost_rows", f"{self._sink.lost} rows could not be written")
         problem = self._sink.close()
@@ -446,7 +448,9 @@ class Recorder:
         self._to_prepare = [t for t in self._probes if t.wants_ready]
         self._terms = [t for t in self._probes if isinstance(t.probe, LossTerms)]
         #: Whether something may happen between any two steps.
-        self._pauses = bool(self._between.slow) or self._saving.when is not None
+        self._pauses = bool(
+            self._between.budgeted or self._between.slow or self._saving.when is not None or self._to_prepare
+        )
 
     def _prepare(self) -> None:
         """Let probes prepare for the step that comes."""
@@ -477,12 +481,8 @@ class Recorder:
         if followed.name == self._first:
             self._run.step = number
             self._logged.commit(number, closure=closure)
-            if self._between.budgeted:
-                self._between.stepped(number)
             if self._pauses:
-                self._pause(ends_epoch=False)
-            if self._to_prepare:
-                self._prepare()
+                self._after_step(number)
             now = time.perf_counter()
             sink.record("time", number, (now - sink.began, before + now - started))
         sink.commit()
@@ -519,6 +519,14 @@ class Recorder:
             self._sink.declare(timed.start())
 
     # --------------------------------------------------------------------------------------- between steps
+
+    def _after_step(self, number: int) -> None:
+        if self._between.budgeted:
+            self._between.stepped(number)
+        if self._between.slow or self._saving.when is not None:
+            self._pause(ends_epoch=False)
+        if self._to_prepare:
+            self._prepare()
 
     def _pause(self, *, ends_epoch: bool) -> None:
         now = Now(self._run.step, self._run.epoch, ends_epoch)

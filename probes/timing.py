@@ -28,10 +28,8 @@ class Timed:
         self.wants_ready = type(probe).ready is not Probe.ready
         self._together = world > 1 and probe.everywhere(run)
         when = probe.when
-        #: A cheap probe that looks at every step, whatever it costs.
-        self.always = when.steps == 1 and when.budget is None and not probe.expensive
-        #: Of a plain lattice of steps without a budget, its spacing: no more is asked inside a step.
-        self._every = when.steps if when.budget is None and not self._decided else None
+        #: Of a cheap probe on a plain lattice of steps, without a budget, its spacing: no more is asked inside a step.
+        self.spacing = when.steps if when.budget is None and not self._decided and not probe.expensive else None
         self._began = time.perf_counter()
         self._spent = self._cost = self._this = 0.0
         self._asked: tuple[int, bool] = (-1, False)
@@ -50,10 +48,8 @@ class Timed:
         """Whether a cheap probe looks at the step with this number; the same answer each time it is asked."""
         if self.off:
             return False
-        if self.always:
-            return True
-        if self._every is not None:
-            return number % self._every == 0
+        if self.spacing is not None:
+            return number % self.spacing == 0
         if self._asked[0] != number:
             if self._this:
                 self._spent, self._cost, self._this = self._spent + self._this, self._this, 0.0
@@ -97,11 +93,12 @@ class Timed:
 
     def show(self, look: Callable[[Run, Step], None], step: Step) -> None:
         """Let a cheap probe look at a step, if it is due: `look` is its `before`, `on_gradients` or `after`."""
-        if self.always:
-            try:
-                look(self._run, step)
-            except Exception as error:
-                self._fail(error)
+        if self.spacing is not None:
+            if step.number % self.spacing == 0:
+                try:
+                    look(self._run, step)
+                except Exception as error:
+                    self.fail(error)
         elif self.due(step.number):
             self.call(lambda _: look(self._run, step))
 
@@ -113,14 +110,15 @@ class Timed:
         try:
             return what(self.probe)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return None
         finally:
             self._this += time.perf_counter() - started
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Switch the probe off, and say so, once."""
         if not self.off:
-            self.off, self.always = True, False
+            self.off, self.spacing = True, None
             text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             self._run.event("probe_failed", f"{self.probe.name}: {text}")
             warnings.warn(
@@ -128,6 +126,17 @@ class Timed:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+    def over_budget(self, elapsed: float) -> str:
+        """Return in words that a run of so many seconds was too short for the first point's cost; "" if it was not."""
+        budget, spent = self.probe.when.budget, self._spent + (0.0 if self.probe.expensive else self._this)
+        if budget is None or spent <= budget * elapsed:
+            return ""
+        return (
+            f"{self.probe.name} took {spent:.3g} s, {spent / elapsed:.1%} of the run's {elapsed:.3g} s, more than its "
+            f"budget of {budget:.1%}: its first point is measured whatever it costs, and the run ended before that was "
+            f"a share of {budget:.1%}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs: what the probe last took."""

@@ -69,7 +69,8 @@ class Updates(Probe):
             since = before, [places.get(id(p)) for p in f.parameters]
         parts = [local(p) for p in f.parameters]
         reduce = whole(f.parameters) if f.sharded else None
-        measured = Measured(parts, memory=self.memory, seed=run.seed, reduce=reduce, since=since)
+        singly = self.when.steps is not None and self.when.steps > 1
+        measured = Measured(parts, memory=self.memory, seed=run.seed, reduce=reduce, singly=singly, since=since)
         self._measured[f.name] = f, measured
         if not measured.exact:
             run.event(
@@ -79,7 +80,7 @@ class Updates(Probe):
     def before(self, run: Run, step: Step) -> None:
         f = step.followed
         if self._last.get(f.name, 0) != step.number - 1:
-            self._measured[f.name][1].begin()
+            self._measured[f.name][1].begin(step.copy)
 
     def after(self, run: Run, step: Step) -> None:
         f = step.followed

@@ -33,9 +33,12 @@ class When:
     """A fixed lattice of steps or epochs, and the share of the run's time that may be spent there.
 
     The lattice is the same in every run, so that runs stay comparable. With a `budget`, a point of it is left out where
-    what the probe has spent, and what it last took, would exceed that share of the time so far; the first point is
-    always taken, or its cost would never be known. The recorder archives which points were taken, and takes the same
-    ones again when a run is resumed.
+    what the probe has spent, and what it last took, would exceed that share of the time so far. The first point is
+    taken whatever it costs: a training's beginning can't be measured later, and without it the cost would never be
+    known. It counts like the others, so that the next point waits until the share is kept again; a run shorter than
+    the first point's seconds / budget (20 s for 1 s within 5%) spends more than its share, which an event says in its
+    archive ("over_budget"). The recorder archives which points were taken, and takes the same ones again when a run is
+    resumed.
     """
 
     steps: int | None = None
@@ -89,8 +92,8 @@ class When:
 def every(*, steps: int | None = None, epochs: int | None = None, budget: float | None = None) -> When:
     """Measure every so many optimizer steps (at step 0 too), or at the end of every so many epochs.
 
-    `budget` is the largest share of the run's time to spend (0.05: 5%); see `When`. Raises MeasurementError unless
-    exactly one of steps and epochs is given, as a whole number of at least 1.
+    `budget` is the largest share of the run's time to spend (0.05: 5%), the first point excepted; see `When`. Raises
+    MeasurementError unless exactly one of steps and epochs is given, as a whole number of at least 1.
     """
     if (steps is None) == (epochs is None):
         raise MeasurementError("give every(steps=...) or every(epochs=...), one of the two")

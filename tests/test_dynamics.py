@@ -207,6 +207,10 @@ def follow(
     return found
 
 
+def differences(parameters: list[nn.Parameter], before: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [p.detach().double() - b for p, b in zip(parameters, before, strict=True)]
+
+
 def weights(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     g = torch.Generator().manual_seed(4)
     return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]
@@ -309,6 +313,57 @@ class TestUpdates:
         with torch.no_grad():
             small.add_(1.0)
         assert float(second.step().distance) == pytest.approx(math.sqrt(120), rel=1e-6)
+
+    def test_singly_each_step_is_measured_from_its_own_beginning(self):
+        parameters = weights((40, 30), (30,))
+        tracker, start = Updates(parameters, singly=True), [p.detach().double().clone() for p in parameters]
+        g = torch.Generator().manual_seed(1)
+        for turn in range(3):
+            with torch.no_grad():
+                for _ in range(2):  # the first of the two is not measured
+                    before = [p.detach().double().clone() for p in parameters]
+                    if turn:
+                        tracker.begin()
+                    for p in parameters:
+                        p.add_(0.01 * torch.randn(p.shape, generator=g))
+            if not turn:
+                before = start
+            step = tracker.step()
+            assert float(step.update) == pytest.approx(
+                math.hypot(*map(naive, differences(parameters, before))), rel=1e-6
+            )
+            assert float(step.distance) == pytest.approx(
+                math.hypot(*map(naive, differences(parameters, start))), rel=1e-6
+            )
+            assert math.isnan(float(step.cosine))
+        with pytest.raises(MeasurementError, match="begin"):
+            tracker.step()
+
+    @pytest.mark.parametrize("singly", [True, False])
+    def test_other_memory_put_into_a_parameter_is_followed(self, singly):
+        """As by torch.nn.utils.vector_to_parameters; and nothing of it becomes part of a graph."""
+        parameters = weights((40, 30), (30,))
+        tracker, start = Updates(parameters, singly=singly), [p.detach().double().clone() for p in parameters]
+        for p in parameters:
+            p.data = p.detach() + 1
+        tracker.begin()
+        for p in parameters:
+            p.data = p.detach() + 2
+        step = tracker.step()
+        assert float(step.distance) == pytest.approx(math.hypot(*map(naive, differences(parameters, start))), rel=1e-6)
+        assert float(step.update) == pytest.approx(2 * math.sqrt(1230), rel=1e-6)
+        assert isinstance(tracker._held, updates._OnHost)
+        assert not any(v.requires_grad for b in (tracker._held._now, tracker._held._before) for v in b.views)
+
+    def test_a_training_that_diverges_warns_of_nothing(self, recwarn):
+        parameters = weights((40, 30))
+        tracker = Updates(parameters)
+        for value in (1e30, math.inf, -math.inf):
+            with torch.no_grad():
+                parameters[0].fill_(value)
+            update, weight, _ = tracker.rows()
+        assert (update[0], weight[0]) == (math.inf, math.inf)
+        assert not recwarn.list
 
     def test_a_step_that_changes_nothing(self):
         tracker = Updates(weights((3, 2)))

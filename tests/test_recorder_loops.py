@@ -384,6 +384,17 @@ class TestParametersThatChange:
         assert np.isfinite(h["gradient_norm"].column("2.weight")).all()
         assert [e.step for e in h.events if e.kind == "parameters_changed"] == [2]
 
+    def test_a_parameter_replaced_in_the_optimizers_own_list_shows_when_a_probe_looks(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms(every(steps=3))]) as rec:
+            steps(model, optimizer, 4, rec)
+            model[2].bias = nn.Parameter(torch.zeros(3))
+            optimizer.param_groups[0]["params"][3] = model[2].bias
+            steps(model, optimizer, 3, rec)
+        h = history(tmp_path)
+        assert [e.step for e in h.events if e.kind == "parameters_changed"] == [5]
+        assert np.isfinite(h["gradient_norm"].column("2.bias")).all()
+
     def test_the_distance_goes_on_from_the_start_of_what_was_there(self, tmp_path):
         """A layer is unfrozen into a group of its own, then frozen again: it counts from when it came."""
         model, optimizer = small()

@@ -505,6 +505,28 @@ class TestWhen:
         )
         assert np.isnan(h["update"].column("cosine")).tolist() == [True, False, True]
 
+    @pytest.mark.parametrize("budget", [None, 1.0], ids=["together", "each for itself"])
+    def test_probes_that_look_at_the_same_steps(self, tmp_path, budget):
+        """What they copy is copied in one call, where no budget counts each one's own seconds."""
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        watch = Watch(model, optimizer)
+        third = every(steps=3, budget=budget)
+        h = record(
+            tmp_path,
+            model,
+            optimizer,
+            lambda rec: [plain_step(model, optimizer, *b) for b in batches(9)],
+            probes=[GradientNorms(third), Updates(third)],
+        )
+        taken = h["gradient_norm"].steps
+        assert set(taken) == {3, 6, 9} if budget is None else 3 in taken
+        close(h["gradient_norm"].values, [watch.gradients[i - 1] for i in taken])
+        of = h["update_norm"].steps
+        close(h["update_norm"].values, [watch.updates[i - 1] for i in of])
+        close(h["weight_norm"].values, [watch.weights[i - 1] for i in of])
+        close(h["update"].column("distance"), [watch.distance[i - 1] for i in of])
+
     def test_norms_of_the_whole_alone(self, tmp_path):
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -19,6 +19,7 @@ from landscape.archive.segments import hold, live_folder
 from landscape.archive.training import training_facts
 from landscape.cli.main import main
 from landscape.probes import CurvatureProbe, Recorder, every
+from landscape.probes.probe import Now
 
 EVENTS = [
     {"step": 3, "kind": "switch", "message": "learning rate 0.1 -> 0.01", "seconds": 1.5},
@@ -115,6 +116,34 @@ class TestFacts:
         assert facts["left_out"] == {"curvature": {"moments": len(seconds), "left_out": int((seconds == 0).sum())}}
         text = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
         assert f"left out curvature {(seconds == 0).sum()} of {len(seconds)} times, to keep within its budget" in text
+
+    @pytest.mark.parametrize("budget", [1e-9, 1.0, None])
+    def test_a_run_too_short_for_its_first_point_says_so(self, tmp_path, budget):
+        model, optimizer = small()
+        path, probe = tmp_path / "run.h5", CurvatureProbe(when=every(steps=100, budget=budget))
+        with Recorder(path, model, optimizer, task=task_of(model), probes=[probe]) as rec:
+            steps(model, optimizer, 3, rec)
+        history = open_archive(path).history
+        told = [e.message for e in history.events if e.kind == "over_budget"]
+        assert len(told) == (budget == 1e-9)
+        assert history["probe_seconds"].steps.tolist() == [0]
+        if told:
+            spent = history["probe_seconds"].column("curvature")[0]
+            assert told[0].startswith(f"curvature took {spent:.3g} s, ")
+            assert "its first point is measured whatever it costs" in told[0]
+            assert (training_facts(open_archive(path)) or {})["told"][-1]["message"] == told[0]
+            assert "over budget" in CliRunner().invoke(main, ["show", str(path)]).stdout
+
+    @pytest.mark.parametrize(("budget", "audited"), [(None, [True, False, False]), (1.0, [False, True, False])])
+    def test_a_budget_leaves_the_audit_to_the_second_point(self, tmp_path, budget, audited):
+        model, optimizer = small()
+        path, probe = tmp_path / "run.h5", CurvatureProbe(when=every(steps=1, budget=budget))
+        with Recorder(path, model, optimizer, task=task_of(model), probes=[probe]) as rec:
+            measured = []
+            for step in range(3):
+                found = probe.measure(rec._run, Now(step, 0))
+                measured += [r.settings["verify"] for r in found.results]
+        assert measured == audited
 
     @pytest.mark.parametrize("operator", ["Hessian", "preconditioned"])
     def test_says_whose_eigenvalue_decides_stability(self, tmp_path, operator):

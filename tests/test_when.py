@@ -58,6 +58,11 @@ class TestBudget:
     def test_a_probe_that_is_too_dear_runs_once(self):
         assert self.play(0.05, cost=1000.0)[0] == [0]
 
+    def test_the_first_point_counts_so_that_the_next_waits_for_the_share(self):
+        """8 s at the start within 5%: the next point is the first on the lattice at which 16 s are affordable."""
+        taken, _, _ = self.play(0.05, cost=8.0, steps=800)
+        assert taken[:2] == [0, 320]
+
     def test_no_budget_no_limit(self):
         assert every(steps=10).due(Moment(10, elapsed=1.0, spent=100.0, cost=50.0))
 

@@ -13,7 +13,7 @@ from .reader import Archive
 #: Kinds of events that are told one by one; the others are counted (chosen by us).
 LOUD = (
     *("not_finite", "spike", "switch", "probe_failed", "not_measured"),
-    *("parameters_changed", "resumed", "lost_rows", "failed"),
+    *("parameters_changed", "resumed", "lost_rows", "over_budget", "failed"),
 )
 #: Norms of gradients of several steps don't agree to so much by chance: they were clipped (both chosen by us).
 _AT_BOUND, _CLIPPED = 2e-6, 3

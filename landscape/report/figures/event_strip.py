@@ -19,6 +19,7 @@ KINDS = {
     "spike": "spike",
     "lost_rows": "lost rows",
     "probe_failed": "probe failed",
+    "over_budget": "over budget",
     "parameters_changed": "parameters changed",
     "resumed": "resumed",
     "switch": "schedule switch",
