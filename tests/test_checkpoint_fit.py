@@ -147,6 +147,16 @@ def test_missing_extra_and_misshapen_names_with_their_shapes(tmp_path):
     assert "'head.bias' (4,) in the file, (3,) in the model" in line
 
 
+def test_a_file_of_an_adapter_alone_is_told_from_another_models(tmp_path):
+    net = _net()
+    torch.save({k: v for k, v in net.state_dict().items() if k.startswith("head.")}, tmp_path / "adapter.pt")
+    with pytest.raises(CheckpointError, match="Build the model that wrote"):
+        load_checkpoint(tmp_path / "adapter.pt", net)
+    net.requires_grad_(False).head.requires_grad_(True)
+    with pytest.raises(CheckpointError, match=r"missing in the file: 'conv.*an adapter's file.*write it whole"):
+        load_checkpoint(tmp_path / "adapter.pt", net)
+
+
 def test_the_nearest_name_is_suggested(tmp_path):
     state = _net().state_dict()
     state["heads.weight"] = state.pop("head.weight")

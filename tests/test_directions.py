@@ -159,8 +159,8 @@ def test_scales_of_more_than_one_dimension_are_held_like_those_of_normalization_
     held = {n for n, t in d.items() if not t.any()}
     scales = {"new.parametrizations.weight.original0", "layer_scale", "old.weight_g"}
     assert held == scales | {n for n in d if n.endswith("bias")}
-    (note,) = [n for n in d.notes if "one scale for each filter" in n]
-    assert note.startswith("3 tensors")
+    (note,) = [n for n in d.notes if "one number for each filter" in n]
+    assert note.endswith("and 2 more")
     free = random_direction(task(model), ignore=None)
     weights = dict(model.named_parameters())
     for name in scales:

@@ -284,7 +284,19 @@ def _difference(
     part = _complete_part(weights, expected) if missing or extra else None
     if part is not None:
         return f"{said}. All that the model needs stands under {part!r}: pass --weights {part} to take only that"
+    if not extra and not wrong and _are_the_trained(fitted, model):
+        return (
+            f"{said}. All that the model trains is there, so that this may be an adapter's file: put the base's "
+            "weights and these into the model (load_state_dict(..., strict=False)), and write it whole with "
+            "landscape.save_checkpoint(path, model)"
+        )
     return f"{said}. Build the model that wrote this file"
+
+
+def _are_the_trained(fitted: Mapping[str, torch.Tensor], model: nn.Module) -> bool:
+    """Whether the file lacks nothing but frozen parameters and buffers, of a model that has frozen ones."""
+    trained = {n: p.requires_grad for n, p in model.named_parameters()}
+    return not all(trained.values()) and any(trained.values()) and all(n in fitted for n, t in trained.items() if t)
 
 
 def _complete_part(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str | None:

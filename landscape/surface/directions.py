@@ -217,7 +217,8 @@ def random_direction(
             d = exact
         drawn[name] = d.to(w.device, dtype)
     if scales:
-        notes.append(f"{len(scales)} tensors of one scale for each filter are held, as biases are ({scales[0]}, ...)")
+        more = f" and {len(scales) - 1} more" if len(scales) > 1 else ""
+        notes.append(f"scales of one number for each filter are held, as biases are: {scales[0]}{more}")
     if dead:
         notes.append(f"{dead} filters have weights of norm zero: the direction is zero there")
     kind = f"{normalize}-normalized" if normalize else "not normalized"
