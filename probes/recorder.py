@@ -134,7 +134,7 @@ class Recorder:
             reference=task_reference,
             settings=task_settings or {},
             task_loss=task_loss,
-            facts=facts or {},
+            facts=settings,
             run_id=self._opened.run_id,
         )
         self._first = followed[0].name

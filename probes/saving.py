@@ -23,7 +23,7 @@ class Saving:
         run: whose model, and first optimizer.
         when: along the way; None for never.
         reference, settings, task_loss: of the task, see `save_checkpoint`.
-        facts: settings of the run.
+        facts: settings of the run, the optimizer's among them: what the archive says of it, too.
         run_id: of the archive, by which what is measured on a checkpoint is known to belong to the recorded run.
     """
 

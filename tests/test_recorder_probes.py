@@ -171,4 +171,6 @@ class TestExpensiveProbes:
         prepared = Tasks(root=tmp_path).prepare(tmp_path / found[-1])
         assert "recorder" in checkpoint.facts
         assert "recorder" not in prepared.run  # a state that lets a training go on, no setting to be compared
+        assert prepared.run["optimizer"] == "sgd"  # as the archive says it: a report shows one setting, not two
+        assert prepared.run["lr"] == 0.01
         assert prepared.facts["recorded_in"] == open_archive(tmp_path / "run.h5").attributes["run_id"]
