@@ -18,6 +18,7 @@ from landscape.archive.compaction import compact
 from landscape.archive.history import History
 from landscape.archive.segments import live_folder
 from landscape.errors import ArchiveError, MeasurementError
+from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
 from landscape.tasks import Task
 
@@ -201,15 +202,16 @@ class Recorder:
         labels: Tensor | None = None,
         *,
         split: str = "val",
-        ignore_index: int | None = None,
+        ignore_index: int | None = IGNORE_INDEX,
         everywhere: bool = False,
         **more: Any,
     ) -> None:
         """Count predictions that the loop made anyway; `end_epoch` (or `end_evaluation`) turns them into a calibration.
 
         In a distributed training those of the first process are counted, or `everywhere` those of each; see
-        `end_evaluation`. Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups.
-        Costs no forward pass.
+        `end_evaluation`. Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups;
+        those of a language model as (n, length, classes) and (n, length), so that the tokens of a sequence are known to
+        depend on each other. `ignore_index` is torch's -100. Costs no forward pass.
         Raises MeasurementError for predictions that can't be counted.
         """
         started = time.perf_counter()

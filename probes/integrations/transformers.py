@@ -58,7 +58,8 @@ class RecorderCallback(TrainerCallback):
             `Recorder.observe` takes, to count them for calibration (when attached); by default as they are, label -100
             left out, tokens shifted by one where the model or its loss says so; a regression is left alone. The splits
             are "val", and the names of further evaluation datasets; every process counts its share, samples repeated to
-            fill the last batch included.
+            fill the last batch included. The NLL of a causal language model is the mean over the tokens that are
+            predicted; the Trainer's own `eval_loss` may divide by the first ones, too, and be lower by that share.
         options: those of `landscape.probes.Recorder`.
 
     Raises TypeError for an option that the recorder doesn't have, and what Recorder raises when the training starts.
@@ -207,12 +208,13 @@ class RecorderCallback(TrainerCallback):
             logits = next((x for x in logits if isinstance(x, Tensor)), None)
         if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
             return None
-        if logits.ndim == 3 and labels.shape == logits.shape[:2]:
+        if logits.ndim == 3 and labels.shape == logits.shape[:2] and not labels.is_floating_point():
             if self._shifts is None:
                 self._shifts = _predicts_the_next(type(unwrap(self._trainer.model)).__name__, logits, labels, loss)
             if self._shifts:
                 logits, labels = logits[:, :-1], labels[:, 1:]
-            logits = logits.transpose(1, 2)  # their classes come last, in Transformers
+            # By sequences, whose tokens depend on each other; classes where torch has them, whatever the lengths are.
+            return logits.transpose(1, 2), labels
         return named_logits({"logits": logits, "labels": labels})
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
