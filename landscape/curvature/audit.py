@@ -56,6 +56,11 @@ def audit(space: Subspace, ritz: Ritz, end: int, level: float, budget: int) -> t
     whenever the probe stops, since the bound holds at every step. For isolated eigenvalues it takes 3 to 10 products.
     Rounding errors are left out of this reasoning: they can only make u easier to see.
 
+    Tried, and no cheaper (8 seeds on a trained MLP, top 10, 30.4 products): to audit when the residuals are within 2 to
+    32 tolerances (30.8 to 54.5). A block of two random starts instead (300 spectra with planted copies) takes 24.6
+    products where the audited run takes 29.7, but misses a value in 10% of those with a pair and 84% of those with a
+    triple, where the audited run missed none of the pairs; audited as well, it costs the same.
+
     Spends at least one and at most `budget` products. The probe is returned for `Subspace.absorb`.
     """
     chain = Chain(space.n - len(space))
