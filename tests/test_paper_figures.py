@@ -294,3 +294,16 @@ def test_a_running_mean_lies_at_the_middle_of_its_window() -> None:
     _smoothed(ax, steps, 2 * steps, "black", "")
     x, y = (np.asarray(v) for v in ax.get_lines()[1].get_data())
     np.testing.assert_allclose(y, 2 * x, atol=1.0)  # a line is its own mean; half a step where the window is even
+
+
+def test_a_long_name_above_a_small_surface_is_not_cut() -> None:
+    runs = [replace(r, name=f"label_smoothing-constant-{i}") for i, r in enumerate(samples.sample_runs(4))]
+    drawn = paper.make_figure(runs, "plane", width=6.9, projection="3d", view=(30, -60))
+    figure = drawn.figure
+    figure.canvas.draw()
+    for ax in figure.axes:
+        assert "\n" in ax.get_title()
+        box = ax.title.get_window_extent()
+        assert box.y1 <= figure.bbox.y1
+        ticks = [t.get_text() for t in ax.get_xticklabels()]
+        assert ticks == ["−0.5", "0.5"]  # three would lie over one another in a panel this small

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import LandscapeError
 from . import captions
+from .numbers import given
 from .palette import RUN_COLORS
 from .references import bibtex, cited
 from .runs import Run, gather
@@ -315,6 +316,7 @@ def _draw_beside(
     across = math.ceil(n / math.ceil(n / across))
     down = math.ceil(n / across)
     each = inches / across
+    deepest = max(_broken(run.name, each, style).count("\n") for run, _ in found) if titles else 0
     above = (0.3 if titles else 0.1) + (0.2 if solid and each < 2 else 0.0)
     shape = _shape(kind, solid, n)
     if kind in ("plane", "trajectory") and n == 1 and not solid:
@@ -334,10 +336,14 @@ def _draw_beside(
         if titles:
             own = ax.get_title(loc="left")
             name = _broken(run.name, each, style)
-            ax.set_title(f"{name}\n{own}" if own else name, loc="left" if own else "center", fontsize=style.font)
+            # Of 3D axes the layout sees one line of title: further ones go down, into the empty corner above the box.
+            place: dict[str, Any] = {"y": 1.0, "pad": 1.2 * style.font, "va": "top"} if solid and deepest else {}
+            ax.set_title(
+                f"{name}\n{own}" if own else name, loc="left" if own else "center", fontsize=style.font, **place
+            )
         if solid and shared is not None:
             label = f"height: {_height(options.get('quantity', 'loss'), shared)}" if i == 0 else ""
-            _room_for_labels(ax, shared, label, each, style)
+            _room_for_labels(ax, shared, label, each, style, deepest)
         axes.append(ax)
         if kind == "plane" and not solid:
             drawn = ax.collections[0]
@@ -364,23 +370,32 @@ def _height(quantity: str, scale: Scale) -> str:
     return label_of(quantity) if scale.kind == "linear" else f"{label_of(quantity)}, {scale.words}"
 
 
-def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: Style) -> None:
+def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: Style, lines: int) -> None:
     """Keep the labels of a surface within its panel: short names close to the axes, few ticks, a smaller box.
 
-    matplotlib lays out 3D axes without their labels. What the heights are stands in the corner.
+    matplotlib lays out 3D axes without their labels. What the heights are stands in the corner, below so many further
+    lines of the title.
     """
     pad = -1.0 if style.font < 12 else 0.35 * style.small
     for axis, name in ((ax.xaxis, "α"), (ax.yaxis, "β"), (ax.zaxis, "")):
         axis.set_tick_params(pad=pad, labelsize=style.small)
         axis.set_label_text(name)
         axis.labelpad = 0.0 if style.font < 12 else 0.8 * style.font
-    ticks, texts = scale.ticks(max(3, int(19 * inches / style.font)))
+        if name and inches < 2:  # the middle one would lie over its neighbors
+            ends = axis.get_ticklocs()[::2]
+            axis.set_ticks(ends, [given(float(e)) for e in ends])
+    # As many as fit on the length that is seen of the axis, which from above is little.
+    room = int(19 * inches * math.cos(math.radians(ax.elev)) / style.font)
+    ticks, texts = scale.ticks(max(3, room))
+    if room < 3:
+        ticks, texts = ticks[:: len(ticks) - 1 or 1], texts[:: len(texts) - 1 or 1]
     ax.set_zticks(ticks, texts)
     # They stand centered on their places: long ones need more room, or they reach over the axis.
     ax.zaxis.set_tick_params(pad=pad + 0.3 * style.small * max(0, max(map(len, texts), default=0) - 3))
     if label:
-        ax.text2D(0.0, 0.97, label, transform=ax.transAxes, fontsize=style.small, va="top")
-    ax.set_box_aspect((1, 1, 0.8), zoom=0.9 if inches > 2 else 0.84)
+        below = 0.97 - lines * 1.3 * style.font / 72 / inches
+        ax.text2D(0.0, below, label, transform=ax.transAxes, fontsize=style.small, va="top")
+    ax.set_box_aspect((1, 1, 0.8), zoom=(0.9 if inches > 2 else 0.84) - 0.06 * lines)
 
 
 def _one_scale(found: list[tuple[Run, Any]], options: dict[str, Any]) -> tuple[dict[str, Any], Scale]:
