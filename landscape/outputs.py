@@ -13,7 +13,7 @@ from torch import nn
 from .errors import TaskError
 from .labels import LABEL_NAMES, default_prediction, default_target, known_ignore_index, logits_of
 from .tasks import Task
-from .tokens import are_tokens, pairing
+from .tokens import are_tokens, labels_repeat, pairing
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -71,11 +71,16 @@ def _explain_names(model: nn.Module, batch: Mapping[Any, Any], error: TypeError)
     strange = [str(n) for n in batch if n not in taken]
     if not strange or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         return
+    what = f"{type(model).__name__}.forward takes no {', '.join(strange)} of the batch"
+    if labels_repeat(batch):
+        raise TaskError(
+            f"{what}, whose labels are its input_ids: for a language model say forward=landscape.next_token, with "
+            "torch.nn.functional.cross_entropy as its loss"
+        ) from error
     inputs = ", ".join(f"{n}=batch[{n!r}]" for n in batch if n in taken)
     target = next((n for n in LABEL_NAMES if n in batch), None) or strange[0]
     raise TaskError(
-        f"{type(model).__name__}.forward takes no {', '.join(strange)} of the batch: say how to use it with "
-        f"forward=lambda model, batch: (model({inputs}), batch[{target!r}])"
+        f"{what}: say how to use it with forward=lambda model, batch: (model({inputs}), batch[{target!r}])"
     ) from error
 
 

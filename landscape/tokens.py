@@ -141,11 +141,20 @@ def pairing(
     fits = [any(abs(v - x) <= tolerance * max(abs(x), 1e-3) for v in values) for x in (own, following)]
     if fits[0] != fits[1]:
         return "own" if fits[0] else "next"
-    kept = labels != ignore_index
-    repeats = any(x.shape == labels.shape and torch.equal(x[kept], labels[kept]) for x in _others(batch, labels))
-    if not repeats:
+    if not any(_repeats(labels, x, ignore_index) for x in _others(batch, labels)):
         return "own"
     return "next" if fits[0] else "unknown"
+
+
+def labels_repeat(batch: Mapping[Any, Any]) -> bool:
+    """Return whether the labels of a dict batch are its `input_ids`, as those of a causal language model are."""
+    ids, labels = batch.get("input_ids"), default_target(batch)
+    return isinstance(ids, torch.Tensor) and isinstance(labels, torch.Tensor) and _repeats(labels, ids, IGNORE_INDEX)
+
+
+def _repeats(labels: torch.Tensor, ids: torch.Tensor, ignore_index: int) -> bool:
+    kept = labels != ignore_index
+    return labels.shape == ids.shape and torch.equal(ids[kept], labels[kept])
 
 
 def _others(batch: Any, labels: torch.Tensor) -> list[torch.Tensor]:

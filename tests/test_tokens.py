@@ -200,6 +200,14 @@ def test_next_token_refuses_what_it_can_not_pair(batch, message: str) -> None:
         ls.next_token(Bigram(), batch)
 
 
+def test_a_model_that_takes_no_labels_is_told_of_next_token() -> None:
+    with (
+        pytest.raises(TaskError, match=r"takes no labels of the batch.*say forward=landscape\.next_token"),
+        Objective(Task(Bigram().double(), shifted_loss, test=batches()), "test"),
+    ):
+        pass
+
+
 class Summing(Bigram):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.table(input_ids).sum(1)
