@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,11 +140,52 @@ def loss_of(task: Task, batch: Any) -> torch.Tensor:
     return split_value(raw_loss(task, batch))[0]
 
 
+def _tried(cell: Cell, task: Task, batch: Any) -> Any:
+    """Return what `raw_loss` does, with the model's own failures told as such where it is called by itself."""
+    if task.batch_loss is not None:
+        return raw_loss(task, batch)
+    try:
+        outputs, target = forward_of(task, task.model, batch)
+    except (LandscapeError, torch.OutOfMemoryError):
+        raise
+    except _FAILURES as error:
+        raise _ModelFailed(f"the model fails on the first batch: {_in_a_line(error)}") from error
+    if cell.loss:
+        losses.check(cell.loss, outputs, target)
+    assert task.loss is not None
+    return task.loss(outputs, target)
+
+
+class _ModelFailed(TrainingError):
+    """What went wrong has nothing to do with the loss."""
+
+
+#: What a model or a loss raises that is given what it can't take; anything else is a fault of its own, and shown whole.
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say what was being tried where it fails."""
+    try:
+        yield
+    except (_ModelFailed, torch.OutOfMemoryError):
+        raise
+    except LandscapeError as error:
+        raise TrainingError(f"{what}: {error}") from error
+    except _FAILURES as error:
+        raise TrainingError(f"{what}: {_in_a_line(error)}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+
+
 def try_loss(parts: Parts) -> None:
     """Try the loss on one batch, before anything is trained: does it take these outputs, is it finite, has it a slope.
 
     Costs a gradient on one batch; buffers are put back, weights and generators not touched.
-    Raises TrainingError that says what doesn't fit.
+    Raises TrainingError that says what doesn't fit: the model's own failure is told as the model's, not as the loss's.
     """
     cell, task, model = parts.cell, parts.task, parts.task.model
     what = cell.loss or f"the task's loss {getattr(task.loss, '__name__', type(task.loss).__name__)}"
@@ -151,25 +194,16 @@ def try_loss(parts: Parts) -> None:
     training = model.training
     model.train()
     try:
-        with torch.random.fork_rng(devices=[]):
-            if cell.loss:
-                outputs, target = forward_of(task, model, batch)
-                losses.check(cell.loss, outputs, target)
-            mean = loss_of(task, batch)
-        if not mean.requires_grad:
-            raise TrainingError("its value doesn't depend on any weight that trains")
-        if not bool(mean.isfinite()):
-            raise TrainingError(f"it is {mean.item()} on the first batch, before any step")
-        slopes = torch.autograd.grad(mean, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        if all(s is None for s in slopes):
-            raise TrainingError("no weight that trains has a gradient")
-    except LandscapeError as error:
-        raise TrainingError(f"{what} doesn't fit the task: {error}") from error
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        line = next(iter(str(error).strip().splitlines()), "")
-        raise TrainingError(f"{what} doesn't fit the task: {type(error).__name__}: {line}") from error
+        with torch.random.fork_rng(devices=[]), _told(f"{what} doesn't fit the task"):
+            mean = split_value(_tried(cell, task, batch))[0]
+            if not mean.requires_grad:
+                raise TrainingError("its value doesn't depend on any weight that trains")
+            if not bool(mean.isfinite()):
+                raise TrainingError(f"it is {mean.item()} on the first batch, before any step")
+        with _told(f"{what} has no gradient through the model"):
+            slopes = torch.autograd.grad(mean, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+            if all(s is None for s in slopes):
+                raise TrainingError("no weight that trains has a gradient")
     finally:
         model.train(training)
         with torch.no_grad():
