@@ -19,9 +19,10 @@ _REGRESSIONS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.Poisson
 
 
 def known_ignore_index(loss: Any) -> int:
-    """Return the label that a loss leaves out; torch's default where it doesn't say."""
+    """Return the label that a loss leaves out, as its settings or its attribute `ignore_index` say; else torch's."""
     settings = torch_loss_settings(loss)
-    return int(settings[1].get("ignore_index", IGNORE_INDEX)) if settings else IGNORE_INDEX
+    said = settings[1].get("ignore_index") if settings else getattr(loss, "ignore_index", None)
+    return said if isinstance(said, int) else IGNORE_INDEX
 
 
 def default_target(target: Any) -> Any:

@@ -44,6 +44,41 @@ def test_a_loss_that_couples_samples_keeps_the_batches_whole():
     assert not with_loss(small(), "cross_entropy + 0.1*mmce").rebatch
 
 
+def masked(ignored: int) -> tuple[Task, torch.Tensor, torch.Tensor]:
+    """A segmentation task of three classes whose loss leaves one label out; images of 5x5, and their labels."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 2, 5, 5, generator=g, dtype=torch.float64)
+    y = torch.randint(3, (12, 5, 5), generator=g)
+    y[torch.rand(12, 5, 5, generator=g) < torch.rand(12, 1, 1, generator=g)] = ignored
+    torch.manual_seed(1)
+    model = nn.Conv2d(2, 3, 1, dtype=torch.float64)
+    return Task(model, nn.CrossEntropyLoss(ignore_index=ignored), (x, y), batch_size=5), x, y
+
+
+@pytest.mark.parametrize("ignored", [255, 0])
+@pytest.mark.parametrize("text", ["cross_entropy", "focal(gamma=2)", "0.7*cross_entropy + 0.3*brier"])
+def test_labels_that_the_tasks_loss_leaves_out_stay_left_out(ignored, text):
+    task, x, y = masked(ignored)
+    keep = y != ignored
+    rows = task.model(x).movedim(1, -1)[keep]
+    found = _terms(losses.build(text)(rows, y[keep]))
+    expected = sum(found.values()) if isinstance(found, dict) else found
+    with Objective(with_loss(task, text)) as objective:
+        evaluated = objective.evaluate(accuracy=True)
+        gradient = objective.gradient()
+    assert evaluated.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert evaluated.accuracy == pytest.approx(float((rows.argmax(1) == y[keep]).double().mean()), rel=1e-12)
+    for a, b in zip(gradient, torch.autograd.grad(expected, list(task.model.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_overlaps_of_whole_masks_are_refused_where_labels_are_left_out():
+    task, _, _ = masked(0)
+    with pytest.raises(TrainingError, match=r"leaves the label 0 out .* dice would count it"):
+        with_loss(task, "cross_entropy + dice")
+    with_loss(task.replace(loss=nn.CrossEntropyLoss()), "cross_entropy + dice")
+
+
 def test_a_task_that_computes_its_own_loss_refuses_another():
     task = Task(nn.Linear(2, 2), train=[(torch.zeros(1, 2),)], batch_loss=lambda m, b: m(b[0]).sum())
     with pytest.raises(TrainingError, match="batch_loss"):
