@@ -19,7 +19,7 @@ def random_sample(data: Any) -> int | None:
     Looks at `SAMPLES` samples of what has an index: a data set, or that of a DataLoader. Costs two reads of each at
     most; draws from the global generators. A sample that can't be read by its index, or be compared, tells nothing.
     """
-    source = data.dataset if isinstance(data, DataLoader) else data
+    source: Any = data.dataset if isinstance(data, DataLoader) else data
     if isinstance(source, IterableDataset | list | tuple | Mapping) or not hasattr(source, "__getitem__"):
         return None
     try:

@@ -34,7 +34,8 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
     complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
     if complex_ones:
-        notes.append(f"{complex_ones} complex parameters are held fixed: only real ones are measured")
+        held = "1 complex parameter is" if complex_ones == 1 else f"{complex_ones} complex parameters are"
+        notes.append(f"{held} held fixed: only real ones are measured")
     own = {id(p) for p in model.parameters()}
     theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
     if any(p.requires_grad and id(p) not in own for p in theirs):

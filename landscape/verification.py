@@ -110,7 +110,7 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
             f"the loss at the checkpoint is {first} on {objective.split} batch {i}: nothing can be measured around it "
             "(look for diverged weights, or for inputs that are not finite)"
         )
-    if own is not None:
+    if own is not None and weight is not None:
         doubt = _doubt(objective, batch, outputs, target, first, mean.dtype) if i == 0 and weight > 0 else ""
         return _Found("own", weight, False, written, doubt)
     if known is not None:

@@ -189,6 +189,10 @@ def test_charts_hold_the_results_own_numbers() -> None:
     np.testing.assert_array_equal(chart.series[0].columns["density"], result.density)
     np.testing.assert_array_equal(chart.series[0].columns["high"], result.band[:, 1])
     np.testing.assert_allclose(chart.series[1].columns["at"], pairs.values)
+    assert "Ticks at the foot" in chart.caption
+    alone = densities([make_run("a", [result])])
+    assert alone is not None
+    assert "Ticks" not in alone.caption
     chart = diagonals(runs)
     assert chart is not None
     np.testing.assert_array_equal(chart.series[0].columns["sum"], [10.0, -1.0])

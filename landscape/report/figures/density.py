@@ -106,14 +106,16 @@ def densities(runs: Sequence[Run]) -> Chart | None:
         for name, scale in choices.items()
     }
     draws = sorted({len(d.nodes) for _, d in found})
+    marked = any(run.get("eigenvalues") is not None for run, _ in found)
     return Chart(
         id="density",
         title="Spectral density",
         caption="The share of all eigenvalues at each place, from stochastic Lanczos quadrature, smoothed. Shaded: 95% "
-        "intervals over the random vectors. Ticks at the foot: the eigenvalues computed one by one. On the logarithmic "
-        "axis the picture ends at a tenth of the height of a single eigenvalue's peak.",
+        "intervals over the random vectors. "
+        + ("Ticks at the foot: the eigenvalues computed one by one. " if marked else "")
+        + "On the logarithmic axis the picture ends at a tenth of the height of a single eigenvalue's peak.",
         series=series,
-        panels=(Panel("", f"Spectral densities of {len(found)} runs.", views),),
+        panels=(Panel("", f"Spectral density of {len(found)} {'run' if len(found) == 1 else 'runs'}.", views),),
         layouts=layouts,
         controls=(Control("scale", "Height", (("log", "Log"), ("linear", "Linear")), "log"),),
         height=380,
