@@ -73,7 +73,6 @@ class Between:
         for split, ignore_index in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
             seen = self._run.observed.setdefault(split, Observed(ignore_index))
             seen.accumulator.all_reduce()
-            seen.whole = False
 
     def _record_seconds(self, step: int, spent: Mapping[str, float]) -> None:
         """Record what probes took at points of their lattices, and which were left out: a resumed run decides alike."""

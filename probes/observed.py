@@ -28,8 +28,6 @@ class Observed:
         self.accumulator = CalibrationAccumulator(ignore_index=ignore_index)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._numbers = 0
-        #: Whether every prediction was kept.
-        self.whole = True
 
     def update(self, logits: Any = None, labels: Any = None, **more: Any) -> None:
         """Count a batch; see `CalibrationAccumulator.update`."""
@@ -38,38 +36,35 @@ class Observed:
         if logits is None or labels is None:
             return
         logits, labels = as_tensor(logits).detach(), as_tensor(labels).detach()
-        if self._numbers + logits.numel() > KEPT:
-            self.whole = False
-            return
-        self._numbers += logits.numel()
-        self._kept.append((logits.clone(), labels.clone()))
+        if self._numbers + logits.numel() <= KEPT:
+            self._numbers += logits.numel()
+            self._kept.append((logits.clone(), labels.clone()))
 
     @property
     def kept(self) -> tuple[Tensor, Tensor] | None:
-        """The kept logits and labels, None where there are none."""
+        """The kept logits and labels, None where there are none.
+
+        Sequences are filled up to the longest with the label that is ignored; without one, only batches as long as the
+        first are here.
+        """
         if not self._kept:
             return None
-        logits, labels = zip(*self._kept, strict=True)
-        ignored = self.accumulator.settings.ignore_index
-        if len({y.shape[1:] for y in labels}) > 1 and ignored is not None:
-            logits, labels = _as_long(logits, labels, ignored)
-        same = [y.shape[1:] == labels[0].shape[1:] for y in labels]
-        return torch.cat([x for x, s in zip(logits, same, strict=True) if s]), torch.cat(
-            [y for y, s in zip(labels, same, strict=True) if s]
-        )
+        pairs, ignored = self._kept, self.accumulator.settings.ignore_index
+        if len({y.shape[1:] for _, y in pairs}) > 1:
+            first = pairs[0][1].shape[1:]
+            pairs = [p for p in pairs if p[1].shape[1:] == first] if ignored is None else _as_long(pairs, ignored)
+        return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
-def _as_long(
-    logits: Sequence[Tensor], labels: Sequence[Tensor], ignored: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _as_long(pairs: Sequence[tuple[Tensor, Tensor]], ignored: int) -> list[tuple[Tensor, Tensor]]:
     """Return batches of sequences (or pictures) as long as the longest, filled up with labels that are ignored."""
-    inner = labels[0].ndim - 1
-    size = [max(y.shape[1 + d] for y in labels) for d in range(inner)]
+    inner = pairs[0][1].ndim - 1
+    size = [max(y.shape[1 + d] for _, y in pairs) for d in range(inner)]
     found = []
-    for x, y in zip(logits, labels, strict=True):
+    for x, y in pairs:
         missing = [n for d in reversed(range(inner)) for n in (0, size[d] - y.shape[1 + d])]
         last = x.shape[:-1] == y.shape  # classes last, as language models have them; else behind the samples
         if last and x.shape[:1] + x.shape[2:] == y.shape:
             last = False
         found.append((pad(x, [0, 0, *missing] if last else missing), pad(y, missing, value=ignored)))
-    return tuple(x for x, _ in found), tuple(y for _, y in found)
+    return found

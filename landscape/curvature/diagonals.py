@@ -13,8 +13,7 @@ from ..errors import MeasurementError
 from ..parameters import trainable
 from .deflation import FEWEST, XDiag, further
 from .estimates import DiagonalEstimate
-from .operands import origin_of
-from .probing import Probing, blocks, check_draws, precision_check, probing, relative_error, standard_error
+from .probing import Probing, blocks, check_draws, probing, relative_error, standard_error
 
 METHODS = ("hutchinson", "xdiag")
 #: Least, quarter, middle, three quarters and largest entry of each parameter tensor.
@@ -74,28 +73,11 @@ def diagonal(
     with probing(A, seed, most=most, title="diagonal", progress=progress) as vectors:
         run = _exchangeable if method == "xdiag" else _hutchinson
         mean = run(vectors, sizes, draws, most, goal)
-        cost, (made, notes) = vectors.cost(), vectors.account()
-    relative = mean.relative
+        relative = mean.relative
+        fields = vectors.outcome(draws, precision, most, relative, of="the diagonal")
     sums, stderr = np.stack(mean.sums), mean.stderr
-    checks = ()
-    if precision is not None:
-        checks = (precision_check(relative, precision, cost.products, of="the diagonal"),)
-    late = tuple(c.message for c in checks if c.level == "warn")
-    operator, split = origin_of(A)
     return DiagonalEstimate(
-        status="partial" if late else "complete",
-        cost=cost,
-        settings={
-            "draws": draws,
-            "seed": seed,
-            "precision": precision,
-            "max_draws": most,
-            "operator": operator,
-            **made,
-        },
-        checks=checks,
-        notes=notes,
-        warnings=late,
+        **fields,
         sums=sums.mean(axis=0),
         sums_stderr=sums.std(axis=0, ddof=1) / math.sqrt(len(sums)),
         sizes=np.array(sizes),
@@ -104,10 +86,8 @@ def diagonal(
         relative_error=relative,
         trace=float(sums.sum(axis=1).mean()),
         trace_stderr=standard_error(sums.sum(axis=1)),
-        products=cost.products,
         names=names,
         method=method,
-        split=split,
         diagonal=mean.value,
         stderr=stderr,
     )

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from .estimates import NormEstimate
-from .operands import origin_of
-from .probing import blocks, check_draws, precision_check, probing, relative_error, standard_error
+from .probing import blocks, check_draws, probing, relative_error, standard_error
 
 
 def frobenius_norm(
@@ -54,33 +53,14 @@ def frobenius_norm(
             vectors.show(relative_error(value, stderr))
             if len(samples) >= draws and relative_error(value, stderr) <= goal:
                 break
-        cost, (made, notes) = vectors.cost(), vectors.account()
-    value, stderr = rooted(samples)
-    operator, split = origin_of(A)
-    checks = ()
-    if precision is not None:
-        checks = (precision_check(relative_error(value, stderr), precision, cost.products, of="the norm"),)
-    late = tuple(c.message for c in checks if c.level == "warn")
+        value, stderr = rooted(samples)
+        fields = vectors.outcome(draws, precision, most, relative_error(value, stderr), of="the norm")
     return NormEstimate(
-        status="partial" if late else "complete",
-        cost=cost,
-        settings={
-            "draws": draws,
-            "seed": seed,
-            "precision": precision,
-            "max_draws": most,
-            "operator": operator,
-            **made,
-        },
-        checks=checks,
-        notes=notes,
-        warnings=late,
+        **fields,
         value=value,
         stderr=stderr,
         samples=samples,
-        products=cost.products,
         method="hutchinson",
-        split=split,
     )
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError
 from ..results import Check, Cost
-from .operands import account_of, dimension_of, not_finite
+from .operands import account_of, dimension_of, not_finite, origin_of
 
 #: Vectors multiplied at once: an operator shares its forward pass among them (chosen by us), within this many bytes.
 BLOCK, _BLOCK_BYTES = 8, 1 << 28
@@ -35,7 +35,7 @@ class Probing:
         self.n, self.dtype, self.device = dimension_of(A)
         self.products = 0
         self.width = max(1, min(BLOCK, _BLOCK_BYTES // (self.n * self.dtype.itemsize)))
-        self._operator, self._bar = A, bar
+        self._operator, self._bar, self._seed = A, bar, seed
         self._generator = torch.Generator().manual_seed(seed)
         self._began, self._passes = time.perf_counter(), _passes(A)
 
@@ -80,6 +80,27 @@ class Probing:
     def cost(self) -> Cost:
         """Return what was spent so far."""
         return Cost(self.products, _passes(self._operator) - self._passes, time.perf_counter() - self._began)
+
+    def outcome(self, draws: int, precision: float | None, most: int, relative: float, *, of: str) -> dict[str, Any]:
+        """Return the fields that every estimate from these products has, by name.
+
+        `relative` is the relative standard error of what `of` names. The status is "partial" where it exceeds a
+        `precision`.
+        """
+        cost, (made, notes), (operator, split) = self.cost(), self.account(), origin_of(self._operator)
+        checks = () if precision is None else (precision_check(relative, precision, cost.products, of=of),)
+        late = tuple(c.message for c in checks if c.level == "warn")
+        asked = {"draws": draws, "seed": self._seed, "precision": precision, "max_draws": most, "operator": operator}
+        return {
+            "status": "partial" if late else "complete",
+            "cost": cost,
+            "settings": asked | made,
+            "checks": checks,
+            "notes": notes,
+            "warnings": late,
+            "products": cost.products,
+            "split": split,
+        }
 
 
 @contextmanager

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from ..errors import MeasurementError
 from .deflation import DEFLATED, FEWEST, further
-from .operands import origin_of
 from .probing import (
     Probing,
     blocks,
     check_draws,
-    precision_check,
     probing,
     relative_error,
     standard_error,
@@ -88,33 +86,14 @@ def trace(
     with probing(A, seed, most=most, title="trace", progress=progress) as vectors:
         run = _deflated if method in DEFLATED else _hutchinson
         samples, stderr = run(vectors, method, draws, most, goal)
-        cost, (made, notes) = vectors.cost(), vectors.account()
-    value = float(samples.mean())
-    operator, split = origin_of(A)
-    checks = ()
-    if precision is not None:
-        checks = (precision_check(relative_error(value, stderr), precision, cost.products, of="the trace"),)
-    late = tuple(c.message for c in checks if c.level == "warn")
+        value = float(samples.mean())
+        fields = vectors.outcome(draws, precision, most, relative_error(value, stderr), of="the trace")
     return TraceEstimate(
-        status="partial" if late else "complete",
-        cost=cost,
-        settings={
-            "draws": draws,
-            "seed": seed,
-            "precision": precision,
-            "max_draws": most,
-            "operator": operator,
-            **made,
-        },
-        checks=checks,
-        notes=notes,
-        warnings=late,
+        **fields,
         value=value,
         stderr=stderr,
         samples=samples,
-        products=cost.products,
         method=method,
-        split=split,
     )
 
 
