@@ -355,7 +355,12 @@ class Recorder:
         return self.recording
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as plain values: put it into your checkpoint."""
+        """Return what a resumed run needs, as plain values: put it into your checkpoint.
+
+        Every row so far is written first: a run that goes on from the checkpoint after a kill would miss them for good.
+        """
+        if not self.closed:
+            self.flush()
         return {
             "step": self._run.step,
             "epoch": self._run.epoch,

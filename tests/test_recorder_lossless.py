@@ -247,6 +247,18 @@ class TestResuming:
         np.testing.assert_array_equal(archive.history.current()["loss"].steps, np.arange(1, 41))
         assert [e.step for e in archive.history.events if e.kind == "resumed"] == [20]
 
+    def test_a_checkpoint_never_is_ahead_of_the_rows_that_lie_on_disk(self, tmp_path):
+        # A run killed right behind its checkpoint goes on from it: rows that still waited would be missing for good.
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, flush_seconds=1e6) as rec:
+            steps(model, optimizer, 5, rec)
+            state = rec.state_dict()
+            killed = open_archive(tmp_path / "run.h5").history
+            assert state["step"] == 5
+            for name in EVERY_STEP:
+                np.testing.assert_array_equal(killed[name].steps, np.arange(1, 6))
+        assert rec.state_dict()["step"] == 5  # of a recorder that is closed, too
+
     def test_without_a_checkpoint_it_goes_on_from_the_last_row(self, tmp_path):
         model, optimizer = small()
         with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
