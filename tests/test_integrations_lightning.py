@@ -322,14 +322,13 @@ def test_an_archive_that_is_there_is_refused_unless_it_may_be_replaced(tmp_path)
     fit(tmp_path, callback=RecorderCallback(tmp_path / "run.h5", force=True))
 
 
-@pytest.mark.parametrize("when", ["the end of an epoch", "the middle of one"])
-def test_a_resumed_fit_goes_on_with_the_archive(when, tmp_path):
-    middle = {"every_n_train_steps": 7, "save_top_k": -1}
+@pytest.mark.parametrize(("when", "at"), [("the end of an epoch", 5), ("its last step", 5), ("the middle of one", 7)])
+def test_a_resumed_fit_goes_on_with_the_archive(when, at, tmp_path):
+    step = {"every_n_train_steps": at, "save_top_k": -1}
     end = {"every_n_epochs": 1, "save_top_k": -1, "save_on_train_epoch_end": True}
-    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", **(end if "end" in when else middle))
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", **(end if "end" in when else step))
     with pytest.raises(ValueError, match="no"):
         fit(tmp_path, lambda: Stops(ValueError("no")), callbacks=[keep], enable_checkpointing=True)
-    at = 5 if "end" in when else 7
     torch.manual_seed(0)
     again, callback = Net(), RecorderCallback(tmp_path / "run.h5")
     whole = trainer(tmp_path, [keep, callback], enable_checkpointing=True)
@@ -343,7 +342,7 @@ def test_a_resumed_fit_goes_on_with_the_archive(when, tmp_path):
     fit(straight)
     expected = open_archive(straight / "run.h5").history
     # In the middle of an epoch Lightning begins its data anew, where the loader can't go on: the rest differs.
-    same = 10 if "end" in when else at
+    same = at if "middle" in when else 10
     np.testing.assert_array_equal(series.current().values[:same], expected["gradient_norm"].values[:same])
     assert archive.history["epoch"].current().values.tolist() == [[1.0], [2.0]]
 

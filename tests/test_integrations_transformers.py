@@ -286,15 +286,16 @@ def test_a_training_that_breaks_off_says_so_and_leaves_the_trainer_as_it_was(err
         _ = callback.recorder
 
 
+@pytest.mark.parametrize("at", [4, 5])  # the fifth step is an epoch's last: saved before the epoch is said to end
 @pytest.mark.parametrize("attached", [True, False])
-def test_a_resumed_training_goes_on_with_the_archive(attached, tmp_path):
-    saved = {"save_strategy": "steps", "save_steps": 4}
+def test_a_resumed_training_goes_on_with_the_archive(attached, at, tmp_path):
+    saved = {"save_strategy": "steps", "save_steps": at}
     training = Training(tmp_path, **saved)
     training.trainer.add_callback(Stops(ValueError("no")))
     RecorderCallback(tmp_path / "run.h5").attach(training.trainer)
     with pytest.raises(ValueError, match="no"):
         training.trainer.train()
-    folder = tmp_path / "out" / "checkpoint-4"
+    folder = tmp_path / "out" / f"checkpoint-{at}"
     assert (folder / STATE).is_file()
     again = Training(tmp_path, **saved)
     if attached:
@@ -307,11 +308,13 @@ def test_a_resumed_training_goes_on_with_the_archive(attached, tmp_path):
     series = archive.history["gradient_norm"]
     assert archive.status == "complete"
     assert series.current().steps.tolist() == list(range(1, 11))
-    assert series.superseded.sum() == 3
+    assert series.superseded.sum() == 7 - at
     assert archive.history["epoch"].current().values.tolist() == [[1.0], [2.0]]
     straight = Training(tmp_path / "straight")
     straight.trainer.train()
-    np.testing.assert_allclose(series.current().values[:, 1:], straight.used, rtol=1e-6, atol=1e-9)
+    # From an epoch's last step on, the Trainer shuffles the next one otherwise than it would have done.
+    same = at if at == 5 else 10
+    np.testing.assert_allclose(series.current().values[:same, 1:], straight.used[:same], rtol=1e-6, atol=1e-9)
 
 
 def test_the_archive_lies_in_the_output_folder_by_default_and_is_not_replaced(tmp_path):

@@ -99,7 +99,9 @@ class RecorderCallback(lightning.Callback):
         if goes_on:
             # A checkpoint from before this callback was there has no state: its steps are those of all optimizers.
             steps = trainer.global_step // len(named)
-            recorder.load_state_dict(self._state or {"step": steps, "epoch": trainer.current_epoch})
+            state = self._state or {"step": steps, "epoch": 0}
+            # Saved at the last step of an epoch, before that ended: the Trainer goes on with the next one.
+            recorder.load_state_dict({**state, "epoch": max(state["epoch"], trainer.current_epoch)})
         self._recorder, self._steps = recorder, recorder.steps
         self._losses, self._seen = [], {}
         self._watch_clipping(trainer, pl_module, named)

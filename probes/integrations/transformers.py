@@ -240,10 +240,13 @@ class RecorderCallback(TrainerCallback):
 
         A checkpoint without one, from before the callback was there, tells its step and epoch alone.
         """
+        ended = int(state.epoch)
         for folder in filter(None, (self._resumed, self._folder(args, state))):
             if (folder / STATE).is_file():
-                return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-        return {"step": state.global_step, "epoch": int(state.epoch)}
+                saved = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                # Saved at the last step of an epoch, before that ended: the Trainer goes on with the next one.
+                return {**saved, "epoch": max(saved["epoch"], ended)}
+        return {"step": state.global_step, "epoch": ended}
 
 
 def _facts(args: Any) -> dict[str, Any]:
