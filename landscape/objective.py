@@ -23,12 +23,24 @@ from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, evaluate, grouped_predictions
 from .placement import place, placed
 from .reduction import known_weight, pieces, sample_weight, split_value
-from .session import prepared, quiet_rnn, recomputing
+from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
 from .tasks import Task
 from .verification import Verified, can_cut, verify
 
 # The entered objectives of each model, in the order in which they were entered.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[Objective]] = weakref.WeakKeyDictionary()
+
+
+class Batches:
+    """Other batches of an objective's samples, with what is found out about them on the way."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+        self.weights: list[float | None] = [None] * len(batches)
+        self.plain: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class Objective:
@@ -188,6 +200,37 @@ class Objective:
         self.largest = max(batch_size_of(b) or 1 for b in cut)
         self.moves += 1
         return True
+
+    def join_batches(self, count: int) -> Batches | None:
+        """Return every `count` successive batches as one, for `using`; None where that isn't allowed, or where the
+        batches don't fit together.
+
+        For passes that take their time in calls. The mean over the draw stays what it is, as far as the weights are
+        known to be right (`verify`): compare before relying on it.
+        """
+        task, sizes = self.task, [batch_size_of(b) for b in self._batches]
+        own_statistics = task.batchnorm == "recompute" and bool(batchnorm_layers(self.model))
+        if task.rng == "fixed" or own_statistics or not self.can_cut() or None in sizes:
+            return None
+        known = [size for size in sizes if size is not None]
+        starts = range(0, len(known), count)
+        try:
+            return Batches([join(self._batches[a : a + count], known[a : a + count]) for a in starts])
+        except ValueError:
+            return None
+
+    @contextlib.contextmanager
+    def using(self, batches: Batches | None) -> Iterator[None]:
+        """Have other batches of the same samples inside; None leaves them as they are."""
+        if batches is None:
+            yield
+            return
+        before = (self._batches, self._weights, self._plain)
+        self._batches, self._weights, self._plain = batches.batches, batches.weights, batches.plain
+        try:
+            yield
+        finally:
+            self._batches, self._weights, self._plain = before
 
     def batch(self, i: int) -> Any:
         """Return batch i on the device, for one pass."""

@@ -16,6 +16,7 @@ from landscape.curvature import products
 from landscape.curvature.graphs import HessianGraph
 from landscape.curvature.products import graph_bytes
 from landscape.curvature.rewritten import cheap_second_derivatives
+from landscape.curvature.trials import findings
 from landscape.errors import MeasurementError
 
 # Central differences with a step of 1e-5: a truncation error near 1e-10 and a rounding error near 1e-11, relative to
@@ -187,6 +188,13 @@ class TestEveryStrategyIsRight:
             assert "one by one" in h.how
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave batches as they are, whatever the clock says."""
+    monkeypatch.setattr(Objective, "join_batches", lambda self, count: None)
+
+
+@pytest.mark.usefixtures("apart")
 class TestWhatIsKept:
     def test_graphs_are_built_once_while_entered(self):
         with Hessian(residual()) as h:
@@ -258,6 +266,7 @@ class TestWhatIsKept:
         assert (F.conv2d, F.batch_norm) == before
 
 
+@pytest.mark.usefixtures("apart")
 class TestOutOfMemory:
     def failing(self, monkeypatch, times: int, when) -> list[int]:
         """Let the first `times` double derivatives for which `when(graph)` run out of memory."""
@@ -375,7 +384,7 @@ def test_channels_last_gives_the_same_product(
     kind: type[Hessian | GaussNewton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     always_faster.count = 0
-    monkeypatch.setattr(products, "_timed", always_faster)
+    monkeypatch.setattr(products, "timed", always_faster)
     with Objective(pictures(nn.Flatten())) as objective, kind(objective) as fast:
         v = torch.randn(fast.shape[0], dtype=torch.float64)
         found = fast @ v
@@ -384,7 +393,7 @@ def test_channels_last_gives_the_same_product(
         torch.testing.assert_close(found, plain @ v, rtol=1e-10, atol=1e-12)
         assert "channels last" not in plain.how
         tried = always_faster.count
-        with kind(objective) as again:  # the trial is made once for each objective
+        with kind(objective) as again:  # the trial is made once for each draw
             torch.testing.assert_close(again @ v, found, rtol=0, atol=0)
         assert always_faster.count == tried
     assert all(p.is_contiguous() for p in objective.model.parameters())
@@ -392,15 +401,15 @@ def test_channels_last_gives_the_same_product(
 
 def test_a_model_that_views_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     always_faster.count = 0
-    monkeypatch.setattr(products, "_timed", always_faster)
+    monkeypatch.setattr(products, "timed", always_faster)
     with Objective(pictures(Viewed())) as objective, Hessian(objective) as h:
         v = torch.randn(h.shape[0], dtype=torch.float64)
         found = h @ v
         assert "channels last" not in h.how
         torch.testing.assert_close(found, Hessian(objective, strategy="rebuild") @ v)
         # And where the first batch didn't show it: the product is made the plain way, once and for all.
-        products._CHANNELS_LAST[objective] = True
+        findings(objective)[products.LAST] = True
         with Hessian(objective) as late:
             torch.testing.assert_close(late @ v, found)
             assert "channels last" not in late.how
-        assert not products._CHANNELS_LAST[objective]
+        assert not findings(objective)[products.LAST]

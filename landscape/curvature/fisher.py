@@ -63,6 +63,8 @@ class Fisher(GaussNewton):
         super().__init__(task, parameters, split=split, strategy=strategy, memory=memory)
         self.kind: Kind = kind
         self.title = f"Fisher ({kind})"
+        # Labels are drawn batch by batch.
+        self.joinable = kind != "monte-carlo"
         self._draws = draws
         self._seed = seed
 

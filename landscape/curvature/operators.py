@@ -44,6 +44,8 @@ class Operator:
 
     #: What `Eigenpairs.operator` says.
     title = "operator"
+    #: Whether the matrix stays what it is when batches are joined; "auto" then may join them.
+    joinable = False
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Operator:
         self._depth -= 1
         if self._depth > 0:
             return
-        self._products.release()
+        self._products.leave()
         if self._ours:
             self._ours = False
             self.objective.__exit__(*error)
@@ -230,6 +232,7 @@ class Hessian(Operator):
     """
 
     title = "Hessian"
+    joinable = True
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         mean, weight = self.objective.batch_loss(i)
@@ -279,6 +282,7 @@ class GaussNewton(Operator):
     """
 
     title = "Gauss-Newton"
+    joinable = True
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         def seen(tensors: Tensors, leaves: Tensors) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -14,10 +11,12 @@ import torch
 
 from ..data import first_line
 from ..errors import LandscapeError, MeasurementError
-from ..objective import Objective
+from ..objective import Batches, Objective
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
+from .joining import batches_to_join
 from .rewritten import cheap_second_derivatives, torch_derivatives
+from .trials import GAIN, agree, by_columns, findings, probe_vector, quiet, timed
 
 Strategy = Literal["auto", "keep", "rebuild", "forward", "linearize", "compile"]
 
@@ -28,11 +27,8 @@ HOST_SHARE, DEVICE_SHARE = 0.25, 0.5
 UNKNOWN_HOST = 2 << 30
 #: Columns that are multiplied at once when vectorized, at most (chosen by us: more gains little and costs memory).
 BLOCK = 16
-#: Another way of multiplying must agree to this share with the plain one, and be faster by this factor (chosen by us).
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}
-GAIN = 1.15
-#: Whether the convolutions of an objective's model are faster channels last, as far as it was tried.
-_CHANNELS_LAST: weakref.WeakKeyDictionary[Objective, bool] = weakref.WeakKeyDictionary()
+#: Under which name the trials' findings hold whether convolutions are faster channels last.
+LAST = "channels last"
 
 
 #: What the strategies that are never picked by themselves do, in words.
@@ -47,6 +43,8 @@ class Source(Protocol):
     """What an operator tells of itself, batch by batch."""
 
     objective: Objective
+    #: Whether the operator stays what it is when batches are joined.
+    joinable: bool
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         """Return the graph of batch i."""
@@ -68,9 +66,10 @@ class Products:
     measured), and rebuilds the others at each product, or takes forward mode over reverse mode for them where one
     trial shows that it is faster. Blocks of vectors go through a kept graph in one vectorized pass where a trial
     shows that this is faster than one by one; two-dimensional convolutions on a CPU run channels last where one trial
-    for each objective shows that this is faster. (A choice by time can fall out otherwise the next time, and the
-    numbers then differ by rounding; the other strategies repeat bit for bit.) Graphs are kept only while the operator
-    is entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
+    for each draw shows that this is faster; batches so small that the calls take the time are joined where trials show
+    the same product, faster, and every graph can be kept. (A choice by time can fall out otherwise the next time, and
+    the numbers then differ by rounding; the other strategies repeat bit for bit.) Graphs are kept only while the
+    operator is entered (`with A:`), and dropped when the weights move. What was chosen, and why, is said by `how`.
     """
 
     def __init__(self, operator: Source, strategy: Strategy, memory: int | None) -> None:
@@ -84,6 +83,12 @@ class Products:
         self._memory = memory
         self.notes: list[str] = []
         self._halved = False
+        self._joined: Batches | None = None
+        self.release()
+
+    def leave(self) -> None:
+        """Drop every graph, and the batches that were joined."""
+        self._joined = None
         self.release()
 
     def release(self) -> None:
@@ -97,14 +102,14 @@ class Products:
         self._vectorize: bool | None = None
         self._compiled: CompiledProducts | None = None
         self._moves = self._objective.moves
-        self._last = self._strategy == "auto" and _CHANNELS_LAST.get(self._objective, False)
+        self._last = self._strategy == "auto" and findings(self._objective).get(LAST, False)
 
     @property
     def how(self) -> str:
         """How products are made, in words; what is planned, before the first one."""
         if self._strategy in _SPECIAL:
             return _SPECIAL[self._strategy]
-        batches, kept = len(self._objective), self._to_keep
+        batches, kept = len(self._objective if self._joined is None else self._joined), self._to_keep
         other = "rebuilt at each product" if self._other == "rebuild" else "forward over reverse mode"
         layout = "; convolutions channels last" if self._last else ""
         block = {None: layout, True: f"{layout}; blocks vectorized", False: f"{layout}; blocks one by one"}[
@@ -116,7 +121,9 @@ class Products:
             return f"graphs {other}{self._why}{block}"
         size = f"about {kept * self._bytes / 2**20:.0f} MiB"
         if kept >= batches:
-            return f"graphs of {'the one batch' if batches == 1 else f'all {batches} batches'} kept, {size}{block}"
+            joined = "" if self._joined is None else f" (joined from {len(self._objective)})"
+            every = "the one batch" if batches == 1 else f"all {batches} batches"
+            return f"graphs of {every}{joined} kept, {size}{block}"
         return f"graphs of {kept} of {batches} batches kept, {size}; the others {other}{self._why}{block}"
 
     @property
@@ -141,7 +148,7 @@ class Products:
     def _economize(self) -> None:
         """After running out of memory: keep nothing; where nothing was kept, halve the batches if the task allows."""
         keeping = bool(self._kept) or self._strategy in ("keep", "linearize", "compile")
-        self.release()
+        self.leave()
         if self._objective.device.type == "cuda":
             torch.cuda.empty_cache()
         if keeping:
@@ -160,30 +167,38 @@ class Products:
         k = len(columns)
         cut = columns.split([p.numel() for p in parameters], dim=1)
         shaped = [part.view(k, *p.shape) for part, p in zip(cut, parameters, strict=True)]
-        sums = [torch.zeros_like(v) for v in shaped]
-        total, built = 0.0, 0.0
-        if keep and self._strategy == "auto" and self._objective not in _CHANNELS_LAST:
-            self._last = _CHANNELS_LAST[self._objective] = self._faster_channels_last(parameters)
-        with cheap_second_derivatives(self._last) if self._reverse else nullcontext():
-            for i in range(len(self._objective)):
-                try:
-                    weight, products, fresh = self._batch(i, parameters, shaped, keep)
-                except torch.OutOfMemoryError:
-                    raise
-                except (RuntimeError, LandscapeError) as error:
-                    if self._last and "can't allocate memory" not in str(error):
-                        # A batch of another shape may not like it, though the first one did.
-                        _CHANNELS_LAST[self._objective] = False
-                        self.release()
-                        return self._multiply(columns, parameters, keep)
-                    raise error if isinstance(error, LandscapeError) else self._explained(error) from error
-                built += fresh / len(self._objective)
-                if weight > 0:
-                    torch._foreach_add_(sums, products, alpha=weight)
-                    total += weight
+        if keep and self._strategy == "auto" and LAST not in (found := findings(self._objective)):
+            self._last = found[LAST] = self._faster_channels_last(parameters)
+        try:
+            with cheap_second_derivatives(self._last) if self._reverse else nullcontext():
+                if keep and self._strategy == "auto" and self._operator.joinable and self._joined is None:
+                    self._join(parameters)
+                with self._objective.using(self._joined):
+                    sums, total, built = self._over_batches(parameters, shaped, keep)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LandscapeError) as error:
+            if self._last and "can't allocate memory" not in str(error):
+                # A batch of another shape may not like it, though the first one did.
+                findings(self._objective)[LAST] = False
+                self.release()
+                return self._multiply(columns, parameters, keep)
+            raise error if isinstance(error, LandscapeError) else self._explained(error) from error
         # By operation count, in forward passes: a gradient with its graph 3, a product through it 6.
         self._objective.passes += 3 * built + 6 * k
         return torch.cat([t.view(k, -1) for t in sums], dim=1), total
+
+    def _over_batches(self, parameters: Tensors, V: Tensors, keep: bool) -> tuple[list[torch.Tensor], float, float]:
+        """Return (sum_i w_i A_i V, sum_i w_i, graphs built as a share of all)."""
+        sums = [torch.zeros_like(v) for v in V]
+        total, built = 0.0, 0.0
+        for i in range(len(self._objective)):
+            weight, products, fresh = self._batch(i, parameters, V, keep)
+            built += fresh / len(self._objective)
+            if weight > 0:
+                torch._foreach_add_(sums, products, alpha=weight)
+                total += weight
+        return sums, total, built
 
     @property
     def _reverse(self) -> bool:
@@ -208,13 +223,13 @@ class Products:
                 self._compiled = self._operator.compiled()
             known = len(self._compiled)
             weight, multiply = self._compiled.of(i, parameters)
-            return weight, _columns(multiply, V), float(len(self._compiled) - known)
+            return weight, by_columns(multiply, V), float(len(self._compiled) - known)
         if self._to_keep is None:
             self._plan(parameters, keep)
         if i >= (self._to_keep or 0) and self._other == "forward":
             weight, multiply = self._forward(i, parameters)
             with torch_derivatives():
-                return weight, _columns(multiply, V), 0.0
+                return weight, by_columns(multiply, V), 0.0
         graph, fresh = self._kept.get(i), 0.0
         if graph is None:
             graph, fresh = self._operator.graph(i, parameters), 1.0
@@ -244,47 +259,59 @@ class Products:
             self._why = f" (a graph takes {self._bytes / 2**20:.0f} MiB, the budget is {self._budget / 2**20:.0f} MiB)"
             self._try_forward(len(objective) - 1, parameters)
 
+    def _join(self, parameters: Tensors) -> None:
+        """Join batches that are too small, as the trials with the first operator of this kind said."""
+        objective = self._objective
+        before = len(objective)
+        found, kind = findings(objective), ("joined", type(self._operator), before)
+        if kind not in found:
+            if self._to_keep is None:
+                self._plan(parameters, True)
+            # Twice, since the trial, and the making of a large graph, hold more than the graphs that are kept.
+            fits = before > 1 and 2 * before * self._bytes <= self._budget
+            build = partial(self._operator.graph, parameters=parameters)
+            found[kind] = batches_to_join(objective, build, parameters) if fits else 1
+        if found[kind] > 1:
+            self.release()
+            self._joined = objective.join_batches(found[kind])
+
     def _faster_channels_last(self, parameters: Tensors) -> bool:
         """Try two-dimensional convolutions channels last, on the first batch: the same product, and faster?"""
         if self._objective.device.type != "cpu" or not any(p.ndim == 4 for p in parameters):
             return False
-        generator = torch.Generator().manual_seed(0)
-        v = [torch.randn(1, *p.shape, generator=generator, dtype=p.dtype, device="cpu") for p in parameters]
+        v = probe_vector(parameters)
 
         def product(last: bool) -> Tensors:
             with cheap_second_derivatives(last):
-                return _columns(self._operator.graph(0, parameters).product, v, free=True)
+                return by_columns(self._operator.graph(0, parameters).product, v, free=True)
 
         # A graph and a product each; once, since the gain is large or not worth having.
         self._objective.passes += 2 * 9 / len(self._objective)
         try:
-            plain, slow = _timed(partial(product, False), self._objective.device, times=1)
-            other, fast = _timed(partial(product, True), self._objective.device, times=1)
+            plain, slow = timed(partial(product, False), self._objective.device, times=1)
+            other, fast = timed(partial(product, True), self._objective.device, times=1)
         except (RuntimeError, LandscapeError):  # the model views memory in its own way, or can't be multiplied at all
             return False
-        return _agree(plain, other) and fast * GAIN < slow
+        return agree(plain, other) and fast * GAIN < slow
 
     def _try_forward(self, i: int, parameters: Tensors) -> None:
         """Take forward mode for the batches that are not kept, if it agrees with reverse mode and is faster."""
-        generator = torch.Generator().manual_seed(0)
-        v = [
-            torch.randn(1, *p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device) for p in parameters
-        ]
+        v = probe_vector(parameters)
 
         def rebuilt() -> Tensors:
             return self._through(self._operator.graph(i, parameters), v, False)
 
         def forward() -> Tensors:
             with torch_derivatives():
-                return _columns(self._forward(i, parameters)[1], v)
+                return by_columns(self._forward(i, parameters)[1], v)
 
         self._objective.passes += 36 / len(self._objective)
         try:
-            plain, slow = _timed(rebuilt, self._objective.device)
-            other, fast = _timed(forward, self._objective.device)
+            plain, slow = timed(rebuilt, self._objective.device)
+            other, fast = timed(forward, self._objective.device)
         except (RuntimeError, LandscapeError):  # no forward-mode rule for some operation
             return
-        if _agree(plain, other) and fast * GAIN < slow:
+        if agree(plain, other) and fast * GAIN < slow:
             self._other = "forward"
             self._why += f"; forward mode took {fast / slow:.2f} times as long"
 
@@ -295,24 +322,24 @@ class Products:
         k = len(V[0])
         block: Callable[[Tensors], Tensors] | None = getattr(graph, "block", None)
         if k == 1 or block is None or self._strategy != "auto" or self._vectorize is False:
-            return _columns(graph.product, V, free=not kept)
+            return by_columns(graph.product, V, free=not kept)
         width = max(1, min(BLOCK, k, (self._budget // self._bytes) if self._bytes else BLOCK))
         if self._vectorize is None:
             self._vectorize = width > 1 and self._vectorized_wins(graph, block, [v[:width] for v in V])
             return self._through(graph, V, kept)
-        pieces = [_quiet(partial(block, [v[a : a + width] for v in V])) for a in range(0, k, width)]
+        pieces = [quiet(partial(block, [v[a : a + width] for v in V])) for a in range(0, k, width)]
         return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
     def _vectorized_wins(self, graph: BatchGraph, block: Callable[[Tensors], Tensors], V: Tensors) -> bool:
         device = self._objective.device
         self._objective.passes += 6 * 4 * len(V[0]) / len(self._objective)
-        plain, slow = _timed(lambda: _columns(graph.product, V), device)
+        plain, slow = timed(lambda: by_columns(graph.product, V), device)
         try:
-            _quiet(lambda: block([v[:2] for v in V]))
-            other, fast = _timed(lambda: _quiet(lambda: block(V)), device)
+            quiet(lambda: block([v[:2] for v in V]))
+            other, fast = timed(lambda: quiet(lambda: block(V)), device)
         except (RuntimeError, torch.OutOfMemoryError):  # no batching rule for some operation, or too wide
             return False
-        return _agree(plain, other) and fast * GAIN < slow
+        return agree(plain, other) and fast * GAIN < slow
 
     def _forward(self, i: int, parameters: Tensors) -> tuple[float, Callable[[Tensors], Tensors]]:
         """Return (weight, v -> H_i v) by forward over reverse mode: jvp of grad."""
@@ -320,7 +347,7 @@ class Products:
         gradient = torch.func.grad(function)
 
         def multiply(v: Tensors) -> Tensors:
-            return [t.detach() for t in _quiet(lambda: torch.func.jvp(gradient, (tuple(parameters),), (tuple(v),))[1])]
+            return [t.detach() for t in quiet(lambda: torch.func.jvp(gradient, (tuple(parameters),), (tuple(v),))[1])]
 
         return weight(), multiply
 
@@ -331,13 +358,13 @@ class Products:
             if keep:
                 self._kept[i] = found
         weight, multiply = found
-        return weight, _columns(multiply, V), fresh
+        return weight, by_columns(multiply, V), fresh
 
 
 def _linearize(
     function: Callable[[Tensors], torch.Tensor], weight: Callable[[], float], parameters: Tensors
 ) -> tuple[float, Callable[[Tensors], Tensors]]:
-    linear = _quiet(lambda: torch.func.linearize(torch.func.grad(function), tuple(parameters))[1])
+    linear = quiet(lambda: torch.func.linearize(torch.func.grad(function), tuple(parameters))[1])
     return weight(), lambda v: [t.detach() for t in linear(tuple(v))]
 
 
@@ -370,42 +397,3 @@ def free_memory(device: torch.device) -> int:
         return int(HOST_SHARE * 1024 * int(found.split()[1]))
     except (OSError, StopIteration, ValueError):
         return UNKNOWN_HOST
-
-
-def _columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = False) -> list[Any]:
-    """Return the products with each column, stacked along dimension 0; `free` frees the graph with the last one."""
-    k = len(V[0])
-    each = [multiply([v[c] for v in V], **({"last": c == k - 1} if free else {})) for c in range(k)]
-    if k == 1:
-        return [t.unsqueeze(0) for t in each[0]]
-    return [torch.stack(parts) for parts in zip(*each, strict=True)]
-
-
-def _timed(call: Callable[[], Tensors], device: torch.device, times: int = 2) -> tuple[Tensors, float]:
-    """Return the result and the least time: a busy machine delays now the one, now the other."""
-    result, least = [], float("inf")
-    for _ in range(times):
-        _wait(device)
-        start = time.perf_counter()
-        result = call()
-        _wait(device)
-        least = min(least, time.perf_counter() - start)
-    return result, least
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _quiet(call: Callable[[], Any]) -> Any:
-    """Run without the remarks that torch's transforms make about themselves (operations run one by one: time tells)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return call()
-
-
-def _agree(a: Tensors, b: Tensors) -> bool:
-    scale = max(float(x.norm()) for x in a)
-    apart = max(float((x - y).norm()) for x, y in zip(a, b, strict=True))
-    return apart <= AGREEMENT.get(a[0].dtype, 1e-3) * scale
