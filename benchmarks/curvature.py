@@ -105,7 +105,7 @@ def ours_with_eigsh(model: nn.Module, data: Data) -> tuple[np.ndarray, int]:
         return np.sort(values)[::-1], h.products
 
 
-def pyhessian(model: nn.Module, data: Data, products: Any = None) -> tuple[np.ndarray, int]:
+def pyhessian(model: nn.Module, data: Data, products: Any = None, tol: float = 1e-3) -> tuple[np.ndarray, int]:
     """Run PyHessian's eigenvalues; with `products`, a Hessian of ours, through that one's products."""
     from pyhessian import hessian
 
@@ -124,7 +124,7 @@ def pyhessian(model: nn.Module, data: Data, products: Any = None) -> tuple[np.nd
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             h = hessian(model, nn.CrossEntropyLoss(), dataloader=batches(data), cuda=False)
-            values, _ = h.eigenvalues(maxIter=100, tol=1e-3, top_n=TOP)
+            values, _ = h.eigenvalues(maxIter=1000 if tol < 1e-3 else 100, tol=tol, top_n=TOP)
     finally:
         hessian.dataloader_hv_product = honest  # pyright: ignore[reportAttributeAccessIssue]
     return np.sort(np.array(values))[::-1], count[0]
