@@ -8,7 +8,7 @@ import click
 
 from .options import Command, subject_options
 from .output import finite, json_line, say, table
-from .probe import memory
+from .probe import expected, memory
 
 if TYPE_CHECKING:
     from ..probes.inspection import Inspection
@@ -46,9 +46,9 @@ def command(
 
 
 def _text(found: Inspection) -> str:
-    from landscape.report.numbers import count, seconds
+    from landscape.report.numbers import count, span
 
-    from ..probes.inspection import total_seconds
+    from ..probes.prediction import RESTS_ON, total
 
     parts = [table([[LEVELS[c.level], c.name, c.message] for c in found.findings])]
     if found.works:
@@ -56,14 +56,16 @@ def _text(found: Inspection) -> str:
         parts.append(f"will be measured\n{table(rows, indent=2)}")
     speed = found.speed
     if speed is not None:
-        product = seconds(speed.product) if speed.product == speed.product else "none"
+        forward, gradient, product = (
+            span(t.low, t.high) if t.known else "none" for t in (speed.forward, speed.gradient, speed.product)
+        )
         parts.append(
             f"one batch of {count(speed.samples)} in {found.dtype} on {found.device}: "
-            f"forward {seconds(speed.forward)}, gradient {seconds(speed.gradient)}, Hessian product {product}"
+            f"forward {forward}, gradient {gradient}, Hessian product {product}"
         )
         rows = [["preset", "samples", "time", "memory"]]
         for preset, (samples, predicted) in found.presets.items():
             most = max((p.memory for p in predicted), default=0.0)
-            rows.append([preset, count(samples), seconds(total_seconds(predicted)), memory(most)])
-        parts.append(f"predicted\n{table(rows, indent=2, header=True)}")
+            rows.append([preset, count(samples), expected(total(predicted)), memory(most)])
+        parts.append(f"{RESTS_ON}\n{table(rows, indent=2, header=True)}")
     return "\n\n".join(parts)

@@ -14,7 +14,7 @@ from .output import check_page, finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
     from ..probes.outcome import ProbeOutcome
-    from ..probes.prediction import Prediction
+    from ..probes.prediction import Prediction, Span
     from ..probes.subjects import Prepared
 
 #: The measurements that --grid and --span are for, and their sections.
@@ -172,14 +172,15 @@ def _text(outcome: ProbeOutcome, report: str | None) -> str:
 
 
 def _print_predictions(predicted: Sequence[tuple[Prepared, int, list[Prediction]]], as_json: bool) -> None:
-    from landscape.report.numbers import count, seconds
+    from landscape.report.numbers import count
+
+    from ..probes.prediction import RESTS_ON, total
 
     objects = []
     for ready, samples, found in predicted:
         rows = [["measurement", "time", "memory"]]
-        rows += [[p.name, seconds(p.seconds), memory(p.memory)] for p in found]
-        known = [p.seconds for p in found if p.seconds == p.seconds]
-        rows.append(["all", seconds(sum(known)), memory(max((p.memory for p in found), default=0.0))])
+        rows += [[p.name, expected(p.seconds), memory(p.memory)] for p in found]
+        rows.append(["all", expected(total(found)), memory(max((p.memory for p in found), default=0.0))])
         objects.append(
             {
                 "checkpoint": ready.checkpoint.path,
@@ -187,16 +188,27 @@ def _print_predictions(predicted: Sequence[tuple[Prepared, int, list[Prediction]
                 "device": ready.device,
                 "dtype": ready.dtype,
                 "samples": samples,
-                "measurements": [{"name": p.name, "seconds": p.seconds, "memory": p.memory} for p in found],
+                "measurements": [
+                    {"name": p.name, "seconds": [p.seconds.low, p.seconds.high], "memory": p.memory} for p in found
+                ],
             }
         )
         if not as_json:
             head = (
                 f"{ready.checkpoint.path}  {ready.reference}\n{count(samples)} samples, {ready.dtype} on {ready.device}"
             )
-            click.echo(f"{head}; predicted from one batch:\n\n{table(rows, indent=2, header=True)}\n")
+            click.echo(f"{head}\n\n{table(rows, indent=2, header=True)}\n")
     if as_json:
         click.echo(json_line(finite({"schema": 1, "dry_run": objects})[0]))
+    else:
+        click.echo(RESTS_ON)
+
+
+def expected(time: Span) -> str:
+    """Return a predicted time as a person reads it; what is over in a moment has no digits worth telling."""
+    from landscape.report.numbers import span
+
+    return "under 0.1 s" if time.high < 0.1 else span(time.low, time.high)
 
 
 def memory(size: float) -> str:

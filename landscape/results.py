@@ -263,7 +263,7 @@ class Measurement:
     options: Mapping[str, Option]
     default: bool
     order: int
-    estimate: Callable[..., float] | None
+    estimate: Callable[..., float | tuple[float, float]] | None
     needs: tuple[Need, ...] = ()
     check: Callable[..., None] | None = None
 
@@ -292,7 +292,7 @@ def measurement(
     options: Mapping[str, Option] | None = None,
     default: bool = True,
     order: int = 50,
-    estimate: Callable[..., float] | None = None,
+    estimate: Callable[..., float | tuple[float, float]] | None = None,
     needs: Sequence[Need] = (),
     check: Callable[..., None] | None = None,
 ) -> Callable[[F], F]:
@@ -301,9 +301,9 @@ def measurement(
     The function is called as `run(task, *, seed, progress, **options)` and returns a Result. `preset` maps
     quick, standard and thorough to options; `default` says whether `landscape probe` runs it unasked; `order`
     sorts the run. `estimate(**options)` predicts the cost for `--dry-run` in forward passes over the draw (a Hessian
-    product counts 6); it is also given `draw_samples` and `parameters`. `needs` lets `landscape check` say whether
-    it will work for a task. `check(**options)` raises MeasurementError for options that can't be kept, so that they
-    are refused before anything is measured.
+    product counts 6), or the fewest and the most where what is found decides; it is also given `draw_samples` and
+    `parameters`. `needs` lets `landscape check` say whether it will work for a task. `check(**options)` raises
+    MeasurementError for options that can't be kept, so that they are refused before anything is measured.
     """
 
     def register(run: F) -> F:

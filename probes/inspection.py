@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from landscape.results import Check, Measurement
 from landscape.tasks import Task
 
 from .derivatives import twice_differentiable
-from .prediction import Prediction, Speed, measure_speed, one_batch, predict
+from .prediction import Prediction, Span, Speed, measure_speed, one_batch, predict, total
 from .selection import PRESET_SAMPLES, choose, samples_to_draw
 from .subjects import Tasks, task_changes
 
@@ -43,7 +42,7 @@ class Inspection:
         return all(c.level != "fail" for c in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the object of `landscape check --json`; NaN is still in it."""
+        """Return the object of `landscape check --json`: times as [least, most]; NaN is still in it."""
         speed = self.speed
         return {
             "task": self.task,
@@ -57,25 +56,24 @@ class Inspection:
             if speed is None
             else {
                 "samples": speed.samples,
-                "forward_seconds": speed.forward,
-                "gradient_seconds": speed.gradient,
-                "product_seconds": speed.product,
+                "forward_seconds": _ends(speed.forward),
+                "gradient_seconds": _ends(speed.gradient),
+                "product_seconds": _ends(speed.product),
             },
             "presets": {
                 name: {
                     "samples": samples,
-                    "seconds": total_seconds(found),
+                    "seconds": _ends(total(found)),
                     "memory": max((p.memory for p in found), default=0.0),
-                    "measurements": {p.name: {"seconds": p.seconds, "memory": p.memory} for p in found},
+                    "measurements": {p.name: {"seconds": _ends(p.seconds), "memory": p.memory} for p in found},
                 }
                 for name, (samples, found) in self.presets.items()
             },
         }
 
 
-def total_seconds(found: Sequence[Prediction]) -> float:
-    """Return the time of all measurements that give an estimate."""
-    return sum(p.seconds for p in found if math.isfinite(p.seconds))
+def _ends(time: Span) -> list[float]:
+    return [time.low, time.high]
 
 
 def inspect_task(
@@ -93,7 +91,7 @@ def inspect_task(
 ) -> Inspection:
     """Return what one batch of a task shows: "file.py:name", with a checkpoint's weights where one is given.
 
-    Costs about 40 passes over one batch; a preset whose samples cannot be known without drawing them is left out.
+    Costs about 50 passes over one batch; a preset whose samples cannot be known without drawing them is left out.
     Raises TaskError and CheckpointError where there is no task or the weights don't fit; what is wrong with the data
     or the loss is a finding.
     """

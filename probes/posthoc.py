@@ -15,11 +15,12 @@ import torch
 from landscape.archive.writer import ArchiveWriter
 from landscape.errors import LandscapeError
 from landscape.provenance import provenance
+from landscape.report.numbers import span
 from landscape.surface.measure import checkpoint_paths
 
 from .execution import Execution
 from .outcome import ProbeOutcome
-from .prediction import Prediction, duration, measure_pass, measure_speed, predict
+from .prediction import Prediction, measure_pass, measure_speed, predict, total
 from .selection import Chosen, choose, samples_to_draw
 from .subjects import Prepared, Tasks, check_paths, task_changes
 from .targets import archive_paths
@@ -141,7 +142,7 @@ class Plan:
     def predict(self) -> list[tuple[Prepared, int, list[Prediction]]]:
         """Return for each checkpoint the samples of its draw, and what each measurement is expected to take.
 
-        Costs about 20 passes over one batch of each.
+        Costs about 30 passes over one batch of each.
         """
         found = []
         for ready in self.loaded():
@@ -227,18 +228,18 @@ class Plan:
         ready = self.prepared[0]
         try:
             samples = ready.task.draw(ready.split).samples
-            rough = sum(p.seconds for p in predict(self.chosen, measure_pass(ready.task), samples) if p.seconds > 0)
-            if rough * len(self.paths) < WORTH_SAYING / 2:
+            rough = total(predict(self.chosen, measure_pass(ready.task), samples))
+            if rough.high * len(self.paths) < WORTH_SAYING / 2:
                 return
             found = predict(self.chosen, measure_speed(ready.task), samples)
         except (LandscapeError, torch.OutOfMemoryError):
             return  # the measurements themselves will say what is wrong
-        total = len(self.paths) * sum(p.seconds for p in found if p.seconds > 0)
-        if total >= WORTH_SAYING:
-            longest = max(found, key=lambda p: p.seconds if p.seconds > 0 else 0.0)
+        takes = total(found).times(len(self.paths), len(self.paths))
+        if takes.high >= WORTH_SAYING:
+            longest = max(found, key=lambda p: p.seconds.high if p.seconds.known else 0.0)
             self.say(
-                f"this will take about {duration(total)}, most of it for {longest.name}; --time-limit stops earlier, "
-                "and --resume goes on after an interruption"
+                f"this will take {span(takes.low, takes.high)}, most of it for {longest.name}; --time-limit stops "
+                "earlier, and --resume goes on after an interruption"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from landscape.clock import cpu_clock
 from landscape.curvature.operators import Hessian
 from landscape.curvature.products import free_memory
 from landscape.data import tensors_of
@@ -22,8 +24,44 @@ from .selection import Chosen
 
 #: What a Hessian product counts in the estimates, in forward passes: two gradients, through a kept graph.
 PASSES_A_PRODUCT = 6.0
+#: Passes over one batch that the choice among ways of making products takes at most, whatever the draw (measured: 190).
+CHOOSING = 190.0
 #: Bytes that the default basis of `eigenpairs` grows to at most.
 BASIS = 1 << 30
+#: Trials of a batch, and after how many seconds there are no more (chosen by us: enough to see how they vary).
+FEWEST, MOST, ENOUGH = 2, 20, 0.6
+#: Share of the trials that the upper end of a time is beyond (chosen by us: one hiccup among 20 isn't the rule).
+SLOW = 0.9
+#: What the ends of every prediction rest on, for whoever shows one.
+RESTS_ON = (
+    "predicted from one batch: the least from its fastest trial and the fewest passes, if nothing else ran here; "
+    "the most from its slow trials and the most passes, with what else runs here now"
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds between two ends: from what the machine takes when it is free to what it takes when as busy as now."""
+
+    low: float
+    high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a time at all."""
+        return math.isfinite(self.high)
+
+    @property
+    def middle(self) -> float:
+        """The one number where there is room for one alone."""
+        return (self.low + self.high) / 2
+
+    def times(self, fewest: float, most: float) -> Span:
+        """Return the time of so many runs."""
+        return Span(self.low * fewest, self.high * most)
+
+
+UNKNOWN = Span(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -36,9 +74,9 @@ class Speed:
     """
 
     samples: int
-    forward: float
-    gradient: float
-    product: float
+    forward: Span
+    gradient: Span
+    product: Span
     parameters: int
     itemsize: int
     graph: int
@@ -53,7 +91,7 @@ class Prediction:
     """What one measurement is expected to take: seconds, and bytes at its peak. NaN where it gives no estimate."""
 
     name: str
-    seconds: float
+    seconds: Span
     memory: float
 
 
@@ -66,24 +104,25 @@ def one_batch(task: Task) -> Task:
 
 
 def measure_speed(task: Task) -> Speed:
-    """Time a forward pass, a gradient and a product on one batch of `task` (about 20 passes over it).
+    """Time a forward pass, a gradient and a product on one batch of `task` (about 30 passes over it).
 
     Raises what the objective raises: the loss must be measurable.
     """
     split = task.splits[0] if task.splits else "train"
-    with Objective(one_batch(task), split) as objective:
-        forward = _seconds(lambda: objective.evaluate(), objective.device)
-        gradient = _seconds(lambda: objective.gradient(), objective.device)
+    with Objective(one_batch(task), split) as objective, contextlib.ExitStack() as stack:
         n = sum(p.numel() for p in objective.parameters)
-        product, graph, reason = math.nan, 0, ""
+        calls: list[Callable[[], Any]] = [objective.evaluate, objective.gradient]
+        graph, reason = 0, ""
         try:
-            with Hessian(objective) as hessian:
-                vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
-                # The first one, which builds the graph, is not counted: it is built once for all products.
-                product = _seconds(lambda: hessian @ vector, objective.device)
-                graph = hessian.held[0]
+            hessian = stack.enter_context(Hessian(objective))
+            vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
+            # The first one, which builds the graph, is not counted: it is built once for all products.
+            hessian @ vector
+            calls.append(lambda: hessian @ vector)
+            graph = hessian.held[0]
         except LandscapeError as error:
             reason = str(error)
+        forward, gradient, product = (*timed(calls, objective.device), UNKNOWN)[:3]
         tensors = [*objective.model.parameters(), *objective.model.buffers()]
         return Speed(
             samples=objective.samples,
@@ -108,35 +147,37 @@ def measure_pass(task: Task) -> Speed:
     """
     split = task.splits[0] if task.splits else "train"
     with Objective(one_batch(task), split) as objective:
-        start = time.perf_counter()
-        objective.evaluate()
-        _wait(objective.device)
-        forward = time.perf_counter() - start
-        n = sum(p.numel() for p in objective.parameters)
-        return Speed(objective.samples, forward, 3 * forward, PASSES_A_PRODUCT * forward, n, 8, 0, 0, 0, 0)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person says it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        own, wall = _run(objective.evaluate, cpu_clock(objective.device))
+        forward, n = Span(own, max(own, wall)), sum(p.numel() for p in objective.parameters)
+        gradient, product = forward.times(3, 3), forward.times(PASSES_A_PRODUCT, PASSES_A_PRODUCT)
+        return Speed(objective.samples, forward, gradient, product, n, 8, 0, 0, 0, 0)
 
 
 def predict(chosen: Sequence[Chosen], speed: Speed, samples: int) -> list[Prediction]:
-    """Return what each measurement takes on a draw of `samples` samples: the batch's times, scaled up."""
+    """Return what each measurement takes on a draw of `samples` samples: the batch's times, scaled up; see RESTS_ON."""
     found = []
     scale = samples / speed.samples
     for c in chosen:
         m = c.measurement
         if m.estimate is None:
-            found.append(Prediction(m.name, math.nan, math.nan))
+            found.append(Prediction(m.name, UNKNOWN, math.nan))
             continue
         passes = m.estimate(**{"draw_samples": samples, "parameters": speed.parameters, **c.options})
-        products = "second derivative" in m.needs and math.isfinite(speed.product)
-        a_pass = speed.product / PASSES_A_PRODUCT if products else speed.forward
-        found.append(Prediction(m.name, scale * passes * a_pass, _memory(speed, scale, passes if products else 0)))
+        fewest, most = passes if isinstance(passes, tuple) else (passes, passes)
+        if "second derivative" in m.needs and speed.product.known:
+            a_pass = speed.product.times(1 / PASSES_A_PRODUCT, 1 / PASSES_A_PRODUCT)
+            seconds = a_pass.times(scale * fewest, scale * most + CHOOSING)
+            found.append(Prediction(m.name, seconds, _memory(speed, scale, most)))
+        else:
+            seconds = speed.forward.times(scale * fewest, scale * most)
+            found.append(Prediction(m.name, seconds, _memory(speed, scale, 0)))
     return found
+
+
+def total(found: Sequence[Prediction]) -> Span:
+    """Return the time of all measurements that give an estimate."""
+    known = [p.seconds for p in found if p.seconds.known]
+    return Span(sum(s.low for s in known), sum(s.high for s in known))
 
 
 def _memory(speed: Speed, scale: float, passes: float) -> float:
@@ -146,19 +187,29 @@ def _memory(speed: Speed, scale: float, passes: float) -> float:
     return 3 * speed.weights + speed.batch * scale + graphs + basis
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Return the fastest of several runs after one to warm up: 2 or more, up to 20 while they take 0.2 s in all."""
-    call()
-    times: list[float] = []
-    while len(times) < 2 or (sum(times) < 0.2 and len(times) < 20):
-        _wait(device)
-        start = time.perf_counter()
+def timed(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[Span]:
+    """Return what each of the calls takes, from 2 to 20 trials of all in turn, after one to warm up.
+
+    In turn, because memory that one of them left makes the next one fast or slow, up to 4 times, as in the measurements
+    themselves. The low end is the fastest trial by `cpu_clock`; the high end a slow trial by it, or the mean by the
+    clock on the wall where others took the machine from this thread: over many passes such delays add up to that.
+    """
+    clock = cpu_clock(device)
+    for call in calls:
         call()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    trials: list[list[tuple[float, float]]] = []
+    while len(trials) < FEWEST or (len(trials) < MOST and sum(wall for t in trials for _, wall in t) < ENOUGH):
+        trials.append([_run(call, clock) for call in calls])
+    spans = []
+    for of_call in zip(*trials, strict=True):
+        own = sorted(seconds for seconds, _ in of_call)
+        slow = own[math.ceil(SLOW * len(own)) - 1]
+        spans.append(Span(own[0], max(slow, sum(wall for _, wall in of_call) / len(of_call))))
+    return spans
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _run(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, float]:
+    """Return the seconds of a call by the given clock, and by the one on the wall."""
+    start, wall = clock(), time.perf_counter()
+    call()
+    return clock() - start, time.perf_counter() - wall

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import small_world
@@ -11,11 +13,12 @@ import torch
 from landscape import Task, open_archive, save_checkpoint
 from landscape import results as registry
 from landscape.errors import ArchiveError, CheckpointError, MeasurementError, ObjectiveError, TaskError
+from landscape.probes import prediction
 from landscape.probes.derivatives import twice_differentiable
 from landscape.probes.inspection import inspect_task
 from landscape.probes.outcome import SECTIONS, ProbeOutcome, merged
 from landscape.probes.posthoc import plan_run, probe_checkpoints
-from landscape.probes.prediction import PASSES_A_PRODUCT, Speed, measure_speed, predict
+from landscape.probes.prediction import CHOOSING, PASSES_A_PRODUCT, Span, Speed, measure_speed, predict, timed, total
 from landscape.probes.selection import UnknownName, choose, samples_to_draw
 from landscape.probes.targets import archive_paths
 from landscape.results import Measurement, Result, StoredResult
@@ -291,9 +294,9 @@ def test_a_failed_result_is_null():
 def test_predicted_time_is_passes_times_the_pass_measured():
     speed = Speed(
         samples=100,
-        forward=0.5,
-        gradient=1.5,
-        product=6.0,
+        forward=Span(0.5, 0.75),
+        gradient=Span(1.5, 2.0),
+        product=Span(6.0, 9.0),
         parameters=10,
         itemsize=8,
         graph=700,
@@ -302,22 +305,83 @@ def test_predicted_time_is_passes_times_the_pass_measured():
         budget=2000,
     )
 
-    def registered(name, needs):
-        return Measurement(name, name, lambda: Result(), "", {}, {}, True, 1, lambda *, k=1, **_: 10.0 * k, needs)
+    def registered(name, needs, estimate):
+        return Measurement(name, name, lambda: Result(), "", {}, {}, True, 1, estimate, needs)
 
     from landscape.probes.selection import Chosen
 
-    plain, curved = (
-        Chosen(registered(n, needs), {"k": 2}, False) for n, needs in (("a", ()), ("b", ("second derivative",)))
-    )
+    plain = Chosen(registered("a", (), lambda *, k=1, **_: 10.0 * k), {"k": 2}, False)
+    bends = registered("b", ("second derivative",), lambda *, k=1, **_: (10.0 * k, 20.0 * k))
+    curved = Chosen(bends, {"k": 2}, False)
     unknown = Chosen(Measurement("c", "c", lambda: Result(), "", {}, {}, True, 1, None), {}, False)
     a, b, c = predict([plain, curved, unknown], speed, 400)
-    assert a.seconds == 4 * 20 * 0.5
-    assert b.seconds == 4 * 20 * 6.0 / PASSES_A_PRODUCT
-    assert math.isnan(c.seconds)
+    assert a.seconds == Span(4 * 20 * 0.5, 4 * 20 * 0.75)
+    assert b.seconds == Span(4 * 20 * 6.0 / PASSES_A_PRODUCT, (4 * 40 + CHOOSING) * 9.0 / PASSES_A_PRODUCT)
+    assert not c.seconds.known
+    assert total([a, b, c]) == Span(a.seconds.low + b.seconds.low, a.seconds.high + b.seconds.high)
     assert a.memory == 3 * 80 + 4 * 50 + 700
     # Four batches' graphs would take 2,800: as many are kept as the budget holds.
-    assert b.memory == pytest.approx(3 * 80 + 4 * 50 + 2000 + 20 / PASSES_A_PRODUCT * 10 * 8)
+    assert b.memory == pytest.approx(3 * 80 + 4 * 50 + 2000 + 40 / PASSES_A_PRODUCT * 10 * 8)
+
+
+CPU = torch.device("cpu")
+
+
+class Machine:
+    """A pretended machine: a call takes seconds of its own, and the wall's clock shows more where others compute."""
+
+    def __init__(self, monkeypatch, busy):
+        self.own, self.wall, self.busy = 100.0, 500.0, busy
+        monkeypatch.setattr(prediction, "cpu_clock", lambda device: lambda: self.own)
+        monkeypatch.setattr(prediction, "time", SimpleNamespace(perf_counter=lambda: self.wall))
+
+    def computing(self, *seconds):
+        """Return a call that takes these seconds in turn."""
+        turns = itertools.cycle(seconds)
+
+        def call():
+            spent = next(turns)
+            self.own += spent
+            self.wall += self.busy * spent
+
+        return call
+
+
+class TestTimed:
+    def test_a_free_machine_whose_calls_take_the_same_gives_a_point(self, monkeypatch):
+        machine = Machine(monkeypatch, busy=1)
+        forward, product = timed([machine.computing(0.25), machine.computing(2.0)], CPU)
+        assert (forward, product) == (Span(0.25, 0.25), Span(2.0, 2.0))
+
+    @pytest.mark.parametrize("busy", [1, 2, 3.5])
+    def test_the_span_holds_what_many_calls_take_on_a_free_machine_and_on_one_as_busy(self, monkeypatch, busy):
+        machine = Machine(monkeypatch, busy)
+        (span,) = timed([machine.computing(0.010, 0.011, 0.013)], CPU)
+        call, own, wall = machine.computing(0.010, 0.011, 0.013), machine.own, machine.wall
+        for _ in range(1000):
+            call()
+        expected = span.times(1000, 1000)
+        assert expected.low <= machine.own - own <= expected.high
+        assert machine.wall - wall <= expected.high * 1.02  # 20 trials of three kinds aren't a whole number of rounds
+        assert expected.high <= 1.35 * busy * (machine.own - own)
+
+    def test_one_hiccup_is_not_the_rule(self, monkeypatch):
+        machine = Machine(monkeypatch, busy=1)
+        (span,) = timed([machine.computing(*[0.01] * 19, 0.1)], CPU)
+        assert span.low == pytest.approx(0.01)
+        assert span.high == pytest.approx((19 * 0.01 + 0.1) / 20)
+
+    def test_the_first_run_of_each_is_not_counted(self, monkeypatch):
+        machine = Machine(monkeypatch, busy=1)
+        (span,) = timed([machine.computing(50.0, *[1.0] * 30)], CPU)
+        assert span == Span(1.0, 1.0)
+
+    def test_slow_calls_are_tried_twice_and_quick_ones_20_times(self, monkeypatch):
+        machine, calls = Machine(monkeypatch, busy=1), []
+        for seconds in (5.0, 1e-6):
+            call = machine.computing(seconds)
+            timed([lambda call=call: calls.append(call) or call()], CPU)
+        assert [calls.count(c) for c in dict.fromkeys(calls)] == [3, 21]
 
 
 def test_one_batch_is_timed_and_the_model_is_as_before(world):
@@ -325,7 +389,8 @@ def test_one_batch_is_timed_and_the_model_is_as_before(world):
     before = [p.clone() for p in task.model.parameters()]
     speed = measure_speed(task)
     assert speed.samples == 200
-    assert 0 < speed.forward < speed.gradient < speed.product
+    assert 0 < speed.forward.low < speed.gradient.low < speed.product.low
+    assert all(t.low <= t.high for t in (speed.forward, speed.gradient, speed.product))
     assert speed.weights == 67 * 4
     # At least the input of the second layer (200, 8) and the logits' softmax (200, 3) are kept for the derivatives.
     assert speed.graph >= 200 * (8 + 3) * 4

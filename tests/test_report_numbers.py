@@ -13,7 +13,7 @@ from scipy import stats
 from landscape.comparison.ranks import FEWEST, kendall
 from landscape.curvature.spectrum import ScaledCurvature, SharpnessEstimate
 from landscape.report.measures import measures, settings, sharpness_names
-from landscape.report.numbers import count, given, interval, number, seconds, uncertain
+from landscape.report.numbers import count, given, interval, number, seconds, span, uncertain
 from landscape.report.runs import flat, make_run, unique
 from landscape.report.scales import finite, scales
 from landscape.report.sections.sharpness import build as sharpness_section
@@ -67,6 +67,12 @@ def test_an_interval_has_the_digits_of_its_width():
         (seconds(0.4), "0.4 s"),
         (seconds(200), "3 min 20 s"),
         (seconds(8000), "2 h 13 min"),
+        (span(6.04, 9.2), "6 to 9.2 s"),
+        (span(0.00112, 0.0014), "0.0011 to 0.0014 s"),
+        (span(12.2, 12.4), "12 s"),
+        (span(50, 180), "0.83 to 3 min"),
+        (span(5000, 10000), "1.4 to 2.8 h"),
+        (span(math.nan, math.nan), "NaN"),
     ],
 )
 def test_single_numbers(text, expected):

@@ -57,10 +57,18 @@ KINDS = {
 DEFAULT = ("sam", "adaptive", "average", "average_adaptive", "keskar")
 
 
-def _passes(*, kind: str | Sequence[str] = DEFAULT, steps: int = 20, draws: int = 20, **_: object) -> float:
+def _passes(
+    *,
+    kind: str | Sequence[str] = DEFAULT,
+    samples: int = 1024,
+    steps: int = 20,
+    draws: int = 20,
+    draw_samples: int = 1,
+    **_: object,
+) -> float:
     # A gradient is 3 forward passes; a line search of L-BFGS-B makes about 1.5 of them in an iteration.
     cost = {"ball": 3.0 * steps, "noise": 1.0 * draws, "box": 4.5 * KESKAR_ITERATIONS}
-    return sum(cost[KINDS[name].search] for name in _names(kind))
+    return min(1.0, samples / max(draw_samples, 1)) * sum(cost[KINDS[name].search] for name in _names(kind))
 
 
 @measurement(

@@ -108,6 +108,15 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def span(low: float, high: float) -> str:
+    """Return a duration between two ends, in one unit, with two digits each: 6 to 9 s, 1.5 to 4 min, 3 h."""
+    if not math.isfinite(high):
+        return not_finite(high)
+    unit, long = ("s", 1) if high < 90 else ("min", 60) if high < 5400 else ("h", 3600)
+    least, most = (given(float(f"{value / long:.2g}")) for value in (low, high))
+    return f"{most} {unit}" if least == most else f"{least} to {most} {unit}"
+
+
 def _exponent(value: float, digits: int) -> int:
     """Power of ten of `value` after rounding to `digits` digits (9.999 with 2 digits is 10)."""
     return int(f"{abs(value):.{digits - 1}e}".split("e")[1])

@@ -13,7 +13,7 @@ import torch
 
 from landscape.errors import LandscapeError, TrainingError
 
-from ..prediction import measure_speed, predict
+from ..prediction import measure_speed, predict, total
 from ..selection import choose, samples_to_draw
 from .cell import in_a_line, one_thread_on_cpu
 from .grid import Cell
@@ -53,7 +53,7 @@ def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tupl
     """Return what each of the cells will take; nothing is written. `Sweep.estimate` calls it.
 
     `variants` are the parts of a cell of each combination without its seed. Cells that differ in seed, schedule, rate
-    or epochs alone share their timing. Costs about 25 steps, an evaluation and 20 passes over a batch for each other
+    or epochs alone share their timing. Costs about 25 steps, an evaluation and 30 passes over a batch for each other
     combination. Raises what `variants` raises.
     """
     timed: dict[str, tuple[float, float, float, int, int]] = {}
@@ -127,9 +127,7 @@ def _measuring(parts: Parts, how: How) -> float:
     try:
         speed = measure_speed(task)
         samples = task.draw(task.splits[0]).samples
-        return sum(
-            p.seconds for p in predict(choose(how.only, how.preset, how.options), speed, samples) if p.seconds > 0
-        )
+        return total(predict(choose(how.only, how.preset, how.options), speed, samples)).middle
     except LandscapeError as error:
         raise TrainingError(f"the final checkpoints can't be measured: {in_a_line(error)}") from error
 
