@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from .sparse import content
+
 #: Samples that are read twice: of a flip in every other one, 15 of 16 data sets are found (chosen by us).
 SAMPLES = 4
 
@@ -34,9 +36,9 @@ def random_sample(data: Any) -> int | None:
 
 def _differ(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        if a.shape != b.shape or a.dtype != b.dtype:
+        if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
             return True
-        return not bool(((a == b) | ((a != a) & (b != b))).all())
+        return any(map(_differing, content(a), content(b)))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return a.shape != b.shape or not bool(((a == b) | ((a != a) & (b != b))).all())
     if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -46,3 +48,7 @@ def _differ(a: Any, b: Any) -> bool:
     if isinstance(a, int | float | str) and isinstance(b, int | float | str):
         return a != b and (a == a or b == b)
     return False  # objects of other kinds need not be equal to their own copies
+
+
+def _differing(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape != b.shape or not bool(((a == b) | ((a != a) & (b != b))).all())

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import batch_size_of, first_line, join, map_tensors, pick, seed_all, slice_batch, tensors_of, to_device
+from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
+from .data import first_line, seed_all
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import hits_of_samples, known_ignore_index
 from .outputs import forward_of, prediction_of
@@ -24,6 +25,7 @@ from .passes import Evaluation, evaluate, grouped_predictions
 from .placement import place, placed
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
+from .sparse import shape_of
 from .tasks import Task
 from .verification import Verified, can_cut, verify
 
@@ -160,7 +162,7 @@ class Objective:
     def _load(self) -> list[Any]:
         batches = list(self.draw.batches)
         if self.device.type == "cuda":
-            need = sum(t.numel() * t.element_size() for b in batches for t in tensors_of(b))
+            need = sum(map(bytes_of, batches))
             free, _ = torch.cuda.mem_get_info(self.device)
             if need > free // 2:  # half, chosen by us: graphs and the Krylov basis need the rest
                 self._on_host = True
@@ -437,7 +439,7 @@ class Objective:
         except (LandscapeError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in _shown(args))
+            shapes = ", ".join(map(shape_of, _shown(args)))
             raise TaskError(
                 f"the task failed on a {self.split} batch: {type(error).__name__}: {first_line(error)}"
                 + (f" (tensors: {shapes})" if shapes else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data import batch_size_of
+from .batch import batch_size_of
 from .errors import MeasurementError, ObjectiveError
 from .labels import known_ignore_index, rows_of_samples
 from .outputs import lacking_labels, predicted

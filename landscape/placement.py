@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .data import to_device
+from .batch import to_device
 from .errors import TaskError
 from .parameters import trainable
 from .tasks import Task

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import batch_size_of, tensors_of
+from .batch import batch_size_of, tensors_of
 from .errors import ObjectiveError
 
 # Mean over the elements of the outputs (after broadcasting against the target).

@@ -15,7 +15,8 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .data import in_precision, seeded
+from .batch import in_precision
+from .data import seeded
 from .errors import ObjectiveError
 
 

@@ -40,7 +40,8 @@ class Task:
             mean's own denominator: samples, tokens not ignored, or the sum of the class weights. It is known for
             the losses of torch.nn. A plain mean of another loss counts by samples, which is verified on every
             batch (the whole against its parts) and refused with a line where it does not hold.
-        train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`.
+        train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`. Batches
+            may hold sparse tensors; where their rows may be a graph's nodes, no batch is cut.
         name: shown in reports.
         forward: `(model, batch) -> (outputs, target)`; by default `(model(x), y)` for a pair and
             `(model(**batch), batch)` for a dict. `landscape.next_token` is that of causal language models, with

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import tensors_of
+from .batch import tensors_of
 from .errors import TaskError
 from .labels import IGNORE_INDEX, LABEL_NAMES, default_target, logits_of
 from .reduction import split_value, torch_loss_settings

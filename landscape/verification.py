@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .data import batch_size_of, map_tensors, seeded, slice_batch, tensors_of
+from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors_of
+from .data import seeded
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
 from .session import batchnorm_layers
+from .sparse import same
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -67,10 +69,8 @@ def _verify(objective: Objective) -> Verified:
     notes: tuple[str, ...] = ()
     if any(f.weighing == "samples" for f in found):
         how = "verified: each batch's mean is that of its parts"
-        if not objective.can_cut():
-            how = "not verified: no cutting"
-        elif not any(f.compared for f in found):
-            how = "not verified: batches of one sample"
+        if not any(f.compared for f in found):
+            how = f"not verified: {'batches of one sample' if objective.can_cut() else 'no cutting'}"
         notes = (f"batches are weighed by their samples ({how})",)
     notes += tuple(f.doubt for f in found if f.doubt)
     labels = labels_there(objective)
@@ -124,7 +124,7 @@ def _compare_with_parts(
 ) -> bool:
     """Check that a batch's mean is that of its parts; return whether it could be compared."""
     size = batch_size_of(batch)
-    if size == 1 or not objective.can_cut():
+    if size == 1 or not (objective.can_cut() or objective.can_cut(outputs)):
         sample_weight(outputs, batch, objective.what)
         return False
     if size is None or not objective.can_cut(outputs):
@@ -194,7 +194,7 @@ def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[
             value,
             slice_batch(outputs, start, stop, size),
             slice_batch(target, start, stop, size),
-            slice_batch(batch, start, stop, size),
+            None if objective.draw.whole else slice_batch(batch, start, stop, size),  # the outputs say how many
         )
         if weight > 0:
             found.append((float(mean.detach()), weight))
@@ -238,9 +238,12 @@ def can_cut(objective: Objective, outputs: Any = None) -> bool:
     task = objective.task
     if not task.rebatch or (task.batchnorm == "batch" and batchnorm_layers(objective.model)):
         return False
-    if task.batch_loss is not None or _holds_a_number(outputs):
-        return task.rng == "refuse"  # each part would draw its own random numbers
-    return outputs is None or batch_size_of(outputs) is not None
+    own = task.batch_loss is not None or _holds_a_number(outputs)
+    if own and task.rng != "refuse":
+        return False  # each part would draw its own random numbers
+    if outputs is None or own:
+        return not objective.draw.whole  # the batches themselves are cut
+    return batch_size_of(outputs) is not None and not stays_whole(outputs)
 
 
 def _holds_a_number(outputs: Any) -> bool:
@@ -260,7 +263,7 @@ def _random_layer(objective: Objective, batch: Any, first: float, again: float) 
     turns = [_outputs_of_modules(objective, batch) for _ in range(2)]
     culprit = "the loss function itself"
     for (name, a), (_, b) in zip(*turns, strict=False):
-        if any(not torch.equal(x, y) for x, y in zip(a, b, strict=False)):
+        if any(not same(x, y) for x, y in zip(a, b, strict=False)):
             culprit = name
             break
     return (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.data import as_tensor
+from landscape.batch import as_tensor
 from landscape.dynamics.norms import clip_coefficient
 
 from .attachment import Attachment

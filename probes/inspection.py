@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from landscape.data import tensors_of
+from landscape.batch import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
 from landscape.outputs import lacking_labels
 from landscape.results import Check, Measurement
+from landscape.sparse import shape_of
 from landscape.tasks import Task
 
 from .derivatives import twice_differentiable
@@ -151,8 +152,7 @@ def _data(task: Task) -> list[Check]:
     for split in task.splits:
         draw = task.draw(split)
         size = "an unknown number of" if draw.available is None else f"{draw.available:,}"
-        tensors = tensors_of(draw.batches[0])
-        shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
+        shapes = ", ".join(map(shape_of, tensors_of(draw.batches[0])))
         found.append(Check(f"{split} data", "pass", f"{size} samples; a batch holds {shapes}"))
     if "test" not in task.splits:
         found.append(Check("test data", "warn", "none: calibration and the gap will be missing or measured on train"))

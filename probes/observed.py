@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from landscape.batch import as_tensor
 from landscape.calibration.accumulator import CalibrationAccumulator
-from landscape.data import as_tensor
 
 #: Numbers of logits that are kept for the fit of a temperature (chosen by us: 16 MB; 400,000 samples of ten classes,
 #: 4,000 of a thousand, where its standard error is about 0.02).

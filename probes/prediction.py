@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from landscape.batch import bytes_of
 from landscape.clock import cpu_clock
 from landscape.curvature.operators import Hessian
 from landscape.curvature.products import free_memory
-from landscape.data import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
 from landscape.tasks import Task
@@ -133,7 +133,7 @@ def measure_speed(task: Task) -> Speed:
             itemsize=objective.parameters[0].element_size(),
             graph=graph,
             weights=sum(t.numel() * t.element_size() for t in tensors),
-            batch=sum(t.numel() * t.element_size() for b in objective.draw.batches for t in tensors_of(b)),
+            batch=sum(map(bytes_of, objective.draw.batches)),
             budget=free_memory(objective.device),
             reason=reason,
         )

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape import Hessian, Objective, Task, eigenpairs, measurements, sampling_error, sharpness, to_precision, trace
+from landscape.batch import batch_size_of
 from landscape.curvature.extrapolation import Parts, spread
 from landscape.curvature.measure import measure_eigenvalues
 from landscape.curvature.quantities import numbers_of
 from landscape.curvature.spectrum import Eigenpairs
 from landscape.curvature.subsamples import Subsamples
-from landscape.data import batch_size_of
 from landscape.errors import MeasurementError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..data import map_tensors, tensors_of
+from ..batch import map_tensors, tensors_of
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..reduction import split_value

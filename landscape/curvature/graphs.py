@@ -190,7 +190,7 @@ def _only_once(node: Any) -> bool:
 _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
 
-def explained(error: RuntimeError) -> Exception:
+def explained(error: Exception) -> Exception:
     """Turn autograd's refusals into a line that names the operation and the way out."""
     text = first_line(error)
     found = re.search(r"derivative for '?(?:aten::)?([\w.]+)'? is not implemented", text)

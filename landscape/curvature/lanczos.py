@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import as_tensor
+from ..batch import as_tensor
 from ..errors import MeasurementError
 from ..results import Check, Cost
 from .krylov import Ritz, Subspace

@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from ..data import first_line
-from ..errors import LandscapeError, MeasurementError
+from ..errors import LandscapeError, MeasurementError, TaskError
 from ..objective import Batches, Objective
+from ..sparse import parts
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
 from .joining import batches_to_join
@@ -183,7 +184,11 @@ class Products:
                 findings(self._objective)[LAST] = False
                 self.release()
                 return self._multiply(columns, parameters, keep)
-            raise error if isinstance(error, LandscapeError) else self._explained(error) from error
+            # The task was verified in reverse mode: where it fails in another one, the strategy is why.
+            own = isinstance(error, LandscapeError) and not (
+                isinstance(error, TaskError) and self._strategy in _SPECIAL
+            )
+            raise error if own else self._explained(error) from error
         # By operation count, in forward passes: a gradient with its graph 3, a product through it 6.
         self._objective.passes += 3 * built + 6 * k
         return torch.cat([t.view(k, -1) for t in sums], dim=1), total
@@ -205,7 +210,7 @@ class Products:
         """Whether all derivatives are taken in reverse mode; forward mode goes through torch's own functions."""
         return self._strategy not in ("forward", "linearize")
 
-    def _explained(self, error: RuntimeError) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         if "can't allocate memory" in str(error):
             return error
         if self._strategy in _SPECIAL:
@@ -374,9 +379,10 @@ def graph_bytes(build: Callable[[], Any], parameters: Sequence[torch.Tensor]) ->
     held: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
+        for part in parts(t):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                held[storage.data_ptr()] = storage.nbytes()
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data import join, pick, slice_batch
+from ..batch import join, pick, slice_batch
 from ..errors import MeasurementError
 from ..parameters import unwrap
 from ..session import batchnorm_layers
@@ -22,14 +22,14 @@ class Subsamples:
     """The units of one draw in random order: samples, or whole batches where they must stay as they are.
 
     Whole batches stay with `rebatch=False`, where BatchNorm takes each batch's own statistics, where random numbers
-    are drawn batch by batch, and where the number of samples of a batch is not known.
+    are drawn batch by batch, and where the number of samples of a batch is not known or its rows may be none.
     """
 
     def __init__(self, task: Task, split: str, seed: int) -> None:
         self.task, self.split, self.draw = task, split, task.draw(split)
         self._sizes = [1 if s is None else s for s in self.draw.sizes]
         own_statistics = task.batchnorm == "batch" and bool(batchnorm_layers(unwrap(task.model)))
-        known = all(s is not None for s in self.draw.sizes)
+        known = not self.draw.whole and all(s is not None for s in self.draw.sizes)
         self.whole_batches = not (task.rebatch and known) or own_statistics or task.rng == "fixed"
         count = len(self._sizes) if self.whole_batches else self.draw.samples
         self._order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import as_tensor
+from ..batch import as_tensor
 from ..errors import MeasurementError
 from .norms import joint_norm, tensor_norms
 from .packed import Packed

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from ..data import map_tensors, tensors_of
+from ..batch import map_tensors, tensors_of
 from ..reduction import known_weight, split_value
 from ..results import Check
 from .inputs import CLASSES

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import as_tensor
+from ..batch import as_tensor
 from ..errors import TrainingError
 
 

@@ -17,8 +17,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 from torch.utils.data import default_collate as collate
 
-from landscape.data import as_tensor, batch_size_of, draw_batches, is_columns, is_samples, mapping_like, to_device
+from landscape.batch import as_tensor, batch_size_of, bytes_of, mapping_like, pick, stays_whole, to_device
+from landscape.data import draw_batches
 from landscape.errors import TrainingError
+from landscape.forms import is_columns, is_samples
 
 from .grid import FULL
 
@@ -68,7 +70,7 @@ class Batches:
         self._resident = False
         if self._columns is not None:
             self._columns = _as_tensors(self._columns)
-            self._resident = sum(t.numel() * t.element_size() for t in _values(self._columns)) <= _RESIDENT
+            self._resident = bytes_of(self._columns) <= _RESIDENT
             if self._resident:
                 self._columns = to_device(self._columns, self.device, dtype)
         self.samples: int | None = self._count()
@@ -84,8 +86,8 @@ class Batches:
                 self._loader, self._drop_last = data, bool(data.drop_last)
                 self._dataset = data.dataset
                 plain = isinstance(data.sampler, SequentialSampler | RandomSampler) and data.collate_fn is collate
-                if plain and type(data.dataset) is TensorDataset:
-                    self._columns = data.dataset.tensors
+                if plain:
+                    self._columns = _columns_of(data.dataset)
                 return
         elif isinstance(data, IterableDataset):
             size = batch_size if isinstance(batch_size, int) else default
@@ -94,8 +96,8 @@ class Batches:
         elif is_columns(data):
             self._columns = data
             return
-        elif type(data) is TensorDataset:
-            self._columns = data.tensors
+        elif (columns := _columns_of(data)) is not None:
+            self._columns = columns
             return
         elif isinstance(data, Dataset) or is_samples(data) or _is_indexed(data):
             self._dataset = data
@@ -188,14 +190,10 @@ class Batches:
         return _sampled(sampler, self.seed, epoch)
 
     def _cut(self, parts: Sequence[torch.Tensor]) -> Iterator[Any]:
-        columns = self._columns
-        device = _values(columns)[0].device
+        assert self.samples is not None
+        device = _values(self._columns)[0].device
         for part in parts:
-            index = part.to(device)
-            if isinstance(columns, Mapping):
-                yield mapping_like(columns, {k: v[index] for k, v in columns.items()})
-            else:
-                yield tuple(c[index] for c in columns)
+            yield pick(self._columns, part.to(device), self.samples)
 
     def _read(self, parts: Sequence[torch.Tensor], epoch: int) -> Iterator[Any]:
         own = self._loader
@@ -279,3 +277,11 @@ def _as_tensors(columns: Any) -> Any:
 
 def _is_indexed(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | tuple | Mapping)
+
+
+def _columns_of(data: Any) -> tuple[torch.Tensor, ...] | None:
+    """Return the tensors of a TensorDataset that may be cut as they are.
+
+    Its rows are samples by its own word, but those of what may be a graph's matrix are read one by one.
+    """
+    return data.tensors if type(data) is TensorDataset and not stays_whole(data.tensors) else None

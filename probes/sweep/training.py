@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from landscape.data import as_tensor, to_device
+from landscape.batch import as_tensor, to_device
 from landscape.errors import TrainingError
 from landscape.labels import hits
 from landscape.outputs import forward_of, prediction_of

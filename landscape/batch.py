@@ -1,0 +1,215 @@
+"""What can be done to a batch, whatever containers it is made of: walked, placed, cut, joined, told from another."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from . import sparse
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """Return a tensor as it is, and other numbers as one on the CPU, whatever torch.set_default_device says."""
+    return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
+
+
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        return change(as_tensor(batch))
+    return _map_parts(batch, lambda part: map_tensors(part, change))
+
+
+def _map_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a container of the same kind with each part changed; the batch itself where it is no container."""
+    if isinstance(batch, Mapping):
+        return mapping_like(batch, {k: change(v) for k, v in batch.items()})
+    if isinstance(batch, PackedSequence):
+        return batch
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(change(v) for v in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(change(v) for v in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        other = copy.copy(batch)
+        for f in dataclasses.fields(batch):
+            object.__setattr__(other, f.name, change(getattr(batch, f.name)))
+        return other
+    return batch
+
+
+def mapping_like(batch: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
+    """Return these parts in a mapping of the batch's kind: user code may look for them as attributes."""
+    if hasattr(batch, "to_tuple"):  # a Transformers ModelOutput
+        return type(batch)(**parts)
+    if isinstance(batch, UserDict):  # a Transformers BatchEncoding
+        other = copy.copy(batch)
+        other.data = parts
+        return other
+    return parts
+
+
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return `batch` on the device, its floating-point tensors in `dtype`, complex ones in the same precision."""
+
+    def change(t: torch.Tensor) -> torch.Tensor:
+        if t.is_inference():  # made under the caller's inference_mode: autograd would refuse it
+            t = t.clone()
+        return t.to(device, in_precision(t.dtype, dtype))
+
+    def place(part: Any) -> Any:
+        if isinstance(part, torch.Tensor | np.ndarray):
+            return map_tensors(part, change)
+        if isinstance(part, PackedSequence):
+            return part.to(in_precision(part.data.dtype, dtype)).to(device)  # its sizes stay on the host
+        if isinstance(part, Mapping | list | tuple) or not callable(getattr(part, "to", None)):
+            return _map_parts(part, place)
+        return _place_object(part, device, change)
+
+    return place(batch)
+
+
+def in_precision(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """Return what a tensor of this kind becomes where floats are `dtype`: integers and booleans stay."""
+    if kind.is_complex:
+        return dtype.to_complex()
+    return dtype if kind.is_floating_point else kind
+
+
+def _place_object(batch: Any, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a batch class of the user's own on the device; on a copy, since some move themselves in place."""
+    other = copy.copy(batch)
+    if hasattr(other, "to_dict") and callable(getattr(other, "apply", None)):  # PyTorch Geometric's way
+        return other.apply(change)
+    other = copy.copy(other.to(device))
+    for name, value in list(getattr(other, "__dict__", {}).items()):
+        if isinstance(value, torch.Tensor):
+            setattr(other, name, change(value))
+    return other
+
+
+def tensors_of(batch: Any) -> list[torch.Tensor]:
+    """Return every tensor of a batch (or of a model's outputs), in order."""
+    found: list[torch.Tensor] = []
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        found.append(t)
+        return t
+
+    map_tensors(batch, keep)
+    return found
+
+
+def bytes_of(batch: Any) -> int:
+    """Return the bytes that the tensors of a batch take."""
+    return sum(sparse.bytes_of(t) for t in tensors_of(batch))
+
+
+def batch_size_of(batch: Any) -> int | None:
+    """Return the number of samples: the first dimension that all tensors share, None where they don't."""
+    sizes = {len(t) for t in tensors_of(batch) if t.ndim > 0}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
+    """Return the samples start..stop of a batch (or of a model's outputs) that holds `size` samples."""
+    return pick(batch, slice(start, stop), size)
+
+
+def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
+    """Return the samples of a batch (or of a model's outputs) at `index`; what has not `size` rows is kept.
+
+    So is a sparse tensor whose rows may be something else: a batch that `stays_whole` is for nobody to cut.
+    """
+
+    def cut(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            if part.ndim == 0 or len(part) != size:
+                return part
+            if sparse.is_sparse(part):
+                rows = index if isinstance(index, torch.Tensor) else torch.arange(size, device="cpu")[index]
+                return part if stays_whole(batch) else sparse.rows(part, rows)
+            return part[index.to(part.device) if isinstance(index, torch.Tensor) else index]
+        if isinstance(part, np.ndarray):
+            rows = index.numpy() if isinstance(index, torch.Tensor) else index
+            return part[rows] if part.ndim > 0 and len(part) == size else part
+        if isinstance(part, list | tuple) and not hasattr(part, "_fields") and _is_rows(part, size):
+            return part[index] if isinstance(index, slice) else type(part)(part[i] for i in index.tolist())
+        return _map_parts(part, cut)
+
+    return cut(batch)
+
+
+def stays_whole(batch: Any) -> str:
+    """Say why a batch can't be cut into samples, whatever the loss is; "" where nothing speaks against it."""
+    tensors = tensors_of(batch)
+    for t in tensors:
+        if sparse.is_sparse(t) and not sparse.rows_are_samples(t, len(tensors) - 1):
+            return f"a sparse tensor {tuple(t.shape)}, whose rows may be the nodes of one graph"
+    return ""
+
+
+def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Return one batch of all these batches' samples; ValueError where they don't fit (lengths that differ, say)."""
+    first = batches[0]
+    if isinstance(first, torch.Tensor) and all(t.ndim > 0 and len(t) == n for t, n in zip(batches, sizes, strict=True)):
+        if len({(t.dtype, t.device, t.layout, t.shape[1:]) for t in batches}) > 1:
+            raise ValueError("the samples of these batches have different shapes")
+        return sparse.joined(batches) if sparse.is_sparse(first) else torch.cat(list(batches))
+    if isinstance(first, Mapping) and all(type(b) is type(first) and b.keys() == first.keys() for b in batches):
+        return mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
+    if isinstance(first, list | tuple) and all(type(b) is type(first) for b in batches):
+        if not hasattr(first, "_fields") and all(_is_rows(b, n) for b, n in zip(batches, sizes, strict=True)):
+            return type(first)(row for b in batches for row in b)
+        if len({len(b) for b in batches}) == 1 and not isinstance(first, PackedSequence):
+            found = [join(column, sizes) for column in zip(*batches, strict=True)]
+            return type(first)(*found) if hasattr(first, "_fields") else type(first)(found)
+    if first is None or (isinstance(first, str | int | float) and all(b == first for b in batches)):
+        return first
+    raise ValueError(f"batches of {type(first).__name__} can't be joined")
+
+
+def _is_rows(batch: Any, size: int) -> bool:
+    """Whether a list holds one thing (a string, a number) for each of `size` samples."""
+    return len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch)
+
+
+def fingerprint(batches: Iterable[Any]) -> str:
+    """Return a SHA-256 over every tensor's dtype, shape and bytes, and every string and number, in order."""
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> Any:
+        if isinstance(part, torch.Tensor | np.ndarray):
+            for t in tensors_of(part):
+                digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+                if sparse.is_sparse(t):
+                    digest.update(str(t.layout).encode())
+                    add(sparse.content(t.detach().to("cpu")))
+                    continue
+                # A clone, since a tensor of one element counts as contiguous whatever its stride is.
+                flat = t.detach().to("cpu").resolve_conj().resolve_neg().reshape(-1)
+                flat = flat.clone(memory_format=torch.contiguous_format)
+                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        elif isinstance(part, str | bytes | int | float | complex):
+            digest.update(repr(part).encode())
+        elif callable(getattr(part, "to", None)) and not isinstance(part, Mapping | list | tuple):
+            add(part.to_dict() if callable(getattr(part, "to_dict", None)) else dict(getattr(part, "__dict__", {})))
+        elif isinstance(part, PackedSequence):
+            add(tuple(part))
+        else:
+            _map_parts(part, add)
+        return part
+
+    for batch in batches:
+        add(batch)
+    return digest.hexdigest()
