@@ -232,7 +232,7 @@ def point_cost(task: Task, runs: int) -> dict[str, Any]:
     """Return what one point of a plane costs in bare forward passes over the same batches."""
     with Objective(task) as objective:
         chosen = tuple(random_direction(objective, s) for s in (0, 1))
-        points = Points(objective, chosen)
+        points = Points(objective, chosen, checkpoint=objective.evaluate())
         batches = [objective.batch(i) for i in range(len(objective))]
         model, loss = objective.model, task.loss
         assert loss is not None

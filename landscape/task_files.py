@@ -46,13 +46,17 @@ class TaskReference:
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task that a checkpoint named, and where it came from. `warnings` are for the user, one line each."""
+    """A task that a checkpoint named, and where it came from. `warnings` are for the user, one line each.
+
+    `loss` is the loss of the registry that stands in for the task's own, or "".
+    """
 
     task: Task
     reference: str
     path: Path
     settings: dict[str, Any]
     warnings: tuple[str, ...]
+    loss: str = ""
 
 
 def load_task(spec: str, **settings: Any) -> Task:
@@ -130,7 +134,7 @@ def load_named_task(
     warnings = ()
     if reference.sha256 and reference.sha256 != _sha256(source):
         warnings = (f"{where} changed since the checkpoint was written; the model, loss or data may be others",)
-    return LoadedTask(task, reference.reference, path, given, warnings)
+    return LoadedTask(task, reference.reference, path, given, warnings, reference.loss)
 
 
 def resolve_reference(reference: str, *, root: str | os.PathLike[str] = ".") -> tuple[Path, str]:

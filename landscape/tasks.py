@@ -133,6 +133,8 @@ class Task:
         self.optimizer = optimizer
         #: Whether a token's logits are for its own label or the next one's; None until `outputs` has found out.
         self.pairing: Pairing | None = None
+        #: Texts that `landscape.identity.hold` keeps of these arguments, by name.
+        self.described: dict[str, str] = {}
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
 
@@ -144,6 +146,7 @@ class Task:
         other = Task(**{n: changes.get(n, getattr(self, n)) for n in _ARGUMENTS})
         if not {"train", "test"} & set(changes):
             other._draws = self._draws
+        other.described = {name: text for name, text in self.described.items() if name not in changes}
         return other
 
     @property

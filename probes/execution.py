@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from landscape.archive.reader import Entry
-from landscape.archive.schema import dump_json
+from landscape.archive.schema import Subject, dump_json, load_json, plain
 from landscape.archive.writer import ArchiveWriter
+from landscape.differences import differences
 from landscape.errors import MeasurementError, ObjectiveError
+from landscape.identity import describe
 from landscape.journal import Journal, keeping
 from landscape.parameters import trainable
 from landscape.results import Check, Measurement, Result, StoredResult, kind_of
@@ -51,9 +53,16 @@ class Execution:
         self.missing: dict[str, str] = {}
         self.unwritten: list[Result] = []
         self.curved: Check | None = None
-        self.deadline = deadline
-        #: Rows of interrupted measurements that were found again.
-        self.reused = 0
+        #: Rows of interrupted measurements, those of an earlier run and the new ones.
+        self.log = Journal(
+            writer.unfinished,
+            writer.keep,
+            known=writer.known,
+            facts=ready.called,
+            deadline=deadline,
+            say=lambda why: self.say(f"{self.label}: {why}"),
+        )
+        self.label = ""
 
     @property
     def unfinished(self) -> list[str]:
@@ -65,28 +74,56 @@ class Execution:
         """Measure what was chosen; `name` is what progress calls the checkpoint, its label by default."""
         start = time.perf_counter()
         for number, c in enumerate(self.chosen, 1):
-            label = f"{name or self.subject.label}: {c.measurement.name}"
+            self.label = label = f"{name or self.subject.label}: {c.measurement.name}"
             found = self._earlier(c)
             if found and all(e.status == "complete" for e in found):
                 self.say(f"{label} ({number} of {len(self.chosen)}) is in the archive already")
                 self.results |= self._named(c, [e.result for e in found])
                 continue
             self.say(f"{label} ({number} of {len(self.chosen)})")
+            why = () if found else self._why_anew(c)
+            if why:
+                self.say(f"{label}: measured anew, not taken from the archive: another is {', '.join(why)}")
             self._one(c, found)
         if not self.results:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
             raise MeasurementError(f"nothing could be measured of {self.ready.checkpoint.path} ({reasons})")
         return self._outcome(time.perf_counter() - start)
 
-    def _asked(self, c: Chosen) -> str:
+    def _asked(self, c: Chosen) -> dict[str, Any]:
         """Return all that the result depends on beside the subject: a resumed run looks for it."""
-        draws = {split: self.ready.task.draw(split).fingerprint for split in self.ready.task.splits}
-        return dump_json({"measurement": c.measurement.name, "options": c.options, "draws": draws})
+        draws = {split: f"#{self.ready.task.draw(split).fingerprint}" for split in self.ready.task.splits}
+        return {
+            "measurement": c.measurement.name,
+            "option": plain(c.options),
+            "draw": draws,
+            **describe(self.ready.task),
+            **self.ready.called,
+        }
 
     def _earlier(self, c: Chosen) -> list[Entry]:
         """Return what an earlier run of this archive found when it was asked the same of the same checkpoint."""
-        asked = self._asked(c)
+        asked = dump_json(self._asked(c))
         return [e for e in self.writer.earlier if e.asked == asked and e.subject.key == self.subject.key]
+
+    def _why_anew(self, c: Chosen) -> list[str]:
+        """Return what differs from the result that the archive holds of this measurement and file, if it holds one."""
+        now = {**self._asked(c), **self._circumstances(self.subject)}
+        found = []
+        for e in reversed(self.writer.earlier):  # of two as near, the later one
+            asked = load_json(e.asked) if e.asked and e.subject.checkpoint == self.subject.checkpoint else {}
+            if asked.get("measurement") == c.measurement.name:
+                found.append(differences({**asked, **self._circumstances(e.subject)}, now))
+        return min(found, key=len, default=[])
+
+    def _circumstances(self, subject: Subject) -> dict[str, Any]:
+        told = {"task_file", "task_hash", *self.ready.called.get("setting", {})}
+        return {
+            "weights": f"#{subject.fingerprint}",
+            "step": subject.step,
+            "epoch": subject.epoch,
+            "circumstance": {k: v for k, v in subject.facts.items() if k not in told},
+        }
 
     @staticmethod
     def _named(c: Chosen, results: Sequence[Result]) -> dict[str, Result]:
@@ -95,12 +132,11 @@ class Execution:
 
     def _one(self, c: Chosen, earlier: Sequence[Entry]) -> None:
         m = c.measurement
-        log = Journal(self.writer.unfinished, self.writer.keep, deadline=self.deadline)
-        if log.out_of_time:
+        if self.log.out_of_time:
             self.missing[m.name] = OUT_OF_TIME
             return
         try:
-            with keeping(log):
+            with keeping(self.log):
                 result = self._result(c)
         except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
             if not _only_this_one(error, c):
@@ -110,11 +146,10 @@ class Execution:
             self.unwritten.append(not_measured(m, c.options, reason))
         else:
             found = self._named(c, [result, *(result.along or ())])
-            asked = self._asked(c)
+            asked = dump_json(self._asked(c))
             for one, before in itertools.zip_longest(found.values(), earlier[: len(found)]):
                 self.writer.add(one, subject=self.subject, asked=asked, replaces=before)
             self.results |= found
-        self.reused += log.reused
         while self.results and self.unwritten:
             self.writer.add(self.unwritten.pop(0), subject=self.subject)
 

@@ -51,8 +51,8 @@ def probe_checkpoints(
         out: one archive for all; None writes `<checkpoint>.landscape.h5` for each into the current folder.
         append, force: add to an archive that exists, or replace it.
         resume: go on where an earlier run was interrupted or killed: what is in the archive (or in what a killed run
-            left beside it) for the same checkpoint, data and options is not measured again, and a surface that was
-            under way takes over its points, bit for bit.
+            left beside it) for the same checkpoint, task, settings, loss, data and options is not measured again, and a
+            surface that was under way takes over its points, bit for bit; of what is measured anew it is said why.
         time_limit: seconds after which no measurement is begun, and a surface stops with the best picture so far; the
             archive's status is then "interrupted".
         progress: show bars on stderr.
@@ -179,7 +179,7 @@ class Plan:
                         run = Execution(ready, chosen, self.preset, self.say, writers[i], progress, deadline)
                         outcomes.append(run.measure(name))
                         left.extend(run.unfinished)
-                        reused += run.reused
+                        reused += run.log.reused
                     else:
                         path = name or ready.checkpoint.path
                         self.say(f"{path} is a point of the trajectory, whose plane lies elsewhere")
@@ -190,9 +190,7 @@ class Plan:
                         )
                 kept = sum(len(rows) for w in dict.fromkeys(writers) for rows in w.unfinished.values())
                 if kept and not reused:
-                    self.say(
-                        f"{kept:,} points of the earlier run are of other weights, data or directions: none is used"
-                    )
+                    self.say(f"of the {kept:,} points of the earlier run none was used")
         except BaseException:
             kept = [str(w.path) for w in dict.fromkeys(writers) if w.results and w.path.exists()]
             if kept:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from landscape.archive.schema import Subject
+from landscape.archive.schema import Subject, plain
 from landscape.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from landscape.errors import CheckpointError, TaskError
+from landscape.identity import hold
 from landscape.objective import Objective
 from landscape.scaffold import default_task_file, describe_checkpoint, next_commands
 from landscape.task_files import LoadedTask, TaskReference, file_sha256, load_named_task, load_task
@@ -22,7 +23,10 @@ from landscape.tasks import Task
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with a checkpoint's weights in its model, ready to be measured. `run` are the settings of its training."""
+    """A task with a checkpoint's weights in its model, ready to be measured. `run` are the settings of its training.
+
+    `called` says which task it is, and how it was called: plain data on which every number depends.
+    """
 
     checkpoint: Checkpoint
     task: Task
@@ -32,6 +36,10 @@ class Prepared:
     device: str
     dtype: str
     warnings: tuple[str, ...]
+    called: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        hold(self.task)  # before its loss has been called
 
     @property
     def split(self) -> str:
@@ -87,19 +95,23 @@ class Tasks:
             task.optimizer = checkpoint.optimizer
         objective = Objective(task, task.splits[0])
         is_file = loaded.path.is_file() and loaded.path.suffix == ".py"
+        file = {"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {}
         return Prepared(
             checkpoint=checkpoint,
             task=task,
             reference=loaded.reference,
             # A recorder's state lets a training go on; it is no setting of the run.
             run={k: v for k, v in {**checkpoint.facts, **loaded.settings}.items() if v is not None and k != "recorder"},
-            facts={
-                **({"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {}),
-                **_recorded_in(checkpoint),
-            },
+            facts={**file, **_recorded_in(checkpoint)},
             device=str(objective.device),
             dtype=str(objective.dtype).removeprefix("torch."),
             warnings=warnings,
+            called={
+                "task": loaded.reference,
+                "task's file": f"#{file.get('task_hash', '')}",
+                "setting": plain(loaded.settings),
+                "loss of the registry": loaded.loss or "none",
+            },
         )
 
     def bare(self, path: str | os.PathLike[str] | None = None) -> tuple[Task, Checkpoint | None, tuple[str, ...]]:

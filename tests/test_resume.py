@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from landscape import Plane, Task, journal, open_archive, plane, random_directio
 from landscape.archive.writer import ArchiveWriter
 from landscape.cli.options import Duration
 from landscape.errors import ArchiveError
+from landscape.identity import hold
 from landscape.journal import Journal, keeping, until
 from landscape.surface.grid import axis, line
 from landscape.surface.points import Points
@@ -34,8 +38,15 @@ from torch import nn
 from landscape import Task, task
 
 
+WIDTH = 1.0
+
+
+def softened(outputs, target):
+    return nn.functional.huber_loss(outputs, nn.functional.one_hot(target, 3).to(outputs), delta=WIDTH)
+
+
 @task
-def slow(hidden: int = 8):
+def slow(hidden: int = 8, loss: str = "ce", smoothing: float = 0.0, slope: float = 0.0):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(4, hidden), nn.Tanh(), nn.Linear(hidden, 3))
     x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -45,7 +56,8 @@ def slow(hidden: int = 8):
         time.sleep(float(os.environ.get("SLOW", 0)))
         return model(batch[0]), batch[1]
 
-    return Task(model, nn.CrossEntropyLoss(), (x, y), forward=forward)
+    losses = {"ce": nn.CrossEntropyLoss(label_smoothing=smoothing), "huber": softened}
+    return Task(nn.Sequential(*model, nn.LeakyReLU(1 - slope)), losses[loss], (x, y), forward=forward)
 """
 GRID = ("--only", "performance,surface", "--grid", "41")
 
@@ -70,9 +82,11 @@ class Memory:
 
     def __init__(self, stop: int = -1):
         self.rows: dict[str, list[np.ndarray]] = {}
+        self.facts: dict[str, Mapping[str, Any]] = {}
         self.stop = stop
 
-    def write(self, key: str, rows: np.ndarray) -> None:
+    def write(self, key: str, rows: np.ndarray, facts: Mapping[str, Any]) -> None:
+        self.facts[key] = facts
         self.rows.setdefault(key, []).append(rows)
         if self.count >= self.stop >= 0:
             self.stop = -1
@@ -84,6 +98,9 @@ class Memory:
 
     def kept(self) -> dict[str, np.ndarray]:
         return {key: np.concatenate(parts) for key, parts in self.rows.items()}
+
+    def again(self, say: Callable[[str], None] | None = None) -> Journal:
+        return Journal(self.kept(), self.write, known=self.facts, say=say)
 
 
 @pytest.fixture
@@ -109,7 +126,7 @@ def test_an_interrupted_plane_goes_on_with_the_same_points(at_once, tol):
         plane(small(), alphas=steps, betas=steps, tol=tol)
     assert memory.count == 40
     before = memory.count
-    with keeping(Journal(memory.kept(), memory.write)) as log:
+    with keeping(memory.again()) as log:
         again = plane(small(), alphas=steps, betas=steps, tol=tol)
     same(whole, again)
     assert log.reused == 40
@@ -122,12 +139,83 @@ def test_points_serve_another_grid_of_the_same_directions(at_once):
     memory = Memory()
     with keeping(Journal(write=memory.write)):
         line(small(), alphas=axis(1, 5))
-    with keeping(Journal(memory.kept(), memory.write)) as log:
+    with keeping(memory.again()) as log:
         line(small(), alphas=axis(1, 9))
     assert log.reused == 5
 
 
-@pytest.mark.parametrize("other", ["weights", "data", "direction", "precision", "quantities", "buffers"])
+def smoothed(factor: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, target, label_smoothing=factor)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        (nn.CrossEntropyLoss(), nn.MultiMarginLoss()),
+        (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+        (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 1.0]).double())),
+        (smoothed(0.1), smoothed(0.2)),
+        (partial(nn.functional.cross_entropy, label_smoothing=0.1), partial(nn.functional.cross_entropy)),
+    ],
+    ids=["class", "setting", "buffer", "closure", "partial"],
+)
+def test_points_of_another_loss_are_never_taken_and_it_is_said(at_once, losses):
+    steps, said = axis(1, 3), []
+    memory = Memory()
+    with keeping(Journal(write=memory.write)):
+        line(small().replace(loss=losses[0]), alphas=steps)
+    fresh = line(small().replace(loss=losses[1]), alphas=steps)
+    with keeping(memory.again(said.append)) as log:
+        again = line(small().replace(loss=losses[1]), alphas=steps)
+    assert log.reused == 0
+    np.testing.assert_array_equal(again.loss, fresh.loss)
+    assert len(said) == 1
+    assert "not taken from the 3 points of the earlier run: another is the loss (" in said[0]
+    # Both losses' points are there now, and each finds its own.
+    for loss in losses:
+        with keeping(memory.again(said.append)) as log:
+            line(small().replace(loss=loss), alphas=steps)
+        assert log.reused == 3
+    assert len(said) == 1
+
+
+def test_points_whose_origin_had_another_loss_are_not_taken_though_nothing_tells_them_apart(at_once, monkeypatch):
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs, target, label_smoothing=float(os.environ["SMOOTHING"]))
+
+    steps, said = axis(1, 3), []
+    memory = Memory()
+    for smoothing, reused in (("0.1", 0), ("0.2", 0), ("0.2", 3), ("0.1", 3)):
+        monkeypatch.setenv("SMOOTHING", smoothing)
+        with keeping(memory.again(said.append)) as log:
+            line(small().replace(loss=loss), alphas=steps)
+        assert log.reused == reused, smoothing
+    assert len(said) == 1
+    assert "another is the loss at the origin (" in said[0]
+
+
+def test_a_loss_that_counts_its_calls_is_the_same_loss_where_the_task_is_held(at_once):
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return nn.functional.cross_entropy(outputs, target)
+
+    memory = Memory()
+    for calls, reused in ((0, 0), (5, 3)):
+        task = small().replace(loss=Counting())
+        hold(task)
+        task.loss.calls = calls
+        with keeping(memory.again()) as log:
+            line(task, alphas=axis(1, 3))
+        assert log.reused == reused
+
+
+@pytest.mark.parametrize("other", ["weights", "data", "direction", "precision", "quantities", "buffers", "layer"])
 def test_points_of_anything_else_are_never_taken(at_once, other):
     def made() -> Task:
         task = small()
@@ -147,11 +235,13 @@ def test_points_of_anything_else_are_never_taken(at_once, other):
         options = {"d2": random_direction(task, 5)}
     elif other == "precision":
         task = task.replace(dtype=torch.float32)
+    elif other == "layer":
+        task.model[1] = nn.ReLU()
     elif other == "buffers":
         task.model[3].running_mean[0] = 0.5
     else:
         options = {"accuracy": False}
-    with keeping(Journal(memory.kept(), memory.write)) as log:
+    with keeping(memory.again()) as log:
         plane(task, alphas=axis(1, 3), betas=axis(1, 3), **options)
     assert log.reused == 0
 
@@ -303,7 +393,7 @@ def test_a_time_limit_leaves_a_partial_picture_and_resume_completes_it(world, mo
 
 
 def test_measurements_that_were_not_begun_in_time_are_made_by_resume(world, monkeypatch):
-    stop_the_clock(monkeypatch, after=4)
+    stop_the_clock(monkeypatch, after=3)
     found = small_world.landscape("probe", "net.pt", "--only", "performance,trace", "--time-limit", "1h")
     assert found.exit_code == 0, found.output
     assert "not measured: trace: the time limit came first; --resume goes on" in found.output
@@ -343,8 +433,67 @@ def test_points_of_other_weights_are_said_and_not_used(world, monkeypatch):
     save_checkpoint("net.pt", small_world.train(5), task="slow.py:slow")
     said = small_world.landscape("probe", "net.pt", *GRID, "--resume")
     assert said.exit_code == 0, said.output
-    assert "points of the earlier run are of other weights, data or directions: none is used" in said.output
+    assert "not taken from the 300 points of the earlier run: another is the weights" in said.output
+    assert "of the 300 points of the earlier run none was used" in said.output
     assert not any("earlier run" in n for n in surface("net.landscape.h5").notes)
+
+
+CHANGES = {
+    "loss": (("--set", "loss=huber"), "the setting loss (none before, now huber)"),
+    "smoothing": (("--set", "smoothing=0.1"), "the setting smoothing (none before, now 0.1)"),
+    "model": (("--set", "slope=0.5"), "the setting slope (none before, now 0.5)"),
+    "data": (("--max-samples", "30"), "the data"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_interrupted_probe_takes_no_points_of_another_task_setting(world, monkeypatch, change):
+    options, why = CHANGES[change]
+    grid = ("--only", "performance,surface", "--grid", "9")
+    interrupt(monkeypatch, *grid, after=30)
+    small_world.done("probe", "net.pt", *grid, *options, "-o", "fresh.h5")
+    said = small_world.landscape("probe", "net.pt", *grid, *options, "--resume")
+    assert said.exit_code == 0, said.output
+    assert "evaluated anew, not taken from the 30 points of the earlier run: another is" in said.output
+    assert why in said.output
+    same(surface("fresh.h5"), surface("net.landscape.h5"))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_finished_probe_is_measured_anew_with_another_task_setting(world, change):
+    options, why = CHANGES[change]
+    grid = ("--only", "line", "--grid", "5")
+    small_world.done("probe", "net.pt", *grid)
+    small_world.done("probe", "net.pt", *grid, *options, "-o", "fresh.h5")
+    said = small_world.landscape("probe", "net.pt", *grid, *options, "--resume")
+    assert said.exit_code == 0, said.output
+    assert "net: line: measured anew, not taken from the archive: another is" in said.output
+    assert why.replace("data", "draw train") in said.output
+    fresh, found = (open_archive(a).entries[-1].result for a in ("fresh.h5", "net.landscape.h5"))
+    np.testing.assert_array_equal(found.loss, fresh.loss)
+    before = Path("net.landscape.h5").read_bytes()
+    said = small_world.landscape("probe", "net.pt", *grid, *options, "--resume")
+    assert "is in the archive already" in said.output
+    assert Path("net.landscape.h5").read_bytes() == before
+
+
+def test_a_loss_that_the_checkpoint_names_and_one_whose_constant_changed_are_other_losses(world, monkeypatch):
+    only = ("--only", "line", "--grid", "5")
+    small_world.done("probe", "net.pt", *only)
+    for loss in ("focal(gamma=2)", "focal(gamma=3)"):
+        save_checkpoint("net.pt", small_world.train(0), task="slow.py:slow", task_loss=loss)
+        said = small_world.landscape("probe", "net.pt", *only, "--resume").output
+        assert f"the loss of the registry ({'none' if '2' in loss else 'focal(gamma=2)'} before, now {loss})" in said
+    # The function lies in a module beside the task's file, which itself stays the same.
+    Path("beside.py").write_text(SLOW)
+    Path("imports.py").write_text(
+        "from landscape import task\nimport beside\n\n@task\ndef made():\n    return beside.slow(loss='huber')\n"
+    )
+    imported = ("--task", "imports.py:made", *only, "-o", "beside.h5")
+    small_world.done("probe", "net.pt", *imported)
+    monkeypatch.setattr(sys.modules["beside"], "WIDTH", 0.25)
+    said = small_world.landscape("probe", "net.pt", *imported, "--resume").output
+    assert "another is the loss (softened with other code or settings)" in said
 
 
 @pytest.mark.parametrize("other", ["--append", "--force"])

@@ -22,7 +22,7 @@ from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .history import History, read_history
-from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, unpack
+from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, load_json, unpack
 from .segments import held, live_folder
 
 
@@ -142,15 +142,21 @@ class Archive:
     @cached_property
     def unfinished(self) -> dict[str, np.ndarray]:
         """Return the rows that an interrupted measurement left, by key; see `landscape.journal`."""
+        with self._unfinished() as found:
+            return {name: np.asarray(rows[()], dtype=np.float64) for name, rows in found.items()}
+
+    @cached_property
+    def known(self) -> dict[str, dict[str, Any]]:
+        """Return the facts on which those rows depend, by key; {} for rows of an earlier version."""
+        with self._unfinished() as found:
+            return {name: load_json(str(unpack(rows.attrs).get("facts", "{}"))) for name, rows in found.items()}
+
+    @contextlib.contextmanager
+    def _unfinished(self) -> Iterator[dict[str, h5py.Dataset]]:
         with self._opened() as file:
             group = file.get(UNFINISHED)
-            if not isinstance(group, h5py.Group):
-                return {}
-            return {
-                name: np.asarray(rows[()], dtype=np.float64)
-                for name, rows in group.items()
-                if isinstance(rows, h5py.Dataset) and rows.ndim == 2
-            }
+            held = group.items() if isinstance(group, h5py.Group) else ()
+            yield {name: rows for name, rows in held if isinstance(rows, h5py.Dataset) and rows.ndim == 2}
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

@@ -4,7 +4,8 @@
     /run                    attributes: loss, schedule, optimizer, batch_size, task and every setting
     /results/<kind>/<id>    one Result: its variables with dimension scales; `attributes` and `subject` as JSON
     /appended/<number>      attributes: provenance and settings of each later writing into the same file
-    /unfinished/<key>       (n, columns) rows of a measurement that was interrupted, for `--resume`; gone once complete
+    /unfinished/<key>       (n, columns) rows of a measurement that was interrupted, for `--resume`, and in
+                            `facts` what they depend on; gone once complete
 
 Any other group belongs to somebody else, and survives appending as it is.
 """

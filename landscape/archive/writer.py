@@ -25,11 +25,25 @@ from ..results import Result
 from .atomic import Partial, reserve
 from .groups import Encoded, encode, write_group
 from .reader import Archive, Entry, open_archive
-from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, STATUSES, UNFINISHED, Subject, pack, unpack
+from .schema import (
+    APPENDED,
+    FORMAT,
+    FORMAT_VERSION,
+    RESULTS,
+    RUN,
+    STATUSES,
+    UNFINISHED,
+    Subject,
+    dump_json,
+    pack,
+    unpack,
+)
 
 #: `<path>.partial` is rewritten as a whole after each result, but never takes more than 1/20 of the time:
 #: after a write of 0.1 s, results of the next 2 s wait for the one that follows. Chosen by us.
 FLUSH_SHARE = 20.0
+#: Longer facts of unfinished rows stay out: HDF5 takes no attribute of 64 KB, and they only explain.
+FACTS = 60_000
 
 
 class ArchiveWriter:
@@ -87,7 +101,10 @@ class ArchiveWriter:
         #: What an earlier run of this path measured, and the rows that its unfinished measurements left.
         self.earlier: tuple[Entry, ...] = ()
         self.unfinished: dict[str, np.ndarray] = {}
+        #: The facts that each of those rows depends on; see `landscape.journal`.
+        self.known: dict[str, Mapping[str, Any]] = {}
         self._rows: dict[str, list[np.ndarray]] = {}
+        self._facts: dict[str, Mapping[str, Any]] = {}
         self._fresh = False
         self._replaced: list[str] = []
         try:
@@ -138,11 +155,13 @@ class ArchiveWriter:
         self._flush_in_turn()
         return name
 
-    def keep(self, key: str, rows: np.ndarray) -> None:
+    def keep(self, key: str, rows: np.ndarray, facts: Mapping[str, Any] | None = None) -> None:
         """Keep rows of a measurement that is under way; they go when the archive is complete.
 
-        `key` is a plain name, `rows` (n, columns) with the same columns each time. ArchiveError where the disk is full.
+        `key` is a plain name, `rows` (n, columns) with the same columns each time, `facts` the plain data on which the
+        rows depend. ArchiveError where the disk is full.
         """
+        self._facts.setdefault(key, facts or {})
         self._rows.setdefault(key, []).append(np.asarray(rows, dtype=np.float64))
         self._fresh = True
         self._flush_in_turn()
@@ -252,6 +271,8 @@ class ArchiveWriter:
                 before = self.unfinished.get(key, rows[:0])
                 # A killed appending went on from the rows of the old archive: it holds those, and more.
                 self.unfinished[key] = rows if len(rows) >= len(before) else before
+            self.known |= source.known if source is not None else {}
+        self._facts = dict(self.known)
         self._rows = {key: [rows] for key, rows in self.unfinished.items()}
         self._fresh = bool(left is not None and left.unfinished)
         if left is not None:
@@ -319,7 +340,12 @@ class ArchiveWriter:
             found: Any = file.get(f"{UNFINISHED}/{key}")
             if found is None:
                 shape = (None, rows.shape[1])
-                file.create_dataset(f"{UNFINISHED}/{key}", data=rows, maxshape=shape, chunks=(256, rows.shape[1]))
+                made = file.create_dataset(
+                    f"{UNFINISHED}/{key}", data=rows, maxshape=shape, chunks=(256, rows.shape[1])
+                )
+                text = dump_json(self._facts.get(key, {}))
+                if len(text) < FACTS:
+                    made.attrs["facts"] = text
             elif len(found) < len(rows):
                 have = len(found)
                 found.resize(len(rows), axis=0)

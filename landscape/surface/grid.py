@@ -306,7 +306,7 @@ class _Slice:
         self.points = Points(
             objective,
             directions,
-            terms=self.checkpoint.terms,
+            checkpoint=self.checkpoint,
             accuracy=accuracy,
             held_out=held_out,
             criteria=criteria,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import MeasurementError
+from ..identity import describe, text_of
 from ..journal import journal
 from ..objective import Objective
 from ..passes import Evaluation
@@ -26,7 +27,8 @@ class Points:
     """What is measured at theta + sum_i c_i d_i, a row of numbers for each point.
 
     `names` says what the columns are: "loss", "accuracy", "held-out loss", "held-out accuracy", then the terms of the
-    loss and the criteria. `evaluated` counts the points of this run, `reused` those found in the journal.
+    loss and the criteria. `checkpoint` is what the loss gave at step 0; `evaluated` counts the points of this run,
+    `reused` those found in the journal.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Points:
         objective: Objective,
         directions: Sequence[Direction],
         *,
-        terms: Iterable[str] = (),
+        checkpoint: Evaluation,
         accuracy: bool = True,
         held_out: Objective | None = None,
         criteria: Criteria | None = None,
@@ -44,7 +46,7 @@ class Points:
         self.along = [d.tensors(objective.names) for d in directions]
         self.criteria = dict(criteria or {})
         self.autocast: Autocast | None = autocast
-        self.terms = tuple(dict.fromkeys([*terms, *self.criteria]))
+        self.terms = tuple(dict.fromkeys([*checkpoint.terms, *self.criteria]))
         self._accuracy = [o is not None and accuracy and o.has_labels for o in (objective, held_out)]
         optional = (
             ("accuracy", self._accuracy[0]),
@@ -54,9 +56,11 @@ class Points:
         self.names = ("loss", *(name for name, there in optional if there), *self.terms)
         self.evaluated = self.reused = 0
         self._journal = journal()
-        self._key = _fingerprint(objective, directions, self) if self._journal.wanted else ""
-        kept = self._journal.rows(self._key, len(self.along) + len(self.names))
-        self._kept = {tuple(row[: len(self.along)]): row[len(self.along) :] for row in kept.tolist()}
+        self._key, self._kept = "", {}
+        if self._journal.wanted:
+            width = len(self.along) + len(self.names)
+            self._key, kept = self._journal.rows(_facts(objective, directions, self), checkpoint.loss, width)
+            self._kept = {tuple(row[: len(self.along)]): row[len(self.along) :] for row in kept.tolist()}
 
     def rows(self, points: Iterable[tuple[float, ...]]) -> Iterator[list[float]]:
         """Yield the row of each point, in order. Raises OutOfTime before a point for which no time is left."""
@@ -122,21 +126,29 @@ def autocasting(device: torch.device, kind: Autocast | None) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _fingerprint(objective: Objective, directions: Sequence[Direction], points: Points) -> str:
-    """Return what everything beside the steps comes down to: data, weights, directions, precision, quantities."""
-    found = hashlib.sha256()
+def _facts(objective: Objective, directions: Sequence[Direction], points: Points) -> dict[str, Any]:
+    """Return what a point's numbers depend on beside its steps, as plain data."""
     splits = [o for o in (objective, points.held_out) if o is not None]
-    facts = [
-        *(f"{o.split} {o.fingerprint} {o.largest}" for o in splits),
-        *(str(x) for x in (objective.device.type, objective.dtype, objective.task.mode, objective.task.batchnorm)),
-        str(points.autocast),
-        *points.names,
-    ]
-    found.update("\n".join(facts).encode())
-    buffers = [b for b in objective.model.buffers() if b is not None]
     held = {id(p) for p in objective.parameters}
-    frozen = [p.detach() for p in objective.model.parameters() if id(p) not in held]
-    for tensors in (objective.center, frozen, buffers, *(d.tensors(objective.names) for d in directions)):
-        for t in tensors:
-            found.update(np.ascontiguousarray(t.detach().cpu().reshape(-1).view(torch.uint8).numpy()).data)
-    return found.hexdigest()[:32]
+    others = [p.detach() for p in objective.model.parameters() if id(p) not in held]
+    others += [b for b in objective.model.buffers() if b is not None]
+    criteria = {name: text_of(c) for name, c in points.criteria.items()}
+    return {
+        **describe(objective.task),
+        "data": " and ".join(f"{o.split} #{o.fingerprint} {o.largest}" for o in splits),
+        "weights": _digest([*objective.center, *others]),
+        "directions": _digest([t for d in directions for t in d.tensors(objective.names)]),
+        "coordinates": len(points.along),
+        "device": objective.device.type,
+        "precision": str(objective.dtype).removeprefix("torch."),
+        "autocast": points.autocast,
+        "quantities": ", ".join(points.names),
+        **({"criteria": criteria} if criteria else {}),
+    }
+
+
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for t in tensors:
+        found.update(np.ascontiguousarray(t.detach().cpu().reshape(-1).view(torch.uint8).numpy()).data)
+    return f"#{found.hexdigest()[:32]}"

@@ -58,6 +58,7 @@ def measure_final(
         device=str(objective.device),
         dtype=str(objective.dtype).removeprefix("torch."),
         warnings=(),
+        called={"task": source.reference or source.spec, "loss of the registry": loss or "none"},
     )
     chosen = choose(how.only, how.preset, how.options)
     described = provenance(seed=task.seed, device=ready.device)

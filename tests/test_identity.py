@@ -1,0 +1,157 @@
+"""A task's texts: the same in every process for the same task, others where its loss, model or functions are others."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from landscape import Task
+from landscape.differences import differences
+from landscape.identity import describe, hold
+
+FACTOR = 2.0
+
+
+def scaled(outputs: torch.Tensor, target: torch.Tensor, by: float = 1.0) -> torch.Tensor:
+    return by * FACTOR * nn.functional.cross_entropy(outputs, target)
+
+
+class Margin:
+    def __init__(self, margin: float, names: set[str] | None = None) -> None:
+        self.margin, self._names = margin, names or {"one", "two", "three"}
+
+    def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return nn.functional.multi_margin_loss(outputs, target, margin=self.margin)
+
+    def method(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self(outputs, target)
+
+
+def within(factor: float) -> Callable[..., torch.Tensor]:
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return factor * scaled(outputs, target)
+
+    return loss
+
+
+def made(loss: Any = None, **settings: Any) -> Task:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(0.1), nn.Dropout(0.5), nn.Linear(4, 3))
+    return Task(model, loss or nn.CrossEntropyLoss(), (torch.zeros(6, 3), torch.arange(6) % 3), **settings)
+
+
+PAIRS = {
+    "module's setting": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(ignore_index=0)),
+    "module's buffer": (nn.CrossEntropyLoss(torch.ones(3)), nn.CrossEntropyLoss(torch.tensor([1.0, 1.0, 2.0]))),
+    "closure": (within(1.0), within(2.0)),
+    "partial": (functools.partial(scaled, by=1.0), functools.partial(scaled, by=2.0)),
+    "cached": (functools.cache(within(1.0)), functools.cache(within(2.0))),
+    "attribute": (Margin(1.0), Margin(2.0)),
+    "method": (Margin(1.0).method, Margin(2.0).method),
+    "code": (lambda o, y: (o * 2).sum(), lambda o, y: (o * 3).sum()),
+    "kind": (nn.CrossEntropyLoss(), scaled),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_other_losses_have_other_texts_and_equal_ones_the_same(pair):
+    one, other = (describe(made(loss)) for loss in PAIRS[pair])
+    assert one == describe(made(PAIRS[pair][0]))
+    assert [name for name in one if one[name] != other[name]] == ["loss"]
+
+
+def test_a_global_that_a_function_reads_belongs_to_it_at_any_depth(monkeypatch):
+    losses = (scaled, within(1.0))
+    before = [describe(made(loss))["loss"] for loss in losses]
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3.0)
+    assert all(describe(made(loss))["loss"] != text for loss, text in zip(losses, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "value"), [(1, nn.LeakyReLU(0.2)), (1, nn.ReLU()), (2, nn.Dropout(0.1)), (3, nn.Linear(4, 3, bias=False))]
+)
+def test_another_structure_is_another_model(layer, value):
+    task = made()
+    task.model[layer] = value
+    before, now = describe(made()), describe(task)
+    assert [name for name in before if before[name] != now[name]] == ["model"]
+
+
+def test_weights_modes_and_hooks_of_torch_are_no_part_of_the_model():
+    task = made()
+    before = describe(task)
+    with torch.no_grad():
+        task.model[0].weight += 1
+    task.model.eval()
+    assert describe(task) == before
+
+
+def test_a_function_that_refers_to_the_model_and_to_itself_ends():
+    task = made()
+
+    def forward(model: nn.Module, batch: Any) -> Any:
+        assert forward is not None
+        return task.model(batch[0]), batch[1]
+
+    text = describe(task.replace(forward=forward))["forward"]
+    assert text.startswith("forward #")
+    assert describe(task.replace(forward=forward))["forward"] == text
+
+
+def test_texts_are_the_same_in_every_process(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_identity import *; "
+    code += "print([describe(made(x)) for x in (scaled, within(2.0), Margin(1.0).method, nn.CrossEntropyLoss())])"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    assert "scaled #" in said[0]
+
+
+def test_what_is_held_stays_and_goes_with_the_argument_that_it_describes():
+    loss = Margin(1.0)
+    task = made(loss)
+    hold(task)
+    before = describe(task)
+    loss.margin = 2.0
+    assert describe(task) == before
+    assert describe(task.replace(seed=3)) == before
+    assert describe(task.replace(loss=loss))["loss"] != before["loss"]
+    assert describe(task.replace(loss=loss))["model"] == before["model"]
+
+
+def test_random_numbers_that_are_fixed_belong_to_their_seed():
+    assert describe(made(rng="fixed", seed=1)) != describe(made(rng="fixed", seed=2))
+    assert describe(made(seed=1)) == describe(made(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": 1}, {"a": 2}, ["the a (1 before, now 2)"]),
+        ({}, {"a": 2}, ["the a (none before, now 2)"]),
+        ({"setting": {"k": 1, "m": 0}}, {"setting": {"m": 0}}, ["the setting k (1 before, now none)"]),
+        ({"loss": "A() #12"}, {"loss": "B() #34"}, ["the loss (A() before, now B())"]),
+        ({"loss": "A() #12"}, {"loss": "A() #34"}, ["the loss (A() with other code or settings)"]),
+        ({"weights": "#12"}, {"weights": "#34"}, ["the weights"]),
+        ({}, {"weights": "#34"}, ["the weights"]),
+    ],
+)
+def test_differences_in_words(before, now, said):
+    assert differences(before, now) == said
