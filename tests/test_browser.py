@@ -233,6 +233,28 @@ def test_what_a_filter_keeps_is_drawn(opened):
     until(lambda: page.value(chips) == [96, 97, 98, 99])
 
 
+def test_runs_that_are_drawn_differ_in_their_looks_and_keep_them(opened):
+    page = opened("hundred", fresh=True)
+    looks = """Object.fromEntries([...document.querySelectorAll('#runs-table .pick:checked')].map((box) => {
+      const swatch = box.parentElement.querySelector('.swatch');
+      return [box.value, [getComputedStyle(swatch).color, swatch.firstElementChild.getAttribute('d')]];
+    }))"""
+    drawn(page, "lines")
+    first = page.value(looks)
+    assert len(first) == 6
+    assert len({color for color, _ in first.values()}) == 6
+    lines = """[...new Set(document.querySelector('#figure-lines .plot')._fullData.filter((t) => t.mode === 'lines'
+      && t.fill === 'none' && t.line.width === 2).map((t) => t.line.color))]"""
+    assert len(page.value(lines)) == 6
+    others = [str(n) for n in range(100) if str(n) not in first][:5]
+    for n in others:
+        page.value(f"document.querySelector('#runs-table .pick[value=\"{n}\"]').click()")
+    more = page.value(looks)
+    assert set(more) == {*first, *others}
+    assert len({tuple(look) for look in more.values()}) == 11
+    assert {n: more[n] for n in first} == first
+
+
 def test_columns_are_chosen(opened):
     page = opened("four", 1600)
     head = "document.querySelector('#runs-table th[data-key=lambda_min]').hidden"

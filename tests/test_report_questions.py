@@ -11,8 +11,10 @@ from training_samples import history, series
 
 from landscape.archive.history import Event, History
 from landscape.comparison.seeds import over_seeds, seed_groups
+from landscape.report.measures import measures
 from landscape.report.questions import QUESTIONS, answers, every_check
-from landscape.report.runs import make_run, unique
+from landscape.report.runs import Run, make_run, unique
+from landscape.report.sections.seeds import mean_value
 from landscape.results import Check
 
 
@@ -23,6 +25,14 @@ def asked(*runs):
 
 def run_of(*checks: Check, **facts):
     return make_run("a", [replace(performance(), checks=checks)], **facts)
+
+
+def accurate(*shares: float) -> list[Run]:
+    """Return runs of one setting with these test accuracies, a seed each."""
+    return [
+        make_run(f"seed {i}", [performance(accuracy=a)], settings={"loss": "mse", "seed": i}, about=about(0))
+        for i, a in enumerate(shares)
+    ]
 
 
 class TestQuestions:
@@ -121,6 +131,26 @@ class TestSeeds:
         told = [{"seed": 0}, {"seed": 0}, {"seed": 1}, {"seed": 1}]
         assert seed_groups(told, [10, 20, 10, 20]) == [[0, 2], [1, 3]]
         assert seed_groups(told, [10, 10, 20, 20]) == [[0], [1], [2], [3]]
+
+    def test_an_interval_over_seeds_stays_where_the_number_can_lie(self):
+        known = {m.key: m for m in measures(accurate(0.93, 0.99))}
+        value, found = mean_value(known["test_accuracy"], accurate(0.93, 0.99))
+        assert (value.number, found.high > 1, value.high) == (0.96, True, 1.0)
+        assert value.low == found.low == pytest.approx(0.96 - 12.706 * 0.03, abs=1e-4)  # Student's t, 1 degree
+
+    def test_seeds_that_agree_give_no_interval(self):
+        runs = accurate(0.97, 0.97)
+        value, _ = mean_value({m.key: m for m in measures(runs)}["test_accuracy"], runs)
+        assert value.text() == ("0.9700", "")
+        assert "the same in all" in page(runs).text
+
+    def test_the_first_sight_compares_settings_where_seeds_are_repeated(self):
+        text = page(sample_runs(8, points=5)).text
+        assert "(cross_entropy constant, mean of 2 seeds)" in text[: text.index("another seed would change")]
+        assert "where each run was measured with its own, λ max has different units" in text
+        single = page(sample_runs(4, points=5)).text
+        assert "one run of a kind can't say how far" in single
+        assert "mean of" not in single[: single.index("one run of a kind")]
 
     def test_the_table_over_seeds_comes_where_seeds_are_repeated(self):
         assert "Mean over seeds" in page(sample_runs(8, points=5)).text

@@ -174,10 +174,18 @@ def css(name: str, alpha: float | None = None) -> dict:
 
 
 def run_css(run: int, alpha: float | None = None) -> dict:
-    """Name the color of a run."""
-    from .palette import RUN_COLORS
+    """Stand for the color of a run: the page gives the runs that are drawn colors that differ."""
+    return {"hue": run} if alpha is None else {"hue": run, "alpha": alpha}
 
-    return css(f"run-{run % len(RUN_COLORS)}", alpha)
+
+def run_symbol(run: int, *, open: bool = False) -> dict:
+    """Stand for the marker of a run, filled or open."""
+    return {"symbol_of": run, "open": open}
+
+
+def run_dash(run: int) -> dict:
+    """Stand for the dashes of a run's lines: solid, while there is a color for each run drawn."""
+    return {"dash_of": run}
 
 
 def rows(run: int, times: int = 1) -> dict:

@@ -57,7 +57,8 @@ class Value:
 class Measure:
     """A column of the table of runs: where it stands, what it is called, and how to read it off a run.
 
-    Columns of a higher `rank` are the first to be put away where the table is wider than the page.
+    Columns of a higher `rank` are the first to be put away where the table is wider than the page. The number lies
+    between the two `limits`, whatever an interval that knows nothing of them says.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Measure:
     note: str = ""
     sharpness: bool = False
     rank: int = 1
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
 
 def measured(number_: Any, error: Any = math.nan, how: str = "standard error") -> Value:
@@ -224,9 +226,16 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss, rank=0),
         Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss, rank=0),
         Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss", rank=0),
-        Measure("train_accuracy", "train", "Accuracy", lambda r: _split(r, "accuracy", "train"), share, rank=4),
-        Measure("test_accuracy", "test", "Accuracy", lambda r: _split(r, "accuracy", "test"), share, rank=0),
-        Measure("gap_accuracy", "gap", "Accuracy", lambda r: _gap(r, "accuracy"), "train accuracy minus test accuracy"),
+        _accuracy("train", share, rank=4),
+        _accuracy("test", share, rank=0),
+        Measure(
+            "gap_accuracy",
+            "gap",
+            "Accuracy",
+            lambda r: _gap(r, "accuracy"),
+            "train accuracy minus test accuracy",
+            limits=(-1.0, 1.0),
+        ),
         Measure(
             "lambda_max",
             "λ max",
@@ -275,7 +284,15 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         for kind, name in sharpness_names(runs)
     ]
     columns += [
-        Measure("ece", "ECE", "Calibration", _ece, "expected calibration error, share, with its 95% interval", rank=0),
+        Measure(
+            "ece",
+            "ECE",
+            "Calibration",
+            _ece,
+            "expected calibration error, share, with its 95% interval",
+            rank=0,
+            limits=(0.0, 1.0),
+        ),
         Measure(
             "temperature",
             "T",
@@ -283,9 +300,17 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             _temperature,
             "fitted temperature: above 1 the model is overconfident, below 1 underconfident",
             rank=2,
+            limits=(0.0, math.inf),
         ),
     ]
     return columns + recorded_columns(runs)
+
+
+def _accuracy(split: str, note: str, rank: int) -> Measure:
+    def read(run: Run) -> Value:
+        return _split(run, "accuracy", split)
+
+    return Measure(f"{split}_accuracy", split, "Accuracy", read, note, rank=rank, limits=(0.0, 1.0))
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:

@@ -23,7 +23,7 @@ from .blocks import Folded, Picture
 from .chart import Chart, packed, script_json
 from .moments import evenly
 from .numbers import count
-from .palette import PLOTLY_MARKERS, RUN_COLORS
+from .palette import PLOTLY_DASHES, PLOTLY_MARKERS, RUN_COLORS
 from .runs import MANY, Run, gather
 from .sections import build_sections, by_task
 
@@ -77,6 +77,9 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
     page = {
         "runs": [{"name": r.name} for r in runs],
         "shown": shown,
+        "hues": len(RUN_COLORS),
+        "symbols": PLOTLY_MARKERS,
+        "dashes": PLOTLY_DASHES,
         "chips": CHIPS,
         "most": MOST_DRAWN,
     }

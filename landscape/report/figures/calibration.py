@@ -9,9 +9,9 @@ import numpy as np
 
 from ...calibration.table import Calibration
 from ...errors import MeasurementError
-from ..chart import Chart, Control, Panel, Series, css, ref, run_css
+from ..chart import Chart, Control, Panel, Series, css, ref, run_css, run_dash, run_symbol
 from ..numbers import count, interval, number
-from ..palette import BAND, MUTED, PLOTLY_DASHES, PLOTLY_MARKERS, RUN_COLORS
+from ..palette import BAND, MUTED, RUN_COLORS
 from ..runs import Run
 from .registry import figure, new_axes, tidy
 
@@ -217,9 +217,9 @@ def reliability_line(i: int, run: Run, *, named: bool) -> list[dict]:
         "line": {
             "color": color,
             "width": 1.4,
-            "dash": PLOTLY_DASHES[run.index // len(RUN_COLORS) % len(PLOTLY_DASHES)],
+            "dash": run_dash(run.index),
         },
-        "marker": {"color": color, "size": 6, "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)]},
+        "marker": {"color": color, "size": 6, "symbol": run_symbol(run.index)},
         "error_y": {
             "type": "data",
             "symmetric": False,

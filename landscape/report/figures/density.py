@@ -11,9 +11,9 @@ import numpy as np
 from ...curvature.estimates import SpectralDensity
 from ...curvature.spectrum import Eigenpairs
 from ...errors import MeasurementError
-from ..chart import Chart, Control, Panel, Series, ref, run_css, scaled_axis
+from ..chart import Chart, Control, Panel, Series, ref, run_css, run_dash, scaled_axis
 from ..numbers import count
-from ..palette import INK, PLOTLY_DASHES, RUN_COLORS
+from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import Scale
 from .registry import figure, new_axes, tidy
@@ -139,7 +139,7 @@ def _traces(i: int, run: Run, scale: Scale) -> list[dict]:
             "line": {
                 "color": run_css(run.index),
                 "width": 1.8,
-                "dash": PLOTLY_DASHES[run.index // len(RUN_COLORS) % len(PLOTLY_DASHES)],
+                "dash": run_dash(run.index),
             },
         },
     ]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..chart import Chart, Panel, Series, css, ref, rows, run_css, scaled_axis
+from ..chart import Chart, Panel, Series, css, ref, rows, run_css, run_symbol, scaled_axis
 from ..measures import Value
-from ..palette import PLOTLY_MARKERS
 from ..runs import Run
 from ..scales import Scale, finite
 
@@ -110,7 +109,7 @@ def _traces(i: int, run: Run, value: Value) -> list[dict]:
             "named": run.index,
             "marker": {
                 "size": 11,
-                "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)],
+                "symbol": run_symbol(run.index),
                 "color": color,
                 "line": {"width": 1, "color": css("paper")},
             },

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...curvature.spectrum import Eigenpairs
 from ...errors import MeasurementError
-from ..chart import Chart, Control, Panel, Series, css, ref, rows, run_css, scaled_axis
-from ..palette import INK, MUTED, PLOTLY_MARKERS, RUN_COLORS
+from ..chart import Chart, Control, Panel, Series, css, ref, rows, run_css, run_symbol, scaled_axis
+from ..palette import INK, MUTED, RUN_COLORS
 from ..runs import Run
 from ..scales import finite, scales
 from .registry import figure, new_axes, tidy, whole_numbers
@@ -135,8 +135,7 @@ def _series(run: Run, end: str, values: np.ndarray, residuals: np.ndarray, conve
 def _traces(i: int, run: Run, end: str, k: int, scale: Any, by: str) -> list[dict]:
     value, other = ("x", "y") if by == "runs" else ("y", "x")
     color = run_css(run.index)
-    symbol = PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)]
-    hollow = end == "smallest"
+    symbol = run_symbol(run.index, open=end == "smallest")
     return [
         {
             "type": "scatter",
@@ -162,7 +161,7 @@ def _traces(i: int, run: Run, end: str, k: int, scale: Any, by: str) -> list[dic
                 "size": 9,
                 "symbol": {
                     "choose": [i, "converged"],
-                    "yes": symbol + ("-open" if hollow else ""),
+                    "yes": symbol,
                     "no": "x-thin-open",
                 },
                 "color": color,

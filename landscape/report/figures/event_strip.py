@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..chart import Chart, Control, Panel, Series, ref, run_css
-from ..palette import PLOTLY_MARKERS
+from ..chart import Chart, Control, Panel, Series, ref, run_css, run_symbol
 from ..runs import Run
 from .steps import LINK, extent
 
@@ -70,7 +69,7 @@ def event_strip(runs: Sequence[Run]) -> Chart | None:
                 "hovertemplate": "%{y} at step %{customdata}<br>%{text}",
                 "named": run.index,
                 "marker": {
-                    "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)],
+                    "symbol": run_symbol(run.index),
                     "size": 8,
                     "opacity": 0.8,
                     "color": run_css(run.index),

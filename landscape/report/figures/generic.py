@@ -9,10 +9,10 @@ import numpy as np
 
 from ...errors import MeasurementError
 from ...results import Result, Variable, kind_of
-from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css
+from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash
 from ..measures import Z95
 from ..numbers import interval, number, uncertain
-from ..palette import HOLE, PLOTLY_DASHES, RUN_COLORS, SURFACE_MAP
+from ..palette import HOLE, RUN_COLORS, SURFACE_MAP
 from ..runs import Run
 from ..scales import Scale, finite
 from .registry import new_axes, tidy, whole_numbers
@@ -208,7 +208,7 @@ def _curves(kind: str, name: str, found: Sequence[tuple[Run, dict[str, Variable]
                 "line": {
                     "color": run_css(run.index),
                     "width": 1.8,
-                    "dash": PLOTLY_DASHES[run.index // len(RUN_COLORS) % len(PLOTLY_DASHES)],
+                    "dash": run_dash(run.index),
                 },
                 "marker": {"color": run_css(run.index), "size": 5},
             }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...surface.slices import Line
-from ..chart import Chart, Control, Panel, Series, ref, run_css, scaled_axis
+from ..chart import Chart, Control, Panel, Series, ref, run_css, run_dash, scaled_axis
 from ..numbers import count
-from ..palette import INK, PLOTLY_DASHES, RUN_COLORS
+from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import finite, scales
 from .registry import figure, new_axes, tidy
@@ -104,6 +104,6 @@ def _trace(i: int, run: Run, scale: Any) -> dict:
         "line": {
             "color": run_css(run.index),
             "width": 2,
-            "dash": PLOTLY_DASHES[run.index // len(RUN_COLORS) % len(PLOTLY_DASHES)],
+            "dash": run_dash(run.index),
         },
     }

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css
-from ..palette import PLOTLY_MARKERS
+from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol
 from ..runs import Run
 
 Rows = tuple[Run, Sequence[str], np.ndarray, np.ndarray]
@@ -81,6 +80,6 @@ def _traces(i: int, run: Run, column: str) -> list[dict]:
             "customdata": ref(i, "half", text=True),
             "hovertemplate": "%{y}: %{text} ± %{customdata}",
             "named": run.index,
-            "marker": {"size": 9, "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)], "color": color},
+            "marker": {"size": 9, "symbol": run_symbol(run.index), "color": color},
         },
     ]

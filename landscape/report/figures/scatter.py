@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, scaled_axis
+from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol, scaled_axis
 from ..measures import Measure, Value
-from ..palette import PLOTLY_MARKERS
 from ..runs import Run
 from ..scales import Scale, finite
 
@@ -110,7 +109,7 @@ def _trace(i: int, run: Run, x: str, y: str, across: Value, up: Value) -> dict:
         "named": run.index,
         "marker": {
             "size": 12,
-            "symbol": PLOTLY_MARKERS[run.index % len(PLOTLY_MARKERS)],
+            "symbol": run_symbol(run.index),
             "color": color,
             "line": {"width": 1, "color": css("paper")},
         },

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from ...comparison.seeds import SEEDS, over_seeds, seed_groups
+from ...comparison.seeds import SEEDS, SeedMean, over_seeds, seed_groups
 from ..blocks import Cell, Column, Row, Table
 from ..measures import Measure, Value, setting
 from ..runs import Run
@@ -19,17 +18,16 @@ def over_seeds_table(runs: Sequence[Run], names: Sequence[str], columns: Sequenc
     groups: list[tuple[str, list[Row]]] = []
     repeated = False
     for task, members in by_task(runs).items():
-        found = seed_groups([r.settings for r in members], [r.step for r in members])
-        repeated |= any(len(places) > 1 for places in found)
-        rows = [_row([members[p] for p in places], told, columns) for places in found]
-        groups.append((f"Task {task}" if task else "Task not named", rows))
+        found = of_settings(members)
+        repeated |= any(len(group) > 1 for group in found)
+        groups.append((f"Task {task}" if task else "Task not named", [_row(g, told, columns) for g in found]))
     if not repeated:
         return None
     heads = [Column("Setting", wide=True, key="run"), Column("seeds", numeric=True, key="seeds")]
     heads += [*setting_columns(told), *measure_columns(columns)]
     caption = (
         "Mean over seeds; small print: its 95% interval (Student’s t over the runs, so it covers what another "
-        "seed would change; two or three seeds make it wide)."
+        "seed would change; two or three seeds make it wide), cut where the number can’t lie."
     )
     return Table(caption, heads, groups, sortable=True, id="seeds-table", filter=True)
 
@@ -37,28 +35,50 @@ def over_seeds_table(runs: Sequence[Run], names: Sequence[str], columns: Sequenc
 def _row(members: Sequence[Run], names: Sequence[str], columns: Sequence[Measure]) -> Row:
     first = members[0]
     told = [setting(first, n) for n in names]
-    title = _shared([r.name for r in members])
+    title = shared_name(members)
     cells = [
         Cell(title, hint="; ".join(r.name for r in members), sort=title),
         Cell(str(len(members)), sort=float(len(members))),
         *(Cell(t, sort=sortable(first, n, t)) for n, t in zip(names, told, strict=True)),
     ]
-    return Row([*cells, *(_mean([m.read(r) for r in members]) for m in columns)])
+    return Row([*cells, *(_mean(m, members) for m in columns)])
 
 
-def _mean(values: Sequence[Value]) -> Cell:
+def of_settings(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs of one task that differ in their seed alone, a list for each setting."""
+    return [[runs[p] for p in places] for places in seed_groups([r.settings for r in runs], [r.step for r in runs])]
+
+
+def mean_value(measure: Measure, runs: Sequence[Run]) -> tuple[Value, SeedMean]:
+    """Return the mean of a number over runs of one setting, as it is shown, and as it was computed.
+
+    The interval is cut at the number's limits, and left out where all seeds gave the same number (a few hundred samples
+    have few accuracies): that they agree doesn't say that the next one would.
+    """
+    values = [measure.read(r) for r in runs]
     found = over_seeds([v.number for v in values])
     if found.seeds == 0:
-        return value_cell(values[0] if values[0].missing else Value(missing="not finite"))
-    cell = value_cell(Value(found.mean, low=found.low, high=found.high, how="interval"))
-    if math.isnan(found.low):
+        return values[0] if values[0].missing else Value(missing="not finite"), found
+    if found.seeds > 1 and found.spread == 0:
+        return Value(found.mean), found
+    least, most = measure.limits
+    return Value(found.mean, low=max(found.low, least), high=min(found.high, most), how="interval"), found
+
+
+def _mean(measure: Measure, runs: Sequence[Run]) -> Cell:
+    value, found = mean_value(measure, runs)
+    cell = value_cell(value)
+    if found.seeds == 1:
         return Cell(cell.text, "one seed", sort=cell.sort, hint="one seed: no interval")
-    fewer = f", {found.seeds} of {len(values)} seeds" if found.seeds < len(values) else ""
-    return Cell(cell.text, cell.sub + fewer, sort=cell.sort)
+    if found.seeds > 1 and found.spread == 0:
+        cell = Cell(cell.text, "the same in all", sort=cell.sort, hint="all seeds gave this number: no interval")
+    fewer = f", {found.seeds} of {len(runs)} seeds" if 0 < found.seeds < len(runs) else ""
+    return Cell(cell.text, cell.sub + fewer, sort=cell.sort, hint=cell.hint)
 
 
-def _shared(names: Sequence[str]) -> str:
+def shared_name(runs: Sequence[Run]) -> str:
     """Return what the names of the runs have in common: their beginning, up to a word's end."""
+    names = [r.name for r in runs]
     if len(names) == 1:
         return names[0]
     words = [n.split(" ") for n in names]

@@ -77,15 +77,77 @@
     if (node === null || typeof node !== "object") return node;
     if (node.ref) return column(chart, node);
     if (node.css) return color(node.css, node.alpha);
+    if (node.hue !== undefined) return color(looks.hue(node.hue), node.alpha);
+    if (node.symbol_of !== undefined) return looks.symbol(node.symbol_of) + (node.open ? "-open" : "");
+    if (node.dash_of !== undefined) return looks.dash(node.dash_of);
     if (node.pick) return node.of[chart.choice(node.pick)];
     if (node.minus) {
       const [a, b] = node.minus.map((n) => column(chart, n));
       return a.map((v, i) => (v === null || b[i] === null ? null : v - b[i]));
     }
-    if (node.choose) return column(chart, { ref: node.choose }).map((v) => (v ? node.yes : node.no));
+    if (node.choose) {
+      const [yes, no] = [node.yes, node.no].map((n) => resolve(chart, n));
+      return column(chart, { ref: node.choose }).map((v) => (v ? yes : no));
+    }
     if (node.row !== undefined) return new Array(node.times).fill(chart.rowRuns().indexOf(node.row));
     return Object.fromEntries(Object.entries(node).map(([k, v]) => [k, resolve(chart, v)]));
   }
+
+  /* How runs look: those that are drawn differ in color, and, where there are more of them, in shape and dashes too.
+     A run keeps its look while it is drawn; one that isn't has none. */
+  const looks = {
+    places: new Map(),
+    shapes: document.getElementById("swatches").content.children,
+
+    assign() {
+      const places = this.places;
+      for (const run of [...places.keys()]) if (!shown.has(run)) places.delete(run);
+      const taken = new Set(places.values());
+      for (const run of [...shown].sort((a, b) => a - b)) {
+        if (places.has(run)) continue;
+        let place = run % page.hues;
+        if (taken.has(place)) for (place = 0; taken.has(place); ) place++;
+        places.set(run, place);
+        taken.add(place);
+      }
+      document.querySelectorAll(".swatch[data-run]").forEach((svg) => this.dress(svg, Number(svg.dataset.run)));
+    },
+
+    dress(svg, run) {
+      const place = this.places.get(run);
+      svg.setAttribute("class", "swatch " + (place === undefined ? "undrawn" : "hue-" + (place % page.hues)));
+      svg.firstElementChild.setAttribute("d", this.shapes[this.shape(run)].firstElementChild.getAttribute("d"));
+      return svg;
+    },
+
+    swatch(run) {
+      const svg = this.shapes[0].cloneNode(true);
+      svg.dataset.run = run;
+      return this.dress(svg, run);
+    },
+
+    round: (place) => Math.floor(place / page.hues),
+    place(run) {
+      return this.places.has(run) ? this.places.get(run) : run;
+    },
+    hue(run) {
+      return this.places.has(run) ? "hue-" + (this.places.get(run) % page.hues) : "line";
+    },
+    shape(run) {
+      const place = this.place(run);
+      return (place + this.round(place)) % page.symbols.length;
+    },
+    symbol(run) {
+      return page.symbols[this.shape(run)];
+    },
+    dash(run) {
+      return page.dashes[this.round(this.place(run)) % page.dashes.length];
+    },
+    /* What tells one distribution of looks from another. */
+    key() {
+      return [...this.places].join();
+    },
+  };
 
   // Plotly reads a few tags in labels; a run's name is text.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
@@ -192,7 +254,7 @@
     draw(again) {
       if (this.element.hidden || !this.visible) return;
       const view = this.chart.view();
-      const key = view + "|" + this.chart.options() + "|" + [...shown].join();
+      const key = view + "|" + this.chart.options() + "|" + looks.key();
       // One that was out of sight while the window changed is drawn anew when it comes back.
       if (this.drawn === key && !again && !misfits(this)) return;
       const layout = layoutOf(this.chart, this, view, this.plot);
@@ -303,7 +365,7 @@
         element.dataset.run = p.run;
         if (title) {
           const head = document.createElement("h4");
-          head.append(swatch(p.run), " " + title);
+          head.append(looks.swatch(p.run), " " + title);
           element.append(head);
         }
         for (const text of lines) {
@@ -587,6 +649,7 @@
     if (on) shown.add(run);
     else shown.delete(run);
     document.querySelectorAll(`.pick[value="${run}"]`).forEach((box) => (box.checked = on));
+    looks.assign();
     charts.forEach((c) => c.update());
   }
 
@@ -595,18 +658,17 @@
     shown.clear();
     runs.slice(0, page.most).forEach((run) => shown.add(run));
     document.querySelectorAll(".pick").forEach((box) => (box.checked = shown.has(Number(box.value))));
+    looks.assign();
     charts.forEach((c) => c.update());
   }
 
-  const shapes = document.getElementById("swatches").content.children;
-  const swatch = (run) => shapes[run % shapes.length].cloneNode(true);
   function chipOf(run) {
     const chip = document.createElement("button");
     chip.type = "button";
     chip.className = "chip";
     chip.dataset.run = run;
     chip.setAttribute("aria-pressed", "true");
-    chip.append(swatch(run), " " + page.runs[run].name);
+    chip.append(looks.swatch(run), " " + page.runs[run].name);
     return chip;
   }
 
@@ -628,6 +690,7 @@
   }
 
   document.querySelectorAll(".pick").forEach((box) => (box.checked = shown.has(Number(box.value))));
+  looks.assign();
   document.querySelectorAll("figure[data-chart]").forEach((element) => {
     const chart = new Chart(element);
     charts.push(chart);
