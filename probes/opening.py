@@ -21,6 +21,9 @@ from landscape.provenance import provenance
 
 from .probe import Followed
 
+#: Values of an optimizer's groups that a setting names one by one (chosen by us: a column stays narrow).
+MOST_GROUPS = 4
+
 
 @dataclass
 class Opened:
@@ -124,21 +127,34 @@ def open_together(
 
 
 def settings_of(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
-    """Return what /run says: the optimizer's settings, then what the user says.
+    """Return what /run says: the settings of each optimizer, then what the user says.
 
-    The learning rate is the one that was chosen, not what a warm-up makes of it before the first step: torch's
-    schedulers keep it in the group as `initial_lr`, OneCycleLR as `max_lr`.
+    Of several optimizers each setting carries its optimizer's name, as the quantities do (`lr.generator`). Where groups
+    differ, all their values are named. The learning rate is the one that was chosen, not what a warm-up makes of it
+    before the first step: torch's schedulers keep it in the group as `initial_lr`, OneCycleLR as `max_lr`.
     """
-    optimizer = followed[0].optimizer
-    group = optimizer.param_groups[0]
-    own: dict[str, Any] = {"optimizer": type(optimizer).__name__.lower()}
-    for name, keys in (("lr", ("max_lr", "initial_lr", "lr")), ("momentum", ()), ("weight_decay", ())):
-        value = next((v for k in keys or (name,) if isinstance(v := group.get(k), int | float)), None)
-        if value is not None:
-            own[name] = float(value)
+    own: dict[str, Any] = {}
+    for f in followed:
+        own[f"optimizer{f.suffix}"] = type(f.optimizer).__name__.lower()
+        for name, keys in (("lr", ("max_lr", "initial_lr", "lr")), ("momentum", ()), ("weight_decay", ())):
+            of_groups = [_first_number(group, keys or (name,)) for group in f.optimizer.param_groups]
+            values = [*dict.fromkeys(v for v in of_groups if v is not None)]
+            if values:
+                own[f"{name}{f.suffix}"] = values[0] if len(values) == 1 else _of_groups(values)
     if reference is not None:
         own["task"] = reference
     return {**own, **facts}
+
+
+def _first_number(group: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    return next((float(v) for k in keys if isinstance(v := group.get(k), int | float)), None)
+
+
+def _of_groups(values: Sequence[float]) -> str:
+    """Return the values of groups that differ as text, the ends alone of many."""
+    if len(values) <= MOST_GROUPS:
+        return ", ".join(f"{v:g}" for v in values)
+    return f"{min(values):g} to {max(values):g}, {len(values)} values"
 
 
 def rank() -> tuple[int, int]:

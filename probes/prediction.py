@@ -117,7 +117,7 @@ def measure_speed(task: Task) -> Speed:
             hessian = stack.enter_context(Hessian(objective))
             vector = torch.ones(n, device=objective.device, dtype=objective.dtype) / math.sqrt(n)
             # The first one, which builds the graph, is not counted: it is built once for all products.
-            hessian @ vector
+            _ = hessian @ vector
             calls.append(lambda: hessian @ vector)
             graph = hessian.held[0]
         except LandscapeError as error:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from recorded_training import small, steps, task_of
 from recorded_world import begin, pairs, session
 
-from landscape import open_archive, save_archive
+from landscape import open_archive, read_checkpoint, save_archive
 from landscape.archive.compaction import compact
 from landscape.archive.describe import told
 from landscape.archive.segments import hold, live_folder
@@ -20,6 +20,8 @@ from landscape.archive.training import training_facts
 from landscape.cli.main import main
 from landscape.probes import CurvatureProbe, Recorder, every
 from landscape.probes.probe import Now
+from landscape.report.measures import settings
+from landscape.report.runs import gather
 
 EVENTS = [
     {"step": 3, "kind": "switch", "message": "learning rate 0.1 -> 0.01", "seconds": 1.5},
@@ -102,6 +104,42 @@ class TestFacts:
             pass
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 10)
         assert open_archive(tmp_path / "run.h5").run["lr"] == rate
+
+    def test_every_optimizer_is_named_with_its_rates(self, tmp_path):
+        model = torch.nn.ModuleDict({"g": torch.nn.Linear(3, 3), "d": torch.nn.Linear(3, 1)})
+        g = torch.optim.Adam(model["g"].parameters(), lr=2e-4)
+        groups = [{"params": [model["d"].weight]}, {"params": [model["d"].bias], "lr": 0.05, "weight_decay": 0.0}]
+        d = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+        path = tmp_path / "run.h5"
+        with Recorder(path, model, {"gen": g, "dis": d}, checkpoints=every(steps=1)) as rec:
+            model["d"](model["g"](torch.randn(4, 3))).square().mean().backward()
+            d.step()
+            g.step()
+        expected = {
+            "optimizer.gen": "adam",
+            "lr.gen": 2e-4,
+            "weight_decay.gen": 0.0,
+            "optimizer.dis": "sgd",
+            "lr.dis": "0.1, 0.05",
+            "momentum.dis": 0.9,
+            "weight_decay.dis": "0.01, 0",
+        }
+        assert open_archive(path).run == expected
+        assert expected.items() <= read_checkpoint(rec.save()).facts.items()
+        shown = " ".join(CliRunner().invoke(main, ["show", str(path)]).stdout.split())
+        assert "optimizer.gen adam lr.gen 0.0002" in shown
+        assert "optimizer.dis sgd lr.dis 0.1, 0.05" in shown
+        _, same = settings(gather([path]))
+        assert {n: same[n] for n in ("lr.gen", "lr.dis")} == {"lr.gen": "0.0002", "lr.dis": "0.1, 0.05"}
+        head = CliRunner().invoke(main, ["watch", "--once", str(path)]).stdout
+        assert "optimizer.gen adam, optimizer.dis sgd, lr.gen 2e-4, lr.dis 0.1, " in head
+
+    def test_the_rates_of_many_groups_are_told_by_their_ends(self, tmp_path):
+        model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(9)])
+        layerwise = [{"params": layer.parameters(), "lr": 0.1 * 2**-i} for i, layer in enumerate(model)]
+        with Recorder(tmp_path / "run.h5", model, torch.optim.SGD(layerwise, lr=0.1)):
+            pass
+        assert open_archive(tmp_path / "run.h5").run["lr"] == "0.000390625 to 0.1, 9 values"
 
     def test_what_a_budget_left_out_is_counted_and_told(self, tmp_path):
         model, optimizer = small()

@@ -70,7 +70,9 @@ def _head(watched: Watched, width: int, pen: Pen) -> list[str]:
         line = f"{pen.paint(name, 'bold')}  {pen.paint(standing.status, 'bold', colour)}{rest}"
     lines = [line]
     run = watched.run
-    keys = [k for k in _FIRST if k in run] + [k for k in run if k not in _FIRST]
+    # Those of several optimizers carry their names: lr.generator.
+    ranks = {name: rank for rank, name in enumerate(_FIRST)}
+    keys = sorted(run, key=lambda k: ranks.get(k.partition(".")[0], len(_FIRST)))
     settings = ", ".join(f"{k} {_setting(run[k])}" for k in keys if run[k] not in ("", None))
     if settings:
         lines.append(pen.paint(_cut(settings, width), "dim"))
