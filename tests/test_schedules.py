@@ -306,6 +306,58 @@ def test_groups_keep_their_own_base_values():
     assert [g["lr"] for g in theirs.param_groups] == [0.5, 0.25]
 
 
+COSINE_AND_RAMP = {"lr": "cosine", "momentum": "ramp(0.5, 0.9)"}
+
+
+class TestGroupsThatComeLater:
+    """`add_param_group` while a training goes on: the new group is driven from the value that it comes with."""
+
+    def run(self, theirs, driver, first, last, joins=None):
+        rows = []
+        for step in range(first, last):
+            if step == joins:
+                theirs.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": 0.2})
+            now = driver.step()
+            rows.append((now, [(g["lr"], g["momentum"]) for g in theirs.param_groups]))
+        return rows
+
+    def test_it_is_where_it_would_be_had_it_been_there_from_the_start(self):
+        both = optimizer(lr=0.4, groups=2)
+        whole = self.run(both, drive(both, COSINE_AND_RAMP, 8), 0, 8)
+        late = optimizer(lr=0.4)
+        found = self.run(late, drive(late, COSINE_AND_RAMP, 8), 0, 8, joins=3)
+        assert found[3:] == whole[3:]
+        assert [values for _, values in found[:3]] == [values[:1] for _, values in whole[:3]]
+
+    def test_one_without_a_value_of_its_own_takes_the_optimizers_and_is_like_the_first(self):
+        theirs = optimizer(lr=0.4)
+        driver = drive(theirs, {"lr": "linear"}, 4)
+        driver.step(), driver.step()
+        theirs.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        assert driver.step() == {"lr": pytest.approx(0.2)}
+        assert [g["lr"] for g in theirs.param_groups] == [pytest.approx(0.2)] * 2
+
+    def test_a_resumed_run_knows_it(self):
+        theirs = optimizer(lr=0.4)
+        driver = drive(theirs, COSINE_AND_RAMP, 8)
+        self.run(theirs, driver, 0, 5, joins=3)
+        saved, state = driver.state_dict(), theirs.state_dict()
+        rest = self.run(theirs, driver, 5, 8)
+        fresh = optimizer(lr=0.4, groups=2)
+        resumed = drive(fresh, COSINE_AND_RAMP, 8)
+        fresh.load_state_dict(state)
+        resumed.load_state_dict(saved)
+        assert self.run(fresh, resumed, 5, 8) == rest
+
+    def test_one_without_the_number_is_a_line(self):
+        theirs = optimizer()
+        driver = drive(theirs, COSINE_AND_RAMP, 8)
+        theirs.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        del theirs.param_groups[1]["momentum"]
+        with pytest.raises(TrainingError, match="group 1 of the optimizer has no momentum to be driven, it has lr, "):
+            driver.step()
+
+
 def test_a_learning_rate_on_the_device_stays_a_tensor():
     theirs = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.5), capturable=False, foreach=False)
     rate = theirs.param_groups[0]["lr"]

@@ -45,7 +45,8 @@ def drive(
     sets it.
 
     Args:
-        optimizer: whose groups are driven; each keeps its own base value. None where only others are.
+        optimizer: whose groups are driven; each keeps its own base value, a group that is added later the one that it
+            comes with. None where only others are.
         schedules: name -> schedule, or its string.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: for schedules that count epochs.
@@ -96,7 +97,8 @@ class Driver:
     def step(self) -> dict[str, float]:
         """Set every scalar for the coming optimizer step, and return the values in force by name.
 
-        Groups with values of their own give name, name.1, name.2 ... Raises TrainingError after the last step.
+        Groups with values of their own give name, name.1, name.2 ... Raises TrainingError after the last step, and for
+        a group without the number that is driven.
         """
         if self.taken >= self.total:
             raise TrainingError(
@@ -107,7 +109,7 @@ class Driver:
         now: dict[str, float] = {}
         for name, schedule in self.schedules.items():
             value = schedule(progress)
-            targets = {k: value * base if schedule.relative else value for k, base in self._bases[name].items()}
+            targets = {k: value * base if schedule.relative else value for k, base in self._bases_now(name).items()}
             self._set(name, targets)
             first = next(iter(targets.values()))
             alike = all(v == first for v in targets.values())
@@ -172,12 +174,22 @@ class Driver:
             return {name: float(self._setting(name)[0]())}
         groups = self._optimizer.param_groups if self._optimizer is not None else []
         if groups and (name in _numbers(groups[0])):
-            return {name if i == 0 else f"{name}.{i}": _numbers(g)[name] for i, g in enumerate(groups)}
+            return {_key(name, i): _number(g, i, name) for i, g in enumerate(groups)}
         known = [*self._values, *(_numbers(groups[0]) if groups else ()), *self._loss_names()]
         raise TrainingError(
             f"nothing here is called {name!r}{nearest(name, known)} (a scalar that the loop itself applies is given "
             f"with its base value: values={{{name!r}: ...}})"
         )
+
+    def _bases_now(self, name: str) -> dict[str, float]:
+        """Return the base values of the groups that the optimizer has now; one that came since has its own."""
+        bases = self._bases[name]
+        if name in self._values or name.startswith("loss.") or self._optimizer is None:
+            return bases
+        for i, group in enumerate(self._optimizer.param_groups):
+            if _key(name, i) not in bases:
+                bases[_key(name, i)] = _number(group, i, name)
+        return {_key(name, i): bases[_key(name, i)] for i in range(len(self._optimizer.param_groups))}
 
     def _set(self, name: str, targets: Mapping[str, float]) -> None:
         if name in self._values:
@@ -211,6 +223,21 @@ class Driver:
         if isinstance(part, NamedLoss):
             return lambda: part.settings[setting], lambda v: part.settings.__setitem__(setting, v)
         return lambda: getattr(part, setting), lambda v: setattr(part, setting, v)
+
+
+def _key(name: str, group: int) -> str:
+    return name if group == 0 else f"{name}.{group}"
+
+
+def _number(group: Mapping[str, Any], number: int, name: str) -> float:
+    """Return what a group of the optimizer has under this name."""
+    found = _numbers(group)
+    if name not in found:
+        raise TrainingError(
+            f"group {number} of the optimizer has no {name} to be driven, it has {', '.join(found) or 'no number'}; "
+            f"give it one: {{'params': ..., {name!r}: ...}}"
+        )
+    return found[name]
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
