@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from recorded_training import batch, small, steps
+from recorded_world import pairs
 from torch import nn
 
 from landscape import open_archive
+from landscape.archive.watching import Watched
 from landscape.errors import MeasurementError
 from landscape.probes import (
     Embeddings,
@@ -30,6 +32,7 @@ from landscape.probes import (
     log_spaced,
 )
 from landscape.probes.probe import Followed, Step
+from landscape.probes.recorder import default_probes
 from landscape.probes.sink import Landing
 
 
@@ -272,6 +275,55 @@ class TestResuming:
         h = history(tmp_path)
         assert h["loss"].superseded.sum() == 5
         np.testing.assert_array_equal(h.current()["loss"].steps, np.arange(1, 11))
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_from_the_start_supersedes_step_0_too(self, tmp_path, killed):
+        def recorder(**how) -> Recorder:
+            probes = [Kept(), *default_probes()]
+            return Recorder(tmp_path / "run.h5", model, optimizer, probes=probes, **how)
+
+        class Kept(Probe):
+            name, expensive, when = "kept", True, every(steps=2)
+
+            def start(self, run):
+                return [Quantity("kept", ("at",))]
+
+            def measure(self, run, now):
+                return Found({"kept": (float(now.step),)}, (pairs(1.0),))
+
+        model, optimizer = small()
+        rec = recorder()
+        rec.log(val_loss=3.0)
+        steps(model, optimizer, 3, rec)
+        if killed:
+            rec._sink.close()
+            rec._opened.release()
+            rec._detach()
+        else:
+            rec.close()
+        again = recorder(resume=True)
+        again.load_state_dict({"step": 0, "epoch": 0})
+        again.log(val_loss=2.0)
+        steps(model, optimizer, 2, again)
+        for when in ("live", "closed"):
+            if when == "closed":
+                again.close()
+            else:
+                again.flush()
+            h = history(tmp_path)
+            assert h["kept"].steps.tolist() == [0, 2, 0, 2], when
+            assert h["kept"].superseded.tolist() == [True, True, False, False], when
+            assert h["logged"].superseded.tolist() == [True, False], when
+            assert h.current()["logged"].column("val_loss").tolist() == [2.0]
+            found = sorted((p.step, p.superseded) for p in h.probed["kept"])
+            assert found == [(0, False), (0, True), (2, False), (2, True)], when
+            assert [e.kind for e in h.events if not e.superseded][:2] == ["resumed", "start"], when
+            watched = Watched(tmp_path / "run.h5")
+            watched.refresh()
+            curve = watched.curve("logged", "val_loss")
+            assert curve is not None
+            assert curve.last == 2.0
+            assert (watched.standing.step, sum(e.kind == "start" for e in watched.events)) == (2, 1), when
 
     def test_twice_goes_on_from_what_stands(self, tmp_path):
         model, optimizer = small()

@@ -21,7 +21,7 @@ from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .schema import unpack
-from .segments import Rows, live_folder, overtaken_at, read_live, segment_paths
+from .segments import Rows, kept_until, live_folder, overtaken_at, read_live, segment_paths
 
 #: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
 STEPS, EPOCHS, EVENTS, PROBES = "steps", "epochs", "events", "probes"
@@ -362,7 +362,9 @@ def _live(folder: Path, compacted: Collection[str], rows: bool) -> tuple[History
         about = described.get(name, {})
         units, doc, axis = (str(about.get(k, d)) for k, d in (("units", ""), ("doc", ""), ("axis", "step")))
         quantities[name] = Series(r.names, r.steps, r.values, r.superseded, name, units, doc, axis)
-    sessions = [(s.facts.get("session", 0), s.facts["resumed_at"]) for s in segments if "resumed_at" in s.facts]
+    sessions = [
+        (s.facts.get("session", 0), kept_until(s.facts["resumed_at"])) for s in segments if "resumed_at" in s.facts
+    ]
     events = []
     for i, segment in enumerate(segments):
         overtaken = overtaken_at([later.facts for later in segments[i + 1 :]])

@@ -257,8 +257,13 @@ def _without_rows(opened: Opened) -> Segment:
     return Segment(opened.path, opened.facts, opened.columns, {}, {}, opened.events, opened.torn, opened.id)
 
 
+def kept_until(resumed_at: int) -> int:
+    """Return the last step whose rows stand where a run goes on from this one; none from 0, which is measured again."""
+    return resumed_at if resumed_at > 0 else -1
+
+
 def overtaken_at(later: Sequence[Mapping[str, Any]], quantity: str = "") -> int | None:
-    """Return the step from which on later segments, of these facts, went over a quantity's rows again; None: nowhere.
+    """Return the step behind which later segments, of these facts, went over a quantity's rows again; None: nowhere.
 
     `resumed_at` counts the first optimizer's steps; quantities of another one end with its name and have their own.
     """
@@ -266,7 +271,7 @@ def overtaken_at(later: Sequence[Mapping[str, Any]], quantity: str = "") -> int 
     for facts in later:
         if "resumed_at" in facts:
             own = (at for suffix, at in facts.get("resumed_by", {}).items() if suffix and quantity.endswith(suffix))
-            found.append(int(next(own, facts["resumed_at"])))
+            found.append(kept_until(int(next(own, facts["resumed_at"]))))
     return min(found, default=None)
 
 

@@ -20,7 +20,7 @@ from ..errors import ArchiveError
 from .follow import Begun, Follower, Fresh
 from .history import COMPACTED, Event, event_of, read_stored
 from .reader import Archive, open_archive
-from .segments import live_folder, segment_paths
+from .segments import kept_until, live_folder, segment_paths
 
 #: Quantities whose curves are kept, and which of their columns: None for the first `MOST_COLUMNS` of them.
 FOLLOWED: Mapping[str, tuple[str, ...] | None] = {
@@ -206,11 +206,12 @@ class Watched:
         return "running" if alive else "killed"
 
     def _resume(self, step: int) -> None:
+        kept = kept_until(step)
         for curve in self.curves.values():
-            curve.cut(step)
+            curve.cut(kept)
         self._latest.clear()
         self._last_step = step
-        standing = [e for e in self.events if e.step <= step]
+        standing = [e for e in self.events if e.step <= kept]
         self.events.clear()
         self.events.extend(standing)
 
