@@ -34,6 +34,7 @@ class GradientNorms(Probe):
     def __init__(self, when: When = EVERY_STEP, *, layers: bool = True) -> None:
         self.when, self.layers = when, layers
         self._clips: dict[str, Clip] = {}
+        self._clipped_of: dict[str, Followed] = {}
         #: By optimizer, the step whose gradients were copied, to be measured when it was taken.
         self._copied: dict[str, int] = {}
 
@@ -41,7 +42,9 @@ class GradientNorms(Probe):
         return any(f.sharded for f in run.followed)
 
     def start(self, run: Run) -> Sequence[Quantity]:
-        self._clips.clear()  # and declare their columns anew
+        # Where parameters came or went their columns are declared anew; a clipping of others is still to be recorded.
+        same = {f.name for f in run.followed if _same(self._clipped_of.get(f.name), f)}
+        self._clips = {name: clip for name, clip in self._clips.items() if name in same}
         self._copied.clear()
         found = []
         for f in run.followed:
@@ -60,7 +63,7 @@ class GradientNorms(Probe):
             run.declare(Quantity(name, followed.columns(self.layers), "loss / weight", doc))
             doc = "what clipping multiplied the gradient by (NaN: values were clipped), and its limit"
             run.declare(Quantity(f"clip{followed.suffix}", ("coefficient", "limit"), "", doc))
-        self._clips[followed.name] = clip
+        self._clips[followed.name], self._clipped_of[followed.name] = clip, followed
 
     def on_gradients(self, run: Run, step: Step) -> None:
         f = step.followed
@@ -79,6 +82,10 @@ class GradientNorms(Probe):
         f = step.followed
         if self._copied.get(f.name) == step.number and f.packed is not None:
             self._record(run, step, f.packed.copied())
+
+    def close(self) -> None:
+        self._clips.clear()
+        self._clipped_of.clear()
 
     def _record(self, run: Run, step: Step, row: Any) -> None:
         f = step.followed
@@ -118,6 +125,10 @@ class GradientNorms(Probe):
             pair = (math.nan if coefficient is None else coefficient, limit)
         run.record(f"clip{f.suffix}", step.number, pair)
         return row
+
+
+def _same(old: Followed | None, new: Followed) -> bool:
+    return old is not None and [*map(id, old.parameters)] == [*map(id, new.parameters)]
 
 
 def scaled(row: Any, factor: Any) -> Any:

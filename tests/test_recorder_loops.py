@@ -259,6 +259,24 @@ class TestSeveralOptimizers:
                 rec.clip_grad_norm_(1.0)
             rec.clip_grad_norm_(1.0, optimizer="d")
 
+    def test_a_clipping_is_kept_while_another_ones_parameters_change(self, tmp_path):
+        model, optimizers = self.parts()
+        model["late"] = nn.Linear(1, 1)
+        with Recorder(tmp_path / "run.h5", model, optimizers, probes=[GradientNorms()]) as rec:
+            for step in range(3):
+                model.zero_grad()
+                model["late"](model["d"](model["g"](torch.randn(4, 3)))).square().mean().backward()
+                rec.clip_grad_norm_(1e-3, optimizer="g")
+                if step == 1:
+                    optimizers["d"].add_param_group({"params": model["late"].parameters()})
+                optimizers["d"].step()  # where the new parameters are noticed
+                optimizers["g"].step()
+        h = history(tmp_path)
+        assert [e.step for e in h.events if e.kind == "parameters_changed"] == [1]
+        np.testing.assert_array_equal(h["clip.g"].steps, [1, 2, 3])
+        np.testing.assert_array_equal(h["gradient_norm_before.g"].steps, [1, 2, 3])
+        assert (h["gradient_norm_before.g"].column("global") > 1e-3).all()
+
 
 class TestResuming:
     def test_what_is_logged_before_the_first_step_supersedes_too(self, tmp_path):
