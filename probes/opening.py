@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from landscape.archive.compaction import begin_run, set_status
 from landscape.archive.history import History, read_history
 from landscape.archive.reader import open_archive
-from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment
+from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment, segment_paths
 from landscape.errors import ArchiveError
 from landscape.provenance import provenance
 
@@ -36,10 +37,31 @@ class Opened:
     #: Where a resumed run goes on, unless load_state_dict says otherwise: epochs, and steps by optimizer.
     epoch: int = 0
     taken: Mapping[str, int] = field(default_factory=dict)
+    #: The archive, the status that it had before ("" where this process made it), and the process.
+    path: Path | None = None
+    status: str = ""
+    process: int = field(default_factory=os.getpid)
+
+    def undo(self) -> None:
+        """Leave the disk as it was, and let another process write the archive: nothing was recorded.
+
+        Of a run that was resumed only the status is as before; one that `force` replaced is gone.
+        """
+        if self.path is not None and self.process == os.getpid():  # a forked child's end is not the training's
+            folder = live_folder(self.path)
+            with contextlib.suppress(OSError, ArchiveError):
+                rows = segment_paths(folder)
+                if self.status:
+                    set_status(self.path, self.status)
+                elif not rows:
+                    self.path.unlink(missing_ok=True)
+                if not rows:
+                    shutil.rmtree(folder)
+        self.release()
 
     def release(self) -> None:
         """Let another process write the archive."""
-        lock, self.lock = self.lock, None
+        lock, self.lock, self.path = self.lock, None, None
         if lock is not None:
             with contextlib.suppress(OSError):
                 os.close(lock)
@@ -80,12 +102,14 @@ def open_run(path: Path, settings: Mapping[str, Any], *, resume: bool, force: bo
             opened.session = 1 + _sessions(path)
             opened.earlier = read_history(path)
             if path.exists():
+                opened.status = open_archive(path).status
                 set_status(path, "running")
             else:
                 begin_run(path, run=settings, attributes=provenance(), beside=True)
         else:
             begin_run(path, run=settings, attributes=provenance(), force=force)
             opened.release()  # of a folder that was replaced
+        opened.path = path
         opened.run_id = str(open_archive(path).attributes.get("run_id", ""))
         folder.mkdir(exist_ok=True)
         if opened.lock is None:

@@ -157,7 +157,7 @@ class Recorder:
             self._prepare()
         except BaseException:
             self._detach()
-            self._opened.release()
+            self._opened.undo()
             raise
         close_at_exit(self, self._sink, self._opened)
 
@@ -432,6 +432,13 @@ class Recorder:
             self._opened.release()  # not before: a reader shall not take a run for a killed one while it is compacted
         if problem is not None:
             warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+    def withdraw(self) -> None:
+        """Detach from a loop that never began, and leave the disk as it was before this recorder; see `ending`."""
+        if not self.closed:
+            self.closed = True
+            self._detach()
+            self._opened.undo()
 
     def _go_on_from(self, step: int, epoch: int, taken: Mapping[str, int] | None = None) -> None:
         self._run.step, self._run.epoch = step, epoch

@@ -43,6 +43,11 @@ class Sink:
         return self._lost + (self._writer.lost if self._writer is not None else 0)
 
     @property
+    def empty(self) -> bool:
+        """Whether no row was ever written."""
+        return self._writer is None
+
+    @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
         return time.perf_counter() - self.began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -217,6 +218,54 @@ class TestEnds:
         archive = open_archive(tmp_path / "run.h5")
         assert archive.status == "interrupted"
         assert len(archive.history["loss"].steps) == 5
+
+    def test_one_that_was_made_for_a_loop_that_never_began_leaves_nothing(self, tmp_path):
+        command = [sys.executable, "-c", TRAIN + FORGETFUL.partition("for t in")[0], str(tmp_path / "run.h5")]
+        subprocess.run(command, check=True, timeout=120)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_one_that_nobody_holds_before_its_loop_began_leaves_nothing(self, tmp_path):
+        model, optimizer = small()
+        rec = Recorder(tmp_path / "run.h5", model, optimizer)
+        assert open_archive(tmp_path / "run.h5").status == "running"
+        del rec, model, optimizer
+        gc.collect()
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_one_that_would_have_gone_on_leaves_the_run_as_it_was(self, tmp_path, killed):
+        path = tmp_path / "run.h5"
+        model, optimizer = small()
+        rec = Recorder(path, model, optimizer)
+        steps(model, optimizer, 3, rec)
+        if killed:
+            rec.flush()
+            rec._detach()
+            rec._sink.close()
+            rec._opened.release()
+        else:
+            rec.close("failed")
+        before = sorted(p.name for p in tmp_path.iterdir())
+        del rec, model, optimizer
+        gc.collect()
+        model, optimizer = small()
+        rec = Recorder(path, model, optimizer, resume=True)
+        assert open_archive(path).status == "running"
+        del rec, model, optimizer
+        gc.collect()
+        assert open_archive(path).status == ("running" if killed else "failed")
+        assert len(open_archive(path).history["loss"].steps) == 3
+        assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+    def test_a_probe_that_can_not_be_attached_leaves_nothing(self, tmp_path, monkeypatch):
+        def fail(*args: object) -> None:
+            raise RuntimeError("no hook for you")
+
+        model, optimizer = small()
+        monkeypatch.setattr(optimizer, "register_step_pre_hook", fail)
+        with pytest.raises(RuntimeError, match="no hook"):
+            Recorder(tmp_path / "run.h5", model, optimizer)
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_recorder_that_never_saw_a_step(self, tmp_path):
         model, optimizer = small()
