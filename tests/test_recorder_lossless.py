@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ from landscape.probes import (
     at,
     every,
 )
+from landscape.probes import sink as probe_sink
+from landscape.probes import timing as probe_timing
 
 #: Quantities that default probes record at every step.
 EVERY_STEP = ("loss", "time", "gradient_norm", "update_norm", "weight_norm", "update", "learning_rate")
@@ -324,7 +327,11 @@ class TestResuming:
             steps(model, optimizer, 2, rec)
         assert open_archive(tmp_path / "run.h5").status == "complete"
 
-    def test_a_resumed_run_decides_as_it_did_where_a_budget_ruled(self, tmp_path):
+    def test_a_resumed_run_decides_as_it_did_where_a_budget_ruled(self, tmp_path, monkeypatch):
+        clock = [0.0]  # seconds of a machine where a step takes 4 ms and the probe 10.1, however busy the true one is
+        for module in (probe_timing, probe_sink):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
         class Slow(Probe):
             name, expensive, when = "slow", True, every(steps=1, budget=0.5)
 
@@ -333,22 +340,37 @@ class TestResuming:
 
             def measure(self, run, now):
                 self.at.append(now.step)
-                time.sleep(0.01)
+                clock[0] += 0.0101
                 return Found()
+
+        def train(rec, n: int, seconds: float) -> None:
+            for _ in range(n):
+                steps(model, optimizer, 1, rec)
+                clock[0] += seconds
 
         path = tmp_path / "run.h5"
         model, optimizer = small()
-        first = Slow()
+        first, alone = Slow(), Slow()
         with Recorder(path, model, optimizer, probes=[first]) as rec:
-            for _ in range(30):
-                steps(model, optimizer, 1, rec)
-                time.sleep(0.004)
-        assert 3 < len(first.at) < 30  # some were left out
+            train(rec, 30, 0.004)
+        # The first at once; then where as much again keeps within half of the time so far.
+        expected, spent, elapsed = [], 0.0, 0.0
+        for step in range(31):
+            if not expected or spent + 0.0101 <= 0.5 * elapsed:
+                expected.append(step)
+                spent, elapsed = spent + 0.0101, elapsed + 0.0101
+            elapsed += 0.004 * (step > 0)
+        assert first.at == expected
+        assert 3 < len(expected) < 30  # some were left out
         again = Slow()
         with Recorder(path, model, optimizer, probes=[again], resume=True) as rec:
             rec.load_state_dict({"step": 10, "epoch": 0})
-            steps(model, optimizer, 20, rec)
-        assert again.at == [s for s in first.at if s > 10]
+            train(rec, 20, 0.001)
+        assert again.at == [s for s in expected if s > 10]
+        # Undecided, the same steps at that speed would have been measured otherwise.
+        with Recorder(tmp_path / "other.h5", model, optimizer, probes=[alone]) as rec:
+            train(rec, 30, 0.001)
+        assert [s for s in alone.at if s > 10] != again.at
 
 
 class TestTroubleWithTheDisk:
