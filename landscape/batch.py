@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from . import sparse
+from . import sequences, sparse
 
 
 def as_tensor(value: Any) -> torch.Tensor:
@@ -25,17 +25,65 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+    if _is_numbers(batch):
         return change(as_tensor(batch))
+    if _is_object(batch):
+        return _map_object(batch, change)
     return _map_parts(batch, lambda part: map_tensors(part, change))
+
+
+def _is_numbers(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype.kind in "fiub"
+
+
+def _is_object(part: Any) -> bool:
+    """Whether this is a batch class of somebody's own, which moves itself; PyTorch Geometric has such ones."""
+    if isinstance(part, torch.Tensor | np.ndarray | Mapping | list | tuple | type) or dataclasses.is_dataclass(part):
+        return False
+    return callable(getattr(part, "to", None))
+
+
+def _map_object(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a copy of such an object with every tensor changed that it holds, in containers too."""
+    other = copy.copy(batch)
+    if _is_geometric(batch):
+        return other.apply(change)
+    for name, value in _attributes(batch).items():
+        object.__setattr__(other, name, map_tensors(value, change))
+    return other
+
+
+def _is_geometric(batch: Any) -> bool:
+    return callable(getattr(batch, "to_dict", None)) and callable(getattr(batch, "apply", None))
+
+
+def _attributes(batch: Any) -> dict[str, Any]:
+    slots = (n for kind in type(batch).__mro__ for n in _names(getattr(kind, "__slots__", ())))
+    return {n: getattr(batch, n) for n in slots if hasattr(batch, n)} | dict(getattr(batch, "__dict__", {}))
+
+
+def _names(slots: Any) -> list[str]:
+    return [n for n in ([slots] if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__")]
+
+
+def _parts(batch: Any) -> list[Any]:
+    """Return what a container holds, in order; nothing where it is none."""
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    if isinstance(batch, list | tuple):
+        return list(batch)
+    if _is_object(batch):
+        held: dict[str, Any] = batch.to_dict() if _is_geometric(batch) else _attributes(batch)
+        return list(held.values())
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return [getattr(batch, f.name) for f in dataclasses.fields(batch)]
+    return []
 
 
 def _map_parts(batch: Any, change: Callable[[Any], Any]) -> Any:
     """Return a container of the same kind with each part changed; the batch itself where it is no container."""
     if isinstance(batch, Mapping):
         return mapping_like(batch, {k: change(v) for k, v in batch.items()})
-    if isinstance(batch, PackedSequence):
-        return batch
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(change(v) for v in batch))
     if isinstance(batch, list | tuple):
@@ -71,7 +119,8 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         if isinstance(part, torch.Tensor | np.ndarray):
             return map_tensors(part, change)
         if isinstance(part, PackedSequence):
-            return part.to(in_precision(part.data.dtype, dtype)).to(device)  # its sizes stay on the host
+            own = map_tensors(part, lambda t: t.clone() if t.is_inference() else t)
+            return own.to(in_precision(own.data.dtype, dtype)).to(device)  # its sizes stay on the host
         if isinstance(part, Mapping | list | tuple) or not callable(getattr(part, "to", None)):
             return _map_parts(part, place)
         return _place_object(part, device, change)
@@ -88,26 +137,20 @@ def in_precision(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
 
 def _place_object(batch: Any, device: torch.device, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return a batch class of the user's own on the device; on a copy, since some move themselves in place."""
-    other = copy.copy(batch)
-    if hasattr(other, "to_dict") and callable(getattr(other, "apply", None)):  # PyTorch Geometric's way
-        return other.apply(change)
-    other = copy.copy(other.to(device))
-    for name, value in list(getattr(other, "__dict__", {}).items()):
-        if isinstance(value, torch.Tensor):
-            setattr(other, name, change(value))
-    return other
+    if _is_geometric(batch):
+        return map_tensors(batch, change)
+    other = map_tensors(batch, lambda t: t)
+    moved = other.to(device)
+    return map_tensors(other if moved is None else moved, change)
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
     """Return every tensor of a batch (or of a model's outputs), in order."""
-    found: list[torch.Tensor] = []
-
-    def keep(t: torch.Tensor) -> torch.Tensor:
-        found.append(t)
-        return t
-
-    map_tensors(batch, keep)
-    return found
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    if _is_numbers(batch):
+        return [as_tensor(batch)]
+    return [t for part in _parts(batch) for t in tensors_of(part)]
 
 
 def bytes_of(batch: Any) -> int:
@@ -116,9 +159,23 @@ def bytes_of(batch: Any) -> int:
 
 
 def batch_size_of(batch: Any) -> int | None:
-    """Return the number of samples: the first dimension that all tensors share, None where they don't."""
-    sizes = {len(t) for t in tensors_of(batch) if t.ndim > 0}
+    """Return the number of samples: the first dimension that all tensors share, None where they don't.
+
+    A packed sequence counts by its sequences. What a batch class of the user's own holds is not looked at: what its
+    rows are is its own affair.
+    """
+    sizes = _sizes(batch)
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _sizes(batch: Any) -> set[int]:
+    if isinstance(batch, torch.Tensor) or _is_numbers(batch):
+        return {len(batch)} if batch.ndim > 0 else set()
+    if isinstance(batch, PackedSequence):
+        return {sequences.count(batch)}
+    if _is_object(batch):
+        return set()
+    return {size for part in _parts(batch) for size in _sizes(part)}
 
 
 def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
@@ -129,20 +186,25 @@ def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
 def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
     """Return the samples of a batch (or of a model's outputs) at `index`; what has not `size` rows is kept.
 
-    So is a sparse tensor whose rows may be something else: a batch that `stays_whole` is for nobody to cut.
+    So is a sparse tensor whose rows may be something else, and an object of somebody's own class: a batch that
+    `stays_whole` is for nobody to cut.
     """
+
+    def numbers() -> torch.Tensor:
+        return index if isinstance(index, torch.Tensor) else torch.arange(size, device="cpu")[index]
 
     def cut(part: Any) -> Any:
         if isinstance(part, torch.Tensor):
             if part.ndim == 0 or len(part) != size:
                 return part
             if sparse.is_sparse(part):
-                rows = index if isinstance(index, torch.Tensor) else torch.arange(size, device="cpu")[index]
-                return part if stays_whole(batch) else sparse.rows(part, rows)
+                return part if stays_whole(batch) else sparse.rows(part, numbers())
             return part[index.to(part.device) if isinstance(index, torch.Tensor) else index]
         if isinstance(part, np.ndarray):
             rows = index.numpy() if isinstance(index, torch.Tensor) else index
             return part[rows] if part.ndim > 0 and len(part) == size else part
+        if isinstance(part, PackedSequence):
+            return sequences.chosen(part, numbers()) if sequences.count(part) == size else part
         if isinstance(part, list | tuple) and not hasattr(part, "_fields") and _is_rows(part, size):
             return part[index] if isinstance(index, slice) else type(part)(part[i] for i in index.tolist())
         return _map_parts(part, cut)
@@ -156,7 +218,15 @@ def stays_whole(batch: Any) -> str:
     for t in tensors:
         if sparse.is_sparse(t) and not sparse.rows_are_samples(t, len(tensors) - 1):
             return f"a sparse tensor {tuple(t.shape)}, whose rows may be the nodes of one graph"
-    return ""
+    own = _object_in(batch)
+    return f"a {own}, of whose rows only its own code knows what they are" if own else ""
+
+
+def _object_in(batch: Any) -> str:
+    """Return the name of the first class of somebody's own in a batch, "" where there is none."""
+    if _is_object(batch):
+        return type(batch).__name__
+    return next((name for part in _parts(batch) if (name := _object_in(part))), "")
 
 
 def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -168,10 +238,14 @@ def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
         return sparse.joined(batches) if sparse.is_sparse(first) else torch.cat(list(batches))
     if isinstance(first, Mapping) and all(type(b) is type(first) and b.keys() == first.keys() for b in batches):
         return mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
+    if isinstance(first, PackedSequence):
+        if any(type(b) is not type(first) or sequences.count(b) != n for b, n in zip(batches, sizes, strict=True)):
+            raise ValueError("packed sequences beside something else can't be joined")
+        return sequences.joined(batches)
     if isinstance(first, list | tuple) and all(type(b) is type(first) for b in batches):
         if not hasattr(first, "_fields") and all(_is_rows(b, n) for b, n in zip(batches, sizes, strict=True)):
             return type(first)(row for b in batches for row in b)
-        if len({len(b) for b in batches}) == 1 and not isinstance(first, PackedSequence):
+        if len({len(b) for b in batches}) == 1:
             found = [join(column, sizes) for column in zip(*batches, strict=True)]
             return type(first)(*found) if hasattr(first, "_fields") else type(first)(found)
     if first is None or (isinstance(first, str | int | float) and all(b == first for b in batches)):
@@ -188,27 +262,23 @@ def fingerprint(batches: Iterable[Any]) -> str:
     """Return a SHA-256 over every tensor's dtype, shape and bytes, and every string and number, in order."""
     digest = hashlib.sha256()
 
-    def add(part: Any) -> Any:
-        if isinstance(part, torch.Tensor | np.ndarray):
-            for t in tensors_of(part):
-                digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
-                if sparse.is_sparse(t):
-                    digest.update(str(t.layout).encode())
-                    add(sparse.content(t.detach().to("cpu")))
-                    continue
-                # A clone, since a tensor of one element counts as contiguous whatever its stride is.
-                flat = t.detach().to("cpu").resolve_conj().resolve_neg().reshape(-1)
-                flat = flat.clone(memory_format=torch.contiguous_format)
-                digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    def add(part: Any) -> None:
+        if isinstance(part, torch.Tensor) or _is_numbers(part):
+            t = as_tensor(part).detach()
+            digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+            if sparse.is_sparse(t):
+                digest.update(str(t.layout).encode())
+                add(sparse.content(t.to("cpu")))
+                return
+            # A clone, since a tensor of one element counts as contiguous whatever its stride is.
+            flat = t.to("cpu").resolve_conj().resolve_neg().reshape(-1)
+            flat = flat.clone(memory_format=torch.contiguous_format)
+            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
         elif isinstance(part, str | bytes | int | float | complex):
             digest.update(repr(part).encode())
-        elif callable(getattr(part, "to", None)) and not isinstance(part, Mapping | list | tuple):
-            add(part.to_dict() if callable(getattr(part, "to_dict", None)) else dict(getattr(part, "__dict__", {})))
-        elif isinstance(part, PackedSequence):
-            add(tuple(part))
         else:
-            _map_parts(part, add)
-        return part
+            for inner in _parts(part):
+                add(inner)
 
     for batch in batches:
         add(batch)

@@ -41,7 +41,8 @@ class Task:
             the losses of torch.nn. A plain mean of another loss counts by samples, which is verified on every
             batch (the whole against its parts) and refused with a line where it does not hold.
         train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`. Batches
-            may hold sparse tensors; where their rows may be a graph's nodes, no batch is cut.
+            may hold sparse tensors, packed sequences and objects with `.to()`; where rows may be a graph's nodes, and
+            where they lie in such an object, no batch is cut.
         name: shown in reports.
         forward: `(model, batch) -> (outputs, target)`; by default `(model(x), y)` for a pair and
             `(model(**batch), batch)` for a dict. `landscape.next_token` is that of causal language models, with
