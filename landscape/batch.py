@@ -27,7 +27,7 @@ def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
         return change(batch)
     if _is_numbers(batch):
         return change(as_tensor(batch))
-    if _is_object(batch):
+    if is_object(batch):
         return _map_object(batch, change)
     return _map_parts(batch, lambda part: map_tensors(part, change))
 
@@ -36,7 +36,7 @@ def _is_numbers(part: Any) -> bool:
     return isinstance(part, np.ndarray) and part.dtype.kind in "fiub"
 
 
-def _is_object(part: Any) -> bool:
+def is_object(part: Any) -> bool:
     """Whether this is a batch class of somebody's own, which moves itself; PyTorch Geometric has such ones."""
     if isinstance(part, torch.Tensor | np.ndarray | Mapping | list | tuple | type) or dataclasses.is_dataclass(part):
         return False
@@ -66,13 +66,13 @@ def _names(slots: Any) -> list[str]:
     return [n for n in ([slots] if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__")]
 
 
-def _parts(batch: Any) -> list[Any]:
+def parts_of(batch: Any) -> list[Any]:
     """Return what a container holds, in order; nothing where it is none."""
     if isinstance(batch, Mapping):
         return list(batch.values())
     if isinstance(batch, list | tuple):
         return list(batch)
-    if _is_object(batch):
+    if is_object(batch):
         held: dict[str, Any] = batch.to_dict() if _is_geometric(batch) else _attributes(batch)
         return list(held.values())
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
@@ -150,7 +150,7 @@ def tensors_of(batch: Any) -> list[torch.Tensor]:
         return [batch]
     if _is_numbers(batch):
         return [as_tensor(batch)]
-    return [t for part in _parts(batch) for t in tensors_of(part)]
+    return [t for part in parts_of(batch) for t in tensors_of(part)]
 
 
 def bytes_of(batch: Any) -> int:
@@ -173,9 +173,9 @@ def _sizes(batch: Any) -> set[int]:
         return {len(batch)} if batch.ndim > 0 else set()
     if isinstance(batch, PackedSequence):
         return {sequences.count(batch)}
-    if _is_object(batch):
+    if is_object(batch):
         return set()
-    return {size for part in _parts(batch) for size in _sizes(part)}
+    return {size for part in parts_of(batch) for size in _sizes(part)}
 
 
 def slice_batch(batch: Any, start: int, stop: int, size: int) -> Any:
@@ -224,9 +224,9 @@ def stays_whole(batch: Any) -> str:
 
 def _object_in(batch: Any) -> str:
     """Return the name of the first class of somebody's own in a batch, "" where there is none."""
-    if _is_object(batch):
+    if is_object(batch):
         return type(batch).__name__
-    return next((name for part in _parts(batch) if (name := _object_in(part))), "")
+    return next((name for part in parts_of(batch) if (name := _object_in(part))), "")
 
 
 def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -277,7 +277,7 @@ def fingerprint(batches: Iterable[Any]) -> str:
         elif isinstance(part, str | bytes | int | float | complex):
             digest.update(repr(part).encode())
         else:
-            for inner in _parts(part):
+            for inner in parts_of(part):
                 add(inner)
 
     for batch in batches:

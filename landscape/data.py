@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from .augmentation import random_sample
 from .batch import as_tensor, batch_size_of, fingerprint, mapping_like, pick, slice_batch, stays_whole
 from .errors import TaskError
-from .forms import is_columns, is_samples
+from .forms import form_of
 
 
 @dataclass(frozen=True)
@@ -141,32 +141,22 @@ def _take(
     notes: list[str],
 ) -> tuple[list[Any], int | None]:
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(data, DataLoader):
+    form = form_of(data, f"the {split} data")
+    if form == "loader":
         return _take_loader(data, split, max_samples, generator, rebatch, notes)
-    if isinstance(data, IterableDataset):
+    if form == "stream":
         loader = DataLoader(data, batch_size=batch_size)
         return _walk(loader, split, max_samples, rebatch, notes), None
-    if is_columns(data):
+    if form == "columns":
         return _take_columns(data, split, max_samples, batch_size, generator)
-    indexed = hasattr(data, "__getitem__") and not isinstance(data, list | tuple | Mapping)
-    if indexed or isinstance(data, Dataset) or is_samples(data):
-        n = len(data)  # type: ignore[arg-type]
+    if form == "samples":
+        n = len(data)
         chosen = _subset(n, max_samples, generator)
-        dataset = data if chosen is None else Subset(data, chosen)  # type: ignore[arg-type]
-        return list(DataLoader(dataset, batch_size=batch_size)), n  # type: ignore[arg-type]
-    if isinstance(data, Mapping):
-        raise TaskError(
-            f"the {split} data are a mapping whose values are not tensors of one length; "
-            "give a list of batches, a Dataset or a DataLoader"
-        )
-    if isinstance(data, list | tuple):
+        dataset = data if chosen is None else Subset(data, chosen)
+        return list(DataLoader(dataset, batch_size=batch_size)), n
+    if form == "list":
         return _take_list(list(data), max_samples, generator, rebatch)
-    if isinstance(data, Iterable):
-        return _walk(data, split, max_samples, rebatch, notes), None
-    raise TaskError(
-        f"the {split} data are a {type(data).__name__}; give a DataLoader, a Dataset, an iterable or list of "
-        "batches, or tensors (X, y)"
-    )
+    return _walk(data, split, max_samples, rebatch, notes), None
 
 
 def _take_loader(

@@ -40,7 +40,8 @@ class Task:
             mean's own denominator: samples, tokens not ignored, or the sum of the class weights. It is known for
             the losses of torch.nn. A plain mean of another loss counts by samples, which is verified on every
             batch (the whole against its parts) and refused with a line where it does not hold.
-        train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`. Batches
+        train, test: a DataLoader, a Dataset, an iterable or a list of batches, or a tuple of tensors `(X, y)`; a list
+            that could be read in two ways (batches of numbers, or vectors that are samples) is refused. Batches
             may hold sparse tensors, packed sequences and objects with `.to()`; where rows may be a graph's nodes, and
             where they lie in such an object, no batch is cut.
         name: shown in reports.

@@ -20,7 +20,7 @@ from torch.utils.data import default_collate as collate
 from landscape.batch import as_tensor, batch_size_of, bytes_of, mapping_like, pick, stays_whole, to_device
 from landscape.data import draw_batches
 from landscape.errors import TrainingError
-from landscape.forms import is_columns, is_samples
+from landscape.forms import form_of
 
 from .grid import FULL
 
@@ -80,7 +80,8 @@ class Batches:
     # ------------------------------------------------------------------------------------------- what there is
 
     def _take(self, data: Any, batch_size: int | str | None, default: int) -> None:
-        if isinstance(data, DataLoader):
+        form = form_of(data, "the train data")
+        if form == "loader":
             own_batches = data.batch_sampler is None or type(data.batch_sampler).__name__ != "BatchSampler"
             if not isinstance(data.dataset, IterableDataset) and not own_batches:
                 self._loader, self._drop_last = data, bool(data.drop_last)
@@ -89,18 +90,16 @@ class Batches:
                 if plain:
                     self._columns = _columns_of(data.dataset)
                 return
-        elif isinstance(data, IterableDataset):
+        elif form == "stream":
             size = batch_size if isinstance(batch_size, int) else default
             self._finish(data, size, "stream of samples")
             return
-        elif is_columns(data):
+        elif form == "columns":
             self._columns = data
             return
-        elif (columns := _columns_of(data)) is not None:
-            self._columns = columns
-            return
-        elif isinstance(data, Dataset) or is_samples(data) or _is_indexed(data):
-            self._dataset = data
+        elif form == "samples":
+            self._columns = _columns_of(data)
+            self._dataset = data if self._columns is None else None
             return
         if batch_size is not None:
             raise TrainingError(
@@ -273,10 +272,6 @@ def _as_tensors(columns: Any) -> Any:
     if isinstance(columns, Mapping):
         return mapping_like(columns, {k: as_tensor(v) for k, v in columns.items()})
     return tuple(as_tensor(v) for v in columns)
-
-
-def _is_indexed(data: Any) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, list | tuple | Mapping)
 
 
 def _columns_of(data: Any) -> tuple[torch.Tensor, ...] | None:
