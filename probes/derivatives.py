@@ -1,6 +1,17 @@
-"""Is the second derivative that autograd gives the right one? One product beside a difference of two gradients."""
+"""Is the second derivative that autograd gives the right one? One product beside differences of gradients.
+
+A product H v that misses a part (a tensor detached in the model or the loss, `.data`, NumPy, a custom backward that is
+not differentiated itself) comes without an error. What tells it from a kink (a ReLU that switches, another maximum):
+
+- What is missing stands in the forward difference [g(w + h v) - g(w)] / h and in the backward one alike, whatever h.
+- A gradient that jumps at the weights stands in one of the two, or divided by h in both; one that jumps near by is gone
+  from shorter steps; both are gone from other weights, where what is missing stays.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -13,24 +24,57 @@ from landscape.tasks import Task
 
 from .prediction import one_batch
 
-#: Steps of the central difference along a unit vector, and the relative error allowed. A single ReLU that switches in
-#: between spoils a difference (its jump is divided by the step), and among the activations of a few images one
-#: within 1e-6 is ordinary: where the first step disagrees, shorter ones are tried, across which it no longer
-#: switches. What is missing from a product is missing at every step. In float64, rounding stays below 1e-6
-#: of the gradient at 1e-9 (chosen by us).
-DIFFERENCES = {torch.float64: ((1e-6, 1e-7, 1e-8, 1e-9), 1e-3), torch.float32: ((1e-2,), 5e-2)}
-#: Beyond this relative error something is missing, not merely inexact (chosen by us; float64 only).
-WRONG = 0.3
 NAME = "twice differentiable"
+#: Relative difference between product and central difference up to which they agree, in float64 and where only float32
+#: runs (chosen by us).
+AGREES = {torch.float64: 1e-3, torch.float32: 5e-2}
+#: Below this one in float64 nothing further is looked at: a smooth loss reaches 1e-8 (chosen by us).
+EXACT = 1e-4
+#: Steps along a unit vector: the first that is tried, and the ends of the ladder of tens on which others follow. Among
+#: the activations of a batch of images one that switches within 1e-6 is ordinary; at 1e-11 rounding is 1e-4 of the
+#: gradient (chosen by us).
+FIRST, LONGEST, SHORTEST = {torch.float64: 1e-6, torch.float32: 1e-2}, 1e-2, 1e-11
+#: Something is missing where forward and backward difference are less apart than this share of the gap between their
+#: mean and the product, and the gap changes by less than this share with the step: a gradient that jumps on one side
+#: makes them twice the gap apart (chosen by us).
+APART = 0.5
+#: Steps at which code that computes in float32 inside a float64 model shows no gap any more: the gap is its rounding.
+COARSE = (1e-4, 1e-3)
+#: How far from the weights, as a share of their norm, a missing part is looked for once more (chosen by us: beyond what
+#: sits exactly at the weights, such as a ReLU of zeros, and otherwise in no special place).
+ASIDE = 1e-3
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A product beside the differences over one step: `gap` is to the central one, `apart` between the one-sided ones.
+
+    `size` is the larger norm of product and central difference, `noise` what rounding alone may make of the gap.
+    """
+
+    central: torch.Tensor
+    gap: float
+    apart: float
+    size: float
+    noise: float
+
+    @property
+    def error(self) -> float:
+        """The gap relative to the size."""
+        return self.gap / self.size if self.size > 0 else 0.0
+
+    def like(self, other: Beside) -> bool:
+        """Say whether two steps show the same gap, each on both sides, and more than rounding makes of it."""
+        change, least = float((self.central - other.central).norm()), min(self.gap, other.gap)
+        return change < APART * least and all(b.apart < APART * b.gap and b.gap > b.noise for b in (self, other))
 
 
 def twice_differentiable(task: Task) -> Check:
-    """Compare one Hessian product with a central difference of two gradients, on one batch and in float64.
+    """Compare one Hessian product with differences of gradients, on one batch and in float64.
 
-    A custom backward that forgets part of its own derivative (a detached tensor, `.data`, NumPy inside) gives a
-    product without an error, and a wrong one: it fails here. Code that runs in float32 alone is compared in float32,
-    where a difference is too coarse to fail it. Costs about 10 passes over one batch. Raises nothing of its own: what
-    autograd refuses is the check's message.
+    Fails where a part of the second derivative is missing, down to 1e-4 of it. Code that runs in float32 alone is
+    compared in float32, where a difference is too coarse to tell that from kinks. Costs about 15 passes over one batch,
+    and up to 150 where kinks lie close by. Raises nothing of its own: what autograd refuses is the check's message.
     """
     small = one_batch(task)
     try:
@@ -46,56 +90,120 @@ def twice_differentiable(task: Task) -> Check:
 
 
 def compare_with_differences(task: Task, seed: int = 0) -> Check:
-    """Return how far H v is from (g(w + h v) - g(w - h v)) / 2h for a random unit vector v, relative to the larger.
+    """Return how far H v is from differences of gradients for a random unit vector v, and what that means.
 
-    Costs a product, and two gradients for each step that is tried: one, unless kinks lie close by.
+    Costs a product and 3 gradients where they agree at the first step. Else shorter steps follow, and all of it once
+    more beside the weights (see `ASIDE`), with 2 gradients for each step.
     """
     with Objective(task, task.splits[0]) as objective:
-        steps, limit = DIFFERENCES[objective.dtype]
-        n = sum(p.numel() for p in objective.parameters)
-        v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
-        v = (v / v.norm()).to(objective.device, objective.dtype)
-        product = (Hessian(objective) @ v).double()
-        found: list[tuple[float, float, float]] = []
-        for step in steps:
-            error, size, noise = _beside_difference(objective, product, v, step)
-            if found and noise > limit * found[0][1]:
-                break  # a step too short to tell what the first one showed
-            found.append((error, size, noise))
-            if error <= limit or size <= noise:
-                break
-        _, size, noise = found[-1]
-        error, size, noise = found[-1] if size <= noise else min(found)
-        exact = objective.dtype == torch.float64
-    if float(product.norm()) == 0 and size <= noise:
-        text = "the second derivative is exactly 0: the loss is piecewise linear in the weights"
-        return Check(NAME, "warn", text, error, limit)
-    if size <= noise:
-        text = "the second derivative is too small to be told from rounding on this batch"
-        return Check(NAME, "warn", text, error, limit)
-    text = f"a Hessian product and a difference of two gradients agree to {error:.1e}"
-    if error <= limit:
-        return Check(NAME, "pass", text, error, limit)
-    if error <= WRONG or not exact:
-        return Check(NAME, "warn", f"{text} only (limit {limit:g}): kinks, such as ReLU's, lie close by", error, limit)
-    text = f"a Hessian product and a difference of two gradients differ by {error:.0%}"
-    return Check(
-        NAME, "fail", f"{text}: part of a backward is not differentiated (custom function, detach?)", error, limit
+        limit, v = AGREES[objective.dtype], _unit(objective, seed)
+        here = _Differences(objective, v)
+        first, best = here.steps[0], here.best
+        if first.size <= first.noise:
+            text = "too small to be told from rounding on this batch"
+            if float(here.product.norm()) == 0:
+                text = "exactly 0: the loss is piecewise linear in the weights"
+            return Check(NAME, "warn", f"the second derivative is {text}", first.error, limit)
+        beside = missing = None
+        if objective.dtype == torch.float64 and best.error > EXACT:
+            aside = _Differences(objective, v, aside=_unit(objective, seed + 1))
+            beside, missing = aside.best, aside.missing()
+    if missing is not None:
+        return Check(NAME, "fail", _refusal(missing.error), missing.error, limit)
+    text = f"a Hessian product and a difference of two gradients agree to {best.error:.1e}"
+    if best.error <= limit:
+        return Check(NAME, "pass", text, best.error, limit)
+    text += f" only (limit {limit:g}): kinks, such as ReLU's, lie close by"
+    if beside is not None and beside.error <= limit:
+        text = (
+            f"a Hessian product and a difference of two gradients differ by {100 * best.error:.2g}% of their size at "
+            f"the weights, where the gradient has a kink, such as ReLU's; beside them they agree to {beside.error:.1e}"
+        )
+    return Check(NAME, "warn", text, best.error, limit)
+
+
+def _refusal(error: float) -> str:
+    return (
+        "a part of the loss's second derivative is missing: a Hessian product and differences of gradients differ by "
+        f"{100 * error:.2g}% of their size, on both sides alike and at every step, as no kink does. Look for a tensor "
+        "that is detached in the model or the loss (detach, .data, no_grad, NumPy), a gradient that is changed on its "
+        "way (reversed, passed straight through), or a torch.autograd.Function whose backward is not differentiated "
+        "itself; or take differences of gradients, which need no second derivative: "
+        "--only eigenvalues_by_differences, or FiniteDifferences(task)"
     )
 
 
-def _beside_difference(
-    objective: Objective, product: torch.Tensor, v: torch.Tensor, step: float
-) -> tuple[float, float, float]:
-    """Return the relative error of one difference, the larger of both norms, and what rounding alone may make of it."""
-    sides = []
-    with objective.holding_statistics():  # the product takes them for constants
+class _Differences:
+    """The product H v at the weights, or `aside` of them along a unit vector, and the differences beside it.
+
+    `steps` are those at the first step and at shorter ones, until one agrees or rounding comes near the gap; `coarse`
+    follow where none agrees.
+    """
+
+    def __init__(self, objective: Objective, v: torch.Tensor, aside: torch.Tensor | None = None) -> None:
+        self._objective = objective
+        self._v = unflatten(v, objective.center)
+        size = float(flatten(objective.center).double().norm()) or 1.0
+        self._base = ([], []) if aside is None else ([unflatten(aside, objective.center)], [ASIDE * size])
+        objective.move(*self._base)
+        self.product = (Hessian(objective) @ v).double()
+        with objective.holding_statistics():  # the product takes them for constants
+            self._gradient = flatten(objective.gradient()).double()
+            self.steps = self._ladder()
+            tried = objective.dtype == torch.float64 and self.steps[-1].error > EXACT
+            self.coarse = [self._at(step) for step in COARSE] if tried else []
+
+    @property
+    def best(self) -> Beside:
+        """The step at which product and difference are closest."""
+        return min((*self.steps, *self.coarse), key=lambda b: b.error)
+
+    def missing(self) -> Beside | None:
+        """Return the shortest step that shows a missing part: a gap like that of the step before it, and none is less.
+
+        Else None: rounding, or kinks, whose part of a difference is gone from some step.
+        """
+        for one, other in reversed(list(pairwise(self.steps))):
+            least = APART * min(one.gap, other.gap)
+            if one.like(other) and all(b.gap >= least for b in (*self.steps, *self.coarse)):
+                return other
+        return None
+
+    def _ladder(self) -> list[Beside]:
+        step = FIRST[self._objective.dtype]
+        # Where the product is small beside the gradient, rounding asks for a longer step.
+        while step < LONGEST and 0 < EXACT * float(self.product.norm()) < self._noise(step):
+            step *= 10
+        found = [self._at(step)]
+        if self._objective.dtype != torch.float64:
+            return found
+        while step > 1.5 * SHORTEST and found[-1].error > EXACT and 100 * found[-1].noise < found[-1].gap:
+            step /= 10
+            found.append(self._at(step))
+        return found
+
+    def _at(self, step: float) -> Beside:
+        objective, (directions, lengths) = self._objective, self._base
+        sides = []
         for sign in (1.0, -1.0):
-            objective.move([unflatten(v, objective.center)], [sign * step])
+            objective.move([*directions, self._v], [*lengths, sign * step])
             sides.append(flatten(objective.gradient()).double())
-        objective.reset()
-    difference = (sides[0] - sides[1]) / (2 * step)
-    size = max(float(product.norm()), float(difference.norm()))
-    # Rounding of the two gradients, with a factor of 10 to spare for the sums inside them.
-    noise = 10 * torch.finfo(objective.dtype).eps * float(sides[0].norm()) / step
-    return (float((product - difference).norm()) / size if size > 0 else 0.0), size, noise
+        objective.move(directions, lengths)
+        central = (sides[0] - sides[1]) / (2 * step)
+        return Beside(
+            central,
+            gap=float((central - self.product).norm()),
+            apart=float((sides[0] + sides[1] - 2 * self._gradient).norm()) / step,
+            size=max(float(self.product.norm()), float(central.norm())),
+            noise=self._noise(step),
+        )
+
+    def _noise(self, step: float) -> float:
+        # Rounding of the two gradients, with a factor of 10 to spare for the sums inside them.
+        return 10 * torch.finfo(self._objective.dtype).eps * float(self._gradient.norm()) / step
+
+
+def _unit(objective: Objective, seed: int) -> torch.Tensor:
+    n = sum(p.numel() for p in objective.parameters)
+    v = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return (v / v.norm()).to(objective.device, objective.dtype)

@@ -10,11 +10,10 @@ import pytest
 import small_world
 import torch
 
-from landscape import Task, open_archive, save_checkpoint
+from landscape import open_archive, save_checkpoint
 from landscape import results as registry
 from landscape.errors import ArchiveError, CheckpointError, MeasurementError, ObjectiveError, TaskError
 from landscape.probes import prediction
-from landscape.probes.derivatives import twice_differentiable
 from landscape.probes.inspection import inspect_task
 from landscape.probes.outcome import SECTIONS, ProbeOutcome, merged
 from landscape.probes.posthoc import plan_run, probe_checkpoints
@@ -437,50 +436,6 @@ def test_right_second_derivatives_are_recorded_as_a_check(world):
     (check,) = [c for c in outcome.results["trace"].checks if c.name == "twice differentiable"]
     assert check.level == "pass"
     assert check.value < 1e-6
-
-
-def test_a_piecewise_linear_loss_is_said_to_be_one(world):
-    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    task = Task(torch.nn.Linear(3, 1).double(), torch.nn.L1Loss(), (x, x[:, :1]))
-    check = twice_differentiable(task)
-    assert check.level == "warn"
-    assert "piecewise linear" in check.message
-
-
-class Kinked(torch.nn.Module):
-    """w.w / 2 (its half frozen with `forgets`) and a ReLU that switches 3e-7 from the weights, along the check's v."""
-
-    def __init__(self, forgets):
-        super().__init__()
-        v = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.w = torch.nn.Parameter(torch.arange(5.0, dtype=torch.float64))
-        self.register_buffer("v", v / v.norm())
-        self.register_buffer("switch", self.v @ self.w.detach() + 3e-7)
-        self.forgets = forgets
-
-    def forward(self, x):
-        smooth = Forgetful.apply(self.w) if self.forgets else self.w.square().sum() / 2
-        return x * (smooth + torch.relu(self.v @ self.w - self.switch))
-
-
-class Forgetful(torch.autograd.Function):
-    """w.w / 2, with a backward that leaves its own dependence on w out."""
-
-    @staticmethod
-    def forward(ctx, w):
-        ctx.w = w.detach().clone()
-        return w.square().sum() / 2
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * ctx.w
-
-
-@pytest.mark.parametrize(("forgets", "level"), [(False, "pass"), (True, "fail")])
-def test_a_kink_next_to_the_weights_is_told_from_a_missing_derivative(forgets, level):
-    x = torch.ones(4, 1, dtype=torch.float64)
-    check = twice_differentiable(Task(Kinked(forgets), lambda outputs, _: outputs.mean(), (x, x)))
-    assert check.level == level, check.message
 
 
 def test_a_task_without_labels_or_held_out_data_is_told_what_will_be_missing(world):
