@@ -306,9 +306,34 @@ def checked(found: Page, name: str) -> str | None:
 
 
 def test_a_huge_range_is_logarithmic_first_and_said():
-    found = page(sample_runs(4))
+    found = page([replace(r, settings={**r.settings, "loss": "cross_entropy"}) for r in sample_runs(4)])
     assert checked(found, "surfaces-scale") == "log"
     assert "so the logarithmic height is shown first" in found.text
+
+
+def test_losses_that_differ_are_drawn_above_their_own_centers_first_and_it_is_said():
+    # The same basin on another floor, as a smoothed label's: the pictures are the same.
+    floor = replace(plane(), loss=plane().loss + 0.5, center_loss=plane().center_loss + 0.5)
+    runs = [make_run(n, [p], settings={"loss": n}) for n, p in (("plain", plane()), ("smoothed", floor))]
+    found = page(unique(runs))
+    assert checked(found, "surfaces-scale") == "rise"
+    assert "the heights above each run's own center are shown first" in found.text
+    assert "above each center" in found.text
+    chart = found.charts["surfaces"]
+    rise = plane().loss - plane().center_loss
+    for view in ("3d.rise", "contour.rise"):
+        traces = [p["views"][view][0] for p in chart["panels"]]
+        assert [t["z"]["above"] for t in traces] == [plane().center_loss, floor.center_loss]
+        low, high = (("cmin", "cmax"), ("zmin", "zmax"))[view != "3d.rise"]
+        ends = np.arcsinh(np.array([rise.min(), rise.max()]) / (0.01 * rise.max()))
+        assert all((t[low], t[high]) == pytest.approx(ends) for t in traces)
+    assert [p["views"]["3d.rise"][1]["z"] for p in chart["panels"]] == [[0.0], [0.0]]
+
+
+def test_a_single_surface_and_one_without_a_center_stand_on_their_losses():
+    lost = replace(plane(), center_loss=float("nan"))
+    for runs in ([make_run("a", [plane()])], [make_run("a", [plane()]), make_run("b", [lost], index=1)]):
+        assert not any("rise" in view for view in page(runs).charts["surfaces"]["panels"][0]["views"])
 
 
 def test_a_small_range_is_linear_first():

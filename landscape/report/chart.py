@@ -156,9 +156,20 @@ def _once(views: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     }
 
 
-def ref(series: int, column: str, scale: Scale | None = None, *, transpose: bool = False, text: bool = False) -> dict:
-    """Point at a column of a series: as it is, on a scale, transposed (Plotly wants [y, x]), or as text."""
+def ref(
+    series: int,
+    column: str,
+    scale: Scale | None = None,
+    *,
+    transpose: bool = False,
+    text: bool = False,
+    above: float | None = None,
+) -> dict:
+    """Point at a column of a series: as it is or `above` a number, on a scale, transposed (Plotly wants [y, x]), or as
+    text."""
     found: dict[str, Any] = {"ref": [series, column]}
+    if above is not None:
+        found["above"] = above
     if scale is not None and scale.kind != "linear":
         found["scale"] = [scale.kind, scale.width]
     if transpose:

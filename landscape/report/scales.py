@@ -26,6 +26,8 @@ class Scale:
     low: float
     high: float
     width: float = 1.0
+    #: What is said of the heights beside the scale's name.
+    note: str = ""
 
     def forward(self, values: np.ndarray) -> np.ndarray:
         """Return the positions of these values; what is not finite, or has no logarithm, is NaN."""
@@ -59,9 +61,8 @@ class Scale:
     @property
     def words(self) -> str:
         """The scale's name as a person reads it."""
-        return {"linear": "linear", "log": "logarithmic", "asinh": f"asinh (linear below {number(self.width, 2)})"}[
-            self.kind
-        ]
+        asinh = f"asinh (linear below {number(self.width, 2)})"
+        return {"linear": "linear", "log": "logarithmic", "asinh": asinh}[self.kind] + self.note
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,10 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         return None
     centers = finite([np.array([p.center_loss]) for _, p in planes])
     choices, default = scales(finite([p.loss for _, p in planes] + [centers]), centers)
+    if rise := _rise(planes):
+        choices[RISE] = rise
+        if _losses(planes) > 1:
+            default = RISE
     span_a = span([p.alpha for _, p in planes])
     span_b = span([p.beta for _, p in planes])
     layouts, colors = {}, {}
@@ -180,13 +184,15 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
         center = float(plane.center_loss)
         views = {}
         for name, scale in choices.items():
-            views[f"3d.{name}"] = _solid_traces(i, center, scale)
-            views[f"contour.{name}"] = [*contour_traces(i, center, scale), *_evaluated(plane)]
+            above = center if name == RISE else None
+            views[f"3d.{name}"] = _solid_traces(i, center, scale, above)
+            views[f"contour.{name}"] = [*contour_traces(i, center, scale, above=above), *_evaluated(plane)]
         panels.append(Panel(run.name, _label(run, plane), views, run.index, _facts(plane)))
     both = len(planes) == 1
     if both:  # one run has the room for both pictures side by side
         panels, layouts, colors = _side_by_side(panels[0], layouts, colors)
-    options = tuple((k, "Linear" if k == "linear" else _log_word(choices)) for k in choices)
+    words = {"linear": "Linear", "log": _log_word(choices), RISE: "Above center"}
+    options = tuple((k, words[k]) for k in choices)
     return Chart(
         id="surfaces",
         title="Loss surfaces",
@@ -208,6 +214,30 @@ def surfaces(runs: Sequence[Run]) -> Chart | None:
 
 
 _VIEWS = (("3d", "3D"), ("contour", "Contour"))
+#: The choice of heights that are each run's loss minus its own at the center.
+RISE = "rise"
+#: Below this share of the largest rise heights are drawn linear, and above it logarithmic (chosen by us: walls are a
+#: hundred times as high as what lies about a minimum, and would leave it flat).
+LINEAR_RISE = 0.01
+
+
+def _rise(planes: Sequence[tuple[Run, Any]]) -> Scale | None:
+    """Return the scale of what all planes rise to from their centers; None for a single one, or an unknown center.
+
+    Losses of different kinds have different floors (a smoothed label's is its entropy), which would take up most of a
+    common scale.
+    """
+    centers = [float(p.center_loss) for _, p in planes]
+    if len(planes) < 2 or not np.isfinite(centers).all():
+        return None
+    found = finite([p.loss - c for (_, p), c in zip(planes, centers, strict=True)])
+    low, high = float(found.min()), float(found.max())
+    width = LINEAR_RISE * max(abs(low), abs(high))
+    return Scale("asinh" if width > 0 else "linear", low, high, width or 1.0, ", above each center")
+
+
+def _losses(planes: Sequence[tuple[Run, Any]]) -> int:
+    return len({str(r.settings["loss"]) for r, _ in planes if r.settings.get("loss")})
 
 
 def _side_by_side(panel: Panel, layouts: dict, colors: dict) -> tuple[list[Panel], dict, dict]:
@@ -248,27 +278,29 @@ def _solid_layout(span_a: list[float], span_b: list[float], scale: Scale) -> dic
         "scene": {
             "xaxis": {"title": {"text": "α"}, "range": span_a, **_ticks(span_a)},
             "yaxis": {"title": {"text": "β"}, "range": span_b, **_ticks(span_b)},
-            "zaxis": scaled_axis("loss", scale, pad=0.0),
+            "zaxis": scaled_axis("rise" if scale.note else "loss", scale, pad=0.0),
             "aspectmode": "manual",
             "aspectratio": {"x": 0.99, "y": 0.99, "z": 0.93},
         },
     }
 
 
-_HOVER = "α %{x:.3g}, β %{y:.3g}<br>loss %{text}<extra></extra>"
+def _hover(above: float | None) -> str:
+    word = "loss" if above is None else f"loss {number(above)} +"
+    return f"α %{{x:.3g}}, β %{{y:.3g}}<br>{word} %{{text}}<extra></extra>"
 
 
-def _solid_traces(i: int, center: float, scale: Scale) -> list[dict]:
+def _solid_traces(i: int, center: float, scale: Scale, above: float | None = None) -> list[dict]:
     low, high = scale.range
-    height = ref(i, "loss", scale, transpose=True)
+    height = ref(i, "loss", scale, transpose=True, above=above)
     traces: list[dict] = [
         {
             "type": "surface",
             "x": ref(i, "alpha"),
             "y": ref(i, "beta"),
             "z": height,
-            "text": ref(i, "loss", transpose=True, text=True),
-            "hovertemplate": _HOVER,
+            "text": ref(i, "loss", transpose=True, text=True, above=above),
+            "hovertemplate": _hover(above),
             "colorscale": "Viridis",
             "cmin": low,
             "cmax": high,
@@ -294,7 +326,7 @@ def _solid_traces(i: int, center: float, scale: Scale) -> list[dict]:
                 "mode": "markers",
                 "x": [0],
                 "y": [0],
-                "z": [float(scale.forward(np.array([center]))[0])],
+                "z": [float(scale.forward(np.array([center if above is None else 0.0]))[0])],
                 "marker": {"size": 3.5, "color": css("mark"), "line": {"color": css("paper"), "width": 1}},
                 "hovertemplate": f"the checkpoint<br>loss {number(center)}<extra></extra>",
             }
@@ -330,17 +362,19 @@ def contour_layout(span_a: list[float], span_b: list[float]) -> dict:
     }
 
 
-def contour_traces(i: int, center: float, scale: Scale, what: str = "the checkpoint") -> list[dict]:
-    """Return the contours of series i, and the center, named `what`."""
+def contour_traces(
+    i: int, center: float, scale: Scale, what: str = "the checkpoint", above: float | None = None
+) -> list[dict]:
+    """Return the contours of series i, or of what is `above` a given loss, and the center, named `what`."""
     low, high = scale.range
     return [
         {
             "type": "contour",
             "x": ref(i, "alpha"),
             "y": ref(i, "beta"),
-            "z": ref(i, "loss", scale, transpose=True),
-            "text": ref(i, "loss", transpose=True, text=True),
-            "hovertemplate": _HOVER,
+            "z": ref(i, "loss", scale, transpose=True, above=above),
+            "text": ref(i, "loss", transpose=True, text=True, above=above),
+            "hovertemplate": _hover(above),
             "colorscale": "Viridis",
             "zmin": low,
             "zmax": high,
@@ -411,6 +445,11 @@ def _caption(planes: Sequence[tuple[Run, Any]]) -> str:
 
 def _notes(planes: Sequence[tuple[Run, Any]], choices: dict[str, Scale], default: str) -> tuple[str, ...]:
     notes = []
+    if default == RISE:
+        notes.append(
+            "The runs were trained with different losses, whose floors differ: the heights above each run's own center "
+            "are shown first."
+        )
     if default == "log":
         linear = choices["linear"]
         notes.append(

@@ -56,7 +56,8 @@
   function column(chart, spec) {
     const name = spec.ref[1] === "@axis" ? chart.choice("axis") : spec.ref[1];
     const { values, shape } = chart.columns[spec.ref[0]][name];
-    const map = spec.power ? (v) => short(10 ** v) : spec.text ? short : spec.plain ? plain : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
+    const known = spec.power ? (v) => short(10 ** v) : spec.text ? short : spec.plain ? plain : typeof values[0] === "string" ? (v) => v : forward(spec.scale);
+    const map = spec.above === undefined ? known : (v) => known(v - spec.above);
     if (shape.length < 2) return Array.from(values, map);
     const [rows, cols] = shape;
     const at = (i, j) => map(values[i * cols + j]);
