@@ -14,6 +14,7 @@ _LOSS = "the loss that the step went down, and its terms"
 #: The columns of a loss without terms.
 _ALONE = ("loss",)
 _OTHER = "numbers that the loop logged"
+_BOOKKEEPING = "what the loop logged about its own running"
 
 
 class Logged:
@@ -58,6 +59,11 @@ class Logged:
             return {}
         self._calls.append({name: _light(value) for name, value in named.items()})
         return {n: v for n, v in named.items() if n != "loss" and isinstance(v, Tensor) and v.requires_grad}
+
+    def keep_books(self, step: int, values: Mapping[str, Any]) -> None:
+        """Record values that say nothing of the model: seconds, samples a second."""
+        if values:
+            self.record("bookkeeping", step, values, _BOOKKEEPING)
 
     def add_at(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step that was taken; a loss that it has already stands."""

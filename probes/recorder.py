@@ -185,15 +185,20 @@ class Recorder:
                         timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
         self.recording += time.perf_counter() - started
 
-    def log_at(self, step: int, values: Mapping[str, Any]) -> None:
+    def log_at(self, step: int, values: Mapping[str, Any], *, bookkeeping: bool = False) -> None:
         """Record named values of a step that was taken already, for loops that learn them later or elsewhere.
 
-        `loss` is the loss of that step, unless it has one; every other name goes to `logged`.
+        `loss` is the loss of that step, unless it has one; every other name goes to `logged`. `bookkeeping` says that
+        they are about the run and not the model (seconds, samples a second): they are kept as `bookkeeping`, and stand
+        in no table.
         """
         started = time.perf_counter()
         if not self.closed:
             self.begin()
-            self._logged.add_at(step, values)
+            if bookkeeping:
+                self._logged.keep_books(step, values)
+            else:
+                self._logged.add_at(step, values)
         self.recording += time.perf_counter() - started
 
     def observe(

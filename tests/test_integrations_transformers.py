@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 from torch.utils.data import Dataset
 
 from landscape import open_archive
+from landscape.cli.main import main
 from landscape.errors import ArchiveError, MeasurementError
 from landscape.probes import GradientNorms
+from landscape.report.measures import measures
+from landscape.report.runs import gather
 
 transformers = pytest.importorskip("transformers", reason="the test extra brings Transformers")
 
@@ -153,8 +157,36 @@ def test_the_loss_of_each_step_is_there_whatever_is_logged(tmp_path):
     assert history["loss"].steps.tolist() == list(range(1, 11))
     logged = history["logged"]
     assert logged.steps[~np.isnan(logged.column("grad_norm"))].tolist() == [5, 10]
-    assert "loss" not in logged.names
+    assert set(logged.names) == {"grad_norm", "learning_rate", "eval_loss", "train_loss"}
     assert logged.steps[~np.isnan(logged.column("eval_loss"))].tolist() == [5, 10]
+
+
+def test_what_the_trainer_logs_of_its_own_running_is_kept_and_in_no_table(tmp_path):
+    seen: dict[str, float] = {}
+
+    class Keep(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            seen.update(logs)
+
+    more: dict[str, Any] = {"skip_memory_metrics": False, "include_num_input_tokens_seen": True}
+    training = Training(tmp_path, logging_strategy="epoch", **more)
+    training.trainer.add_callback(Keep())
+    RecorderCallback(tmp_path / "run.h5").attach(training.trainer)
+    training.trainer.train()
+    history = open_archive(tmp_path / "run.h5").history
+    books = history["bookkeeping"]
+    assert {"eval_runtime", "eval_samples_per_second", "train_runtime", "total_flos"} <= set(books.names)
+    assert set(seen) - {"epoch", "loss"} == {*books.names, *history["logged"].names}  # nothing is lost
+    for name in books.names:
+        values = books.column(name)
+        assert values[~np.isnan(values)][-1] == pytest.approx(seen[name])
+    told = [*books.names, "mem_cpu"]
+    shown = CliRunner().invoke(main, ["show", str(tmp_path / "run.h5")]).stdout
+    assert "eval_loss" in shown
+    assert not [n for n in told if n in shown]
+    columns = {m.label for m in measures(gather([tmp_path / "run.h5"]))}
+    assert {"eval_loss", "train_loss"} <= columns
+    assert not columns & set(told)
 
 
 def test_the_loss_of_accumulated_batches_is_the_one_that_the_step_went_down(tmp_path):

@@ -151,6 +151,19 @@ def test_nested_settings_are_flat_and_none_is_lost():
     assert told == {"lr": 0.1, "name": "sgd", "optimizer.lr": 0.2}
 
 
+def test_of_a_models_own_configuration_what_differs_is_named():
+    config = {"transformers_version": "5.0", "model_type": "bert", "hidden_act": "gelu", "id2label": {"0": "A"}}
+    runs = [
+        make_run(str(size), [], settings=flat({"lr": 0.1, "config": {**config, "hidden_size": size}}))
+        for size in (16, 32)
+    ]
+    assert len(runs[0].settings) == 6  # all of it is kept
+    assert settings(runs) == (["model: hidden_size"], {"lr": "0.1"})
+    assert settings(runs[:1]) == ([], {"lr": "0.1"})
+    # A configuration of one's own is made of settings that were chosen.
+    assert settings([make_run("a", [], settings=flat({"config": {"depth": 3}}))])[1] == {"depth": "3"}
+
+
 def test_names_are_made_unique_by_what_differs():
     def named(**facts):
         return make_run("a", [], **facts)

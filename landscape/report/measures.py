@@ -12,7 +12,7 @@ import numpy as np
 
 from .finals import ended
 from .numbers import count, given, interval, uncertain
-from .runs import Run
+from .runs import MODEL, Run
 
 #: Half-width of a 95% interval in standard errors, for a mean over samples or draws.
 Z95 = 1.959964
@@ -316,7 +316,8 @@ def _accuracy(split: str, note: str, rank: int) -> Measure:
 def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:
     """Return the names of the settings that differ between runs, and those that are the same, as text.
 
-    `loss` and `schedule` come first, and are always among the first where any run names them.
+    `loss` and `schedule` come first, and are always among the first where any run names them. Of a model's whole
+    configuration, most of it its class's defaults, only what differs is named.
     """
     names: dict[str, None] = {}
     for run in runs:
@@ -324,7 +325,7 @@ def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, str]]:
     texts = {name: [setting(run, name) for run in runs] for name in names}
     first = [n for n in ("loss", "schedule") if n in names]
     differ = [n for n in names if n not in first and len(set(texts[n])) > 1]
-    same = {n: texts[n][0] for n in names if n not in first and n not in differ}
+    same = {n: texts[n][0] for n in names if n not in (*first, *differ) and not n.startswith(MODEL)}
     return first + differ, same
 
 

@@ -19,6 +19,8 @@ from .recorded import Recorded, reduce
 
 #: More runs than this are many: what says the same of each of them is said once (chosen by us: a screen of rows).
 MANY = 12
+#: Begins the names of a model's own configuration among the settings.
+MODEL = "model: "
 #: Facts that say how it was measured rather than how it was trained; they go with `Run.about`.
 MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset", "loss_at_end", "recorded_in"})
 #: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
@@ -261,10 +263,15 @@ def _whole(value: Any) -> int | None:
 
 
 def flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings as one level; a name that is taken keeps its parent's in front."""
+    """Return nested settings as one level; a name that is taken keeps its parent's in front.
+
+    Those of a Transformers model's whole configuration begin with MODEL.
+    """
     found: dict[str, Any] = {}
     for key, value in facts.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and "transformers_version" in value:
+            found |= {f"{MODEL}{k}": v for k, v in flat(value).items()}
+        elif isinstance(value, Mapping):
             for k, v in flat(value).items():
                 found[k if k not in found and k not in facts else f"{key}.{k}"] = v
         else:

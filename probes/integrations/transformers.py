@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Unpack
@@ -39,6 +40,11 @@ except ModuleNotFoundError as error:
 #: The recorder's state in the folder of a checkpoint.
 STATE = "landscape_recorder.pt"
 
+#: What the Trainer logs about its own running, with eval_ or another prefix: seconds, speeds, operations, memory.
+_BOOKS = re.compile(
+    r"total_flos|num_input_tokens_seen|\w+_(runtime|per_second|preparation_time|compilation_time)|\w+_mem_[cg]pu(_\w+)?"
+)
+
 
 class RecorderCallback(TrainerCallback):
     """Records what a Trainer does: one row for each optimizer step, with everything that the Trainer logs.
@@ -50,7 +56,8 @@ class RecorderCallback(TrainerCallback):
     leaves an archive with the status "interrupted" when Python ends.
 
     The recorder's state is saved in each checkpoint's folder, as landscape_recorder.pt: `train(resume_from_checkpoint=
-    ...)` goes on with the archive.
+    ...)` goes on with the archive. What the Trainer logs about its own running (`eval_runtime`, `*_per_second`,
+    `total_flos` ...) is kept as `bookkeeping`, and stands in no table.
 
     Args:
         path: the archive; by default run.h5 in `output_dir`.
@@ -171,6 +178,9 @@ class RecorderCallback(TrainerCallback):
             values = {n: v for n, v in logs.items() if isinstance(v, int | float) and n != "epoch"}
             if self._trainer is not None:
                 values.pop("loss", None)  # a mean of losses that are there already
+            books = {n: v for n, v in values.items() if _BOOKS.fullmatch(n)}
+            self._recorder.log_at(self._recorder.step, books, bookkeeping=True)
+            values = {n: v for n, v in values.items() if n not in books}
             self._recorder.log_at(self._recorder.step, values)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
