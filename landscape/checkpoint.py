@@ -157,7 +157,7 @@ def save_checkpoint(
     task: str | None = None,
     settings: Mapping[str, Any] | None = None,
     task_loss: str = "",
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
     step: int | None = None,
     epoch: int | None = None,
     recalibration: Recalibration | None = None,
@@ -168,7 +168,8 @@ def save_checkpoint(
 
     The file appears whole or not at all: it is written beside the target, flushed to disk and renamed. Anybody
     reads it with `torch.load(path, weights_only=True)`: keys "model", "optimizer", "step", "epoch" and
-    "landscape" (format, version, task, settings, task_sha256, parameter names of the optimizer, facts).
+    "landscape" (format, version, task, settings, task_sha256, parameter names of the optimizer, facts). Of several
+    optimizers "optimizer" is the first one's state, and "optimizers" {name: state} of all.
 
     Args:
         path: the file; its folder exists. A file that is there is replaced.
@@ -178,7 +179,7 @@ def save_checkpoint(
         settings: plain values that the task was called with.
         task_loss: a loss of the registry that stood in for the task's own, such as "focal(gamma=2)": `landscape probe`
             measures with it (a fact `loss=` is only shown).
-        optimizer: its state is kept, with the names of its parameters.
+        optimizer: its state is kept, with the names of its parameters; {name: optimizer} of several.
         recalibration: of `recalibrate`, for this model; `load_recalibration` gives it back.
         facts: plain values (text, numbers, True, None, lists and dicts of these), such as loss="focal".
         further: facts whose names are those of arguments here, such as {"optimizer": "sgd(momentum=0.9)"}.
@@ -210,9 +211,14 @@ def save_checkpoint(
     content: dict[str, Any] = {
         "model": _to_cpu(dict(model) if isinstance(model, Mapping) else unwrap(model).state_dict())
     }
-    if optimizer is not None:
-        content["optimizer"] = _to_cpu(optimizer.state_dict())
-        own["optimizer_parameters"] = _parameter_names(optimizer, module)
+    several = dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer} if optimizer is not None else {}
+    if several:
+        states = {name: _to_cpu(one.state_dict()) for name, one in several.items()}
+        names = {name: _parameter_names(one, module) for name, one in several.items()}
+        first = next(iter(several))
+        content["optimizer"], own["optimizer_parameters"] = states[first], names[first]
+        if len(several) > 1:
+            content["optimizers"], own["optimizers_parameters"] = states, names
     content |= {"step": step, "epoch": epoch, "landscape": own}
     write_whole(path, content)
 

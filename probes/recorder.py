@@ -323,7 +323,7 @@ class Recorder:
             self._between.evaluate()
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
-        """Write a checkpoint of the model and the first optimizer, by default `step-<number>.pt` beside the archive.
+        """Write a checkpoint of the model and every optimizer, by default `step-<number>.pt` beside the archive.
 
         It names its task where the recorder knows one, holds the recorder's own state and its archive's run_id under
         facts["recorder"], and appears whole or not at all. Raises CheckpointError where it can't be written.

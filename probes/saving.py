@@ -20,7 +20,7 @@ class Saving:
 
     Args:
         folder: where they go.
-        run: whose model, and first optimizer.
+        run: whose model, and optimizers.
         when: along the way; None for never.
         reference, settings, task_loss: of the task, see `save_checkpoint`.
         facts: settings of the run, the optimizer's among them: what the archive says of it, too.
@@ -53,11 +53,12 @@ class Saving:
         Raises CheckpointError where it can't be written.
         """
         target = Path(path) if path is not None else self._folder / f"step-{self._run.step:08d}.pt"
+        followed = {f.name: f.optimizer for f in self._run.followed}
         save_checkpoint(
             target,
             self._run.model,
             **self._task,
-            optimizer=self._run.followed[0].optimizer,
+            optimizer=followed,
             step=self._run.step,
             epoch=self._run.epoch,
             further={**self._facts, **facts, "recorder": {**state, "run_id": self._run_id}},

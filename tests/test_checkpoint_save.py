@@ -80,6 +80,35 @@ def test_everybody_reads_it_and_it_comes_back(here):
     assert load_named_task(ck.task).task.model.in_features == 4
 
 
+def test_several_optimizers_each_go_on_from_their_own_state(here):
+    model = nn.ModuleDict({"g": nn.Linear(4, 2), "d": nn.Linear(2, 1)})
+    both = {n: torch.optim.Adam(model[n].parameters(), lr=lr) for n, lr in (("g", 0.1), ("d", 0.2))}
+    for name, steps in (("g", 3), ("d", 1)):
+        for _ in range(steps):
+            model["d"](model["g"](torch.ones(3, 4))).sum().backward()
+            both[name].step()
+    save_checkpoint("x.pt", model, optimizer=both)
+    raw = torch.load("x.pt", weights_only=True)
+    assert raw["landscape"]["optimizers_parameters"] == {"g": [["g.weight", "g.bias"]], "d": [["d.weight", "d.bias"]]}
+    for name, steps in (("g", 3), ("d", 1)):
+        fresh = torch.optim.Adam(model[name].parameters())
+        fresh.load_state_dict(raw["optimizers"][name])
+        assert fresh.param_groups[0]["lr"] == both[name].param_groups[0]["lr"]
+        assert int(fresh.state[model[name].weight]["step"]) == steps
+        assert torch.equal(fresh.state[model[name].weight]["exp_avg"], both[name].state[model[name].weight]["exp_avg"])
+    ck = read_checkpoint("x.pt")
+    assert ck.optimizer is not None
+    assert ck.optimizer["param_groups"][0]["param_names"] == ["g.weight", "g.bias"]
+    assert set(ck.weights) == set(model.state_dict())
+    assert (ck.facts, ck.notes) == ({}, ("2 optimizers in the file (g, d); the first is kept",))
+    # The first one's state stands there once.
+    save_checkpoint("one.pt", model, optimizer=both["g"])
+    d = sum(v.numel() * v.element_size() for s in both["d"].state.values() for v in s.values())
+    assert Path("x.pt").stat().st_size < Path("one.pt").stat().st_size + d + 4096
+    save_checkpoint("none.pt", model, optimizer={})
+    assert read_checkpoint("none.pt").optimizer is None
+
+
 def test_a_bare_model_is_enough(here):
     save_checkpoint("x.pt", nn.Linear(4, 2))
     ck = read_checkpoint("x.pt")

@@ -215,6 +215,19 @@ def test_several_optimizers_in_manual_optimization(tmp_path):
     assert len(history["loss"].steps) == 10  # logged by the name of loss, for there is no other
 
 
+def test_own_checkpoints_hold_the_state_of_every_optimizer(tmp_path):
+    recorder = RecorderCallback(tmp_path / "run.h5", optimizers=["first", "second"], checkpoints=every(epochs=1))
+    model = fit(tmp_path, TwoOptimizers, recorder)
+    saved = torch.load(tmp_path / "step-00000010.pt", weights_only=True)
+    assert list(saved["optimizers"]) == ["first", "second"]
+    for name, optimizer in zip(("first", "second"), model.trainer.optimizers, strict=True):
+        state, expected = saved["optimizers"][name], optimizer.state_dict()
+        assert state["param_groups"] == expected["param_groups"]
+        for i, moments in expected["state"].items():
+            assert all(torch.equal(state["state"][i][k], v) for k, v in moments.items())
+    assert [int(s["state"][0]["step"]) for s in saved["optimizers"].values()] == [10, 4]
+
+
 def test_the_number_of_names_has_to_fit_the_optimizers(tmp_path):
     with pytest.raises(MeasurementError, match=r"2 names \(a, b\) for the 1 optimizers"):
         fit(tmp_path, callback=RecorderCallback(tmp_path / "run.h5", optimizers=["a", "b"]))

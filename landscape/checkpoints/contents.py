@@ -106,7 +106,9 @@ def take_apart(value: Any, *, weights: str | None = None) -> Contents:
     step, step_name = _whole_number(top, _STEP_NAMES)
     epoch, epoch_name = _whole_number(top, _EPOCH_NAMES)
     own = top.get("landscape")
-    used = {optimizer_name, step_name, epoch_name, *_NO_FACTS, *(["landscape"] if isinstance(own, Mapping) else [])}
+    used = {optimizer_name, step_name, epoch_name, *_NO_FACTS}
+    if isinstance(own, Mapping):
+        used |= {"landscape", "optimizers"}
     used |= {e.path[0] for e in entries} if entry.path else set(entry.tensors)
     used |= {k for k in (*_OPTIMIZER_NAMES, *_STEP_NAMES, *_EPOCH_NAMES) if k in top and top[k] is None}
     facts, left_out = plain_facts({k: v for k, v in top.items() if k not in used})
@@ -324,6 +326,9 @@ def _optimizer(top: Mapping[Any, Any]) -> tuple[dict[str, Any] | None, str | Non
         if isinstance(value, list | tuple) and value:
             said = [f"{len(value)} optimizers in the file; the first is kept"] if len(value) > 1 else []
             value = next(iter(value))
+        each = top.get("optimizers")
+        if name == "optimizer" and isinstance(each, Mapping) and len(each) > 1 and "param_groups" not in each:
+            said = [f"{len(each)} optimizers in the file ({', '.join(map(str, each))}); the first is kept"]
         if not isinstance(value, Mapping) or "param_groups" not in value or "state" not in value:
             continue
         try:
