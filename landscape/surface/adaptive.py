@@ -157,7 +157,7 @@ def fill(sheet: Sheet, tol: float | None, *, budget: int | None = None, seed: in
                 stated = _maximum(surface, survey) / extent if extent else 0.0
                 left = sheet.loss.size if budget is None else budget - sheet.count
                 if math.isnan(heard) and (stated <= NEARLY * tol or left <= HELD_OUT):
-                    heard = _hold_out(sheet, surface, heights, seed) / extent if extent else 0.0
+                    heard = _hold_out(sheet, surface, heights, seed)
                 elif stated <= tol:
                     reason = "the stated maximum error is within the tolerance"
                     break
@@ -255,16 +255,24 @@ def _maximum(surface: Interpolant, survey: Survey) -> float:
 
 
 def _hold_out(sheet: Sheet, surface: Interpolant, heights: Heights, seed: int) -> float:
-    """Predict points drawn at random, evaluate them, and return the largest error; they join the others."""
+    """Predict points drawn at random, evaluate them, and return the largest error; they join the others.
+
+    As a share of the range of all that was evaluated by then, on the scale that suits all of it: a loss of 0 among
+    points held out has no logarithm. NaN where a loss is not finite.
+    """
     missing = sheet.missing()
     drawn = np.random.default_rng(seed).choice(len(missing), min(HELD_OUT, len(missing)), replace=False)
     points = [missing[k] for k in drawn]
     at = tuple(np.array(points).T)
-    predicted = surface(sheet.positions[at])
+    predicted = heights.backward(surface(sheet.positions[at]))
     sheet.add(points)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        errors = np.abs(predicted - heights.forward(sheet.loss[at]))
-    return float(errors.max())
+    found = sheet.loss[sheet.evaluated]
+    if not np.isfinite(found).all():
+        return math.nan
+    scale = Heights.of(found, sheet.center)
+    extent = float(np.ptp(scale.forward(found)))
+    errors = np.abs(scale.forward(predicted) - scale.forward(sheet.loss[at]))
+    return float(errors.max()) / extent if extent else 0.0
 
 
 def _all_of(sheet: Sheet, budget: int | None, heard: float, reason: str) -> Filled:
