@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -390,3 +391,70 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert out.read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.h5", "s.vtp"]
+
+
+def held(tmp_path: Path) -> tuple[Path, Path]:
+    """Write a surface file, and its direction file beside it."""
+    first = surface(tmp_path / "s.h5")
+    beside = tmp_path / "model_300.t7_weights_xignore=biasbn_xnorm=filter.h5"
+    with h5py.File(beside, "w") as file:
+        for axis in "xy":
+            file[f"{axis}direction/0"] = np.random.default_rng(ord(axis)).normal(size=(4, 3, 2, 2))
+    return first, beside
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["surface", "directions"])
+def test_a_file_that_is_cut_short_anywhere_is_said_to_be_in_one_line(tmp_path, which):
+    files = held(tmp_path)
+    whole = files[which].read_bytes()
+    for length in (0, 1, 7, 8, 100, *range(400, len(whole), 400), len(whole) - 1):
+        files[which].write_bytes(whole[:length])
+        said = failed("import", files[0], "-o", tmp_path / "run.h5")
+        assert files[which].name in said
+        assert "bug" not in said
+        assert re.search("is empty|is no HDF5 file|is cut short or damaged|can't be read|damaged", said), said
+    assert not (tmp_path / "run.h5").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["surface", "directions"])
+def test_flipped_bytes_are_read_or_refused_in_one_line(tmp_path, which):
+    files = held(tmp_path)
+    whole = files[which].read_bytes()
+    refused = []
+    # Every eighth byte of the first 2,000, in which HDF5 keeps its own, set to what it was not.
+    for at in range(0, 2000, 8):
+        files[which].write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read_surface(files[0])
+        except ArchiveError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(files[which].name in said and "\n" not in said for said in refused)
+
+
+@pytest.mark.parametrize("values", [np.array([b"1", b"2"]), np.zeros((2, 2)), np.zeros(0), np.float64(1)])
+@pytest.mark.parametrize("key", ["xcoordinates", "train_loss"])
+def test_numbers_of_another_kind_or_shape_are_refused(tmp_path, key, values):
+    first = surface(tmp_path / "s.h5")
+    with h5py.File(first, "r+") as file:
+        del file[key]
+        file[key] = values
+    assert f"{key} of" in failed("import", first, "-o", tmp_path / "run.h5")
+
+
+def test_a_shape_beyond_what_a_file_can_hold_is_not_read(tmp_path):
+    first = surface(tmp_path / "s.h5")
+    with h5py.File(first, "r+") as file:
+        del file["xcoordinates"]
+        file.create_dataset("xcoordinates", (10**12,), dtype=float, chunks=(1000,))
+    assert "more than the file can hold" in failed("import", first, "-o", tmp_path / "run.h5")
+
+
+def test_a_file_that_may_not_be_read_is_said_to_be(tmp_path, monkeypatch):
+    first = surface(tmp_path / "s.h5")
+
+    def refuse(self: Path, *given: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "cannot be read: Permission denied" in failed("import", first, "-o", tmp_path / "run.h5")

@@ -44,6 +44,23 @@ def numbers(path) -> tuple[list[str], np.ndarray]:
     return head, np.array([[float(c) if c else np.nan for c in row] for row in rows])
 
 
+def test_a_record_is_a_mapping_of_its_quantities(run, probed):
+    with open_archive(run) as archive:
+        history = archive.history
+        assert list(history) == list(history.keys()) == list(history.names)
+        assert len(history) == len(history.names) > 1
+        assert all(name in history and history[name] is found for name, found in history.items())
+        assert [list(s.steps) for s in history.values()] == [list(history[name].steps) for name in history]
+        assert "nothing" not in history
+        assert 0 not in history
+        assert history.get("nothing") is None
+        with pytest.raises(KeyError, match=f"no 'nothing' was recorded; there are {history.names[0]}"):
+            history["nothing"]
+        assert list(history.current()) == list(history)
+    assert list(open_archive(probed).history) == []
+    assert not open_archive(probed).history
+
+
 class TestTables:
     def test_csv_holds_every_bit(self, run, tmp_path):
         out = export_archive(run, tmp_path / "out", "csv")

@@ -109,11 +109,12 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class History:
+class History(Mapping[str, Series]):
     """What was recorded while a model trained; false where nothing was.
 
-    `history["loss"]` is a `Series`, `names` lists them, `events` are in the order in which they happened, `probed`
-    holds what each probe measured. `torn` counts bytes at the end of segments that a kill left unfinished.
+    A mapping of quantities: `history["loss"]` is a `Series`, read when it is asked for, and `names` lists them all.
+    `events` are in the order in which they happened, `probed` holds what each probe measured. `torn` counts the bytes
+    at the end of segments that a kill left unfinished.
     """
 
     quantities: Mapping[str, Series] = field(default_factory=dict)
@@ -142,6 +143,12 @@ class History:
     def __bool__(self) -> bool:
         return bool(self.quantities or self.events or self.probed)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.quantities)
+
+    def __len__(self) -> int:
+        return len(self.quantities)
+
     def __contains__(self, name: object) -> bool:
         return name in self.quantities
 
@@ -149,10 +156,6 @@ class History:
         if name not in self.quantities:
             raise KeyError(f"no {name!r} was recorded; there are {', '.join(self.names) or 'none'}")
         return self.quantities[name]
-
-    def get(self, name: str) -> Series | None:
-        """Return a quantity, None where it was not recorded."""
-        return self.quantities.get(name)
 
     def pieces(self, name: str, rows: int = 1 << 15) -> Iterator[Series]:
         """Yield the rows of a quantity that stand, at most so many at a time, without keeping what was read.

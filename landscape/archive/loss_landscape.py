@@ -11,6 +11,7 @@ as it is written there, entry k belongs to x[k % nx], y[k // nx], on square grid
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import uuid
@@ -28,13 +29,15 @@ from ..results import Check, Result
 from ..surface.fields import EigenvalueMap
 from ..surface.slices import Line, Plane
 from .convert import exporter
-from .reader import Entry
+from .reader import Entry, _line
 
 SPLITS = ("train", "test")
 UNFILLED = -1.0
 #: Denominators up to which an accuracy is known to be a share of so many samples: two fractions below it differ by
 #: more than rounding does (1e-14 against 1e-16).
 MOST_SAMPLES = 10**7
+#: HDF5's deflate makes data smaller by this factor at most.
+PACKED = 1100
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,18 @@ def read_surface(path: str | os.PathLike[str], directions: str | os.PathLike[str
     """
     where = Path(path)
     with _opened(where) as file:
-        if "format" in file.attrs and "xcoordinates" not in file:
+        names = [_text(name) for name in file]  # in a damaged file, `in` may deny what is listed, and reading says why
+        if "format" in file.attrs and "xcoordinates" not in names:
             raise ArchiveError(f"{where} is an archive already: `landscape show` reads it")
-        if "xcoordinates" not in file:
-            what = next((w for k, w in _OTHERS.items() if k in file), "no surface file of loss-landscape")
-            raise ArchiveError(f"{where} is {what}: it has no xcoordinates (it holds {_some(list(file))})")
-        x = _numbers(where, file, "xcoordinates")
-        y = _numbers(where, file, "ycoordinates") if "ycoordinates" in file else None
-        found = {k: _field(where, file, k, x, y) for k in _FIELDS if k in file}
-        held: Any = file.get("dir_file")
-        dir_file = _text(held[()]) if isinstance(held, h5py.Dataset) else ""
-        left = sorted(set(file) - {*_FIELDS, "xcoordinates", "ycoordinates", "dir_file"})
+        if "xcoordinates" not in names:
+            what = next((w for k, w in _OTHERS.items() if k in names), "no surface file of loss-landscape")
+            raise ArchiveError(f"{where} is {what}: it has no xcoordinates (it holds {_some(names)})")
+        x = _steps(where, file, "xcoordinates")
+        y = _steps(where, file, "ycoordinates") if "ycoordinates" in names else None
+        found = {k: _field(where, file, k, x, y) for k in _FIELDS if k in names}
+        held = file["dir_file"] if "dir_file" in names else None
+        dir_file = _text(held[()]) if isinstance(held, h5py.Dataset) and held.shape == () else ""
+        left = sorted(set(names) - {*_FIELDS, "xcoordinates", "ycoordinates", "dir_file"})
     about = _directions(where, dir_file, directions, y is not None)
     notes = [
         "read from a surface file of loss-landscape, which doesn't hold the checkpoint's own loss, standard errors or "
@@ -166,28 +170,42 @@ class _About:
     said: str
 
 
-def _opened(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Yield the HDF5 file at `path`, read-only. What reading it raises inside becomes an ArchiveError: damaged."""
     try:
         if not path.is_file():
             raise ArchiveError(f"no surface file at {path}; check the path")
-        if not h5py.is_hdf5(path):
-            raise ArchiveError(f"{path} is no HDF5 file, so it is no surface file of loss-landscape")
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise ArchiveError(f"{path} is cut short or damaged; copy it again") from error
+        with path.open("rb") as head:
+            empty = not head.read(1)
+        if empty or not h5py.is_hdf5(path):
+            what = "is empty" if empty else "is no HDF5 file"
+            raise ArchiveError(f"{path} {what}, so it is no surface file of loss-landscape; check the path")
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except ArchiveError:
+        raise
+    except PermissionError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # of a damaged file, HDF5 raises nearly anything
+        raise ArchiveError(f"{path} is cut short or damaged ({_line(error)}); copy it again") from error
 
 
 def _numbers(path: Path, file: h5py.File, key: str) -> np.ndarray:
-    try:
-        held: Any = file[key]
-        values = np.asarray(held[()], dtype=float)
-    except (OSError, TypeError, ValueError, AttributeError) as error:
-        raise ArchiveError(f"{key} of {path} can't be read as numbers; copy the file again") from error
-    if key.endswith("coordinates"):
-        if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-            raise ArchiveError(f"{key} of {path} are not a list of finite steps")
-        if len(values) > 1 and not (np.diff(values) > 0).all():
-            raise ArchiveError(f"{key} of {path} do not increase: write them from low to high")
+    held = file[key]
+    if not isinstance(held, h5py.Dataset) or held.dtype.kind not in "fiu":
+        raise ArchiveError(f"{key} of {path} can't be read as numbers; copy the file again")
+    if held.nbytes > max(10**7, PACKED * path.stat().st_size):  # before anything of a damaged shape is read
+        raise ArchiveError(f"{key} of {path} has shape {held.shape}, more than the file can hold: damaged")
+    return np.asarray(held[()], dtype=float)
+
+
+def _steps(path: Path, file: h5py.File, key: str) -> np.ndarray:
+    values = _numbers(path, file, key)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ArchiveError(f"{key} of {path} are not a list of finite steps")
+    if len(values) > 1 and not (np.diff(values) > 0).all():
+        raise ArchiveError(f"{key} of {path} do not increase: write them from low to high")
     return values
 
 
@@ -329,7 +347,9 @@ def _directions(path: Path, named: str, given: str | os.PathLike[str] | None, tw
         return _About(unknown, math.nan, labels, f"{said}: norms and angle of the directions are unknown")
     with _opened(file) as opened:
         if "xdirection" not in opened or (two and "ydirection" not in opened):
-            raise ArchiveError(f"{file} is no direction file for this surface: it holds {_some(list(opened))}")
+            raise ArchiveError(
+                f"{file} is no direction file for this surface: it holds {_some([_text(name) for name in opened])}"
+            )
         first = _vector(file, opened, "xdirection")
         if not two:
             return _About((float(np.linalg.norm(first)), math.nan), math.nan, labels, f"directions from {file.name}")

@@ -278,6 +278,7 @@ def _groups(parent: h5py.Group, name: str = "") -> Iterator[tuple[str, h5py.Grou
 
 def _line(error: BaseException) -> str:
     """Return the telling part of an HDF5 error, which is its innermost parenthesis, on one line."""
-    text = " ".join(str(error).split())
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error  # without its quotes
+    text = " ".join(str(said).split())
     inner = re.search(r"\(([^()]*)\)$", text)
     return (inner.group(1) if inner else text)[:160]
