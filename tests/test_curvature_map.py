@@ -127,9 +127,11 @@ def test_what_is_no_plane_is_refused():
     d = random_direction(made, 1)
     with pytest.raises(MeasurementError, match="parallel"):
         eigenvalue_map(made, d, Direction({n: 2 * t for n, t in d.items()}))
-    for steps in ([], [1.0, 0.0], [np.nan], [[0.0]]):
-        with pytest.raises(MeasurementError, match="increasing order"):
-            eigenvalue_map(made, alphas=steps)
+    for steps, said in (([], "empty"), ([1.0, 0.0], "reversed"), ([np.nan], "finite"), ([[0.0]], "one dimension")):
+        with pytest.raises(MeasurementError, match=f"betas .*{said}"):
+            eigenvalue_map(made, betas=steps)
+    with pytest.raises(TypeError, match="alphas must be a sequence of numbers, got str"):
+        eigenvalue_map(made, alphas="all")
     with pytest.raises(MeasurementError, match="tol"):
         eigenvalue_map(made, tol=-1.0)
     with pytest.raises(MeasurementError, match="grid"):

@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from landscape.curvature.operators import Hessian
+from landscape.curvature.scaled import filter_scaled
 from landscape.errors import MeasurementError
 from landscape.objective import Objective
+from landscape.surface.basin import _scales
+from landscape.surface.derived import gradient_direction
 from landscape.surface.directions import Direction, cosine, orthogonalize, random_direction
 from landscape.tasks import Task
 
@@ -165,6 +169,39 @@ def test_scales_of_more_than_one_dimension_are_held_like_those_of_normalization_
     weights = dict(model.named_parameters())
     for name in scales:
         assert torch.equal(free[name], weights[name].detach())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_what_random_directions_hold_is_held_by_all_that_is_scaled_by_filters():
+    """Basins, lengths along the gradient and scaled curvature go by the same rule as slices."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 4, 3))
+            self.layer_scale = nn.Parameter(torch.full((4, 1, 1), 0.3))
+            self.old = nn.utils.weight_norm(nn.Linear(4, 3))
+            self.one_input = nn.Linear(1, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.old((self.conv(x) * self.layer_scale).mean((2, 3)))
+            return z + self.one_input(x.mean((1, 2, 3))[:, None])
+
+    torch.manual_seed(0)
+    x = torch.randn(12, 2, 5, 5, dtype=torch.float64)
+    made = Task(Net().double(), nn.CrossEntropyLoss(), (x, torch.arange(12) % 3))
+    d = random_direction(made)
+    with Objective(made) as objective:
+        moved = [bool(d[name].any()) for name in objective.names]
+        scales, _ = _scales(objective, "biasbn")
+        assert [bool(s.any()) for s in scales] == moved
+        operator = filter_scaled(Hessian(objective))
+        sizes = [int(np.prod(c.shape)) for c in objective.center]
+        columns = [torch.cat([torch.full((n,), float(i == j)) for i, n in enumerate(sizes)]) for j in range(len(sizes))]
+        products = operator @ torch.stack(columns, 1).double()
+        assert [bool(p.any()) for p in products.T] == moved
+    assert sum(moved) == 3
+    assert gradient_direction(made).norm == pytest.approx(d.norm)  # each filter of d has its weights' norm
 
 
 def test_a_dead_filter_stays_and_is_counted():

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import MeasurementError
 from ..objective import Objective, as_objective
-from ..parameters import filter_dim, owners
+from ..parameters import filter_dim, is_scale, owners
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from .lanczos import eigenpairs
@@ -24,7 +24,7 @@ Scaling = Literal["both", "filter", "none"]
 
 
 def filter_scaled(A: Operator) -> Scaled:
-    """Return S A S, where S multiplies each weight by the norm of its filter, and vectors of one dimension by 0.
+    """Return S A S, where S multiplies each weight by the norm of its filter, and biases and scales by 0.
 
     Its largest eigenvalue bounds the curvature along e with ||e_f|| = s_f ||w_f|| for each filter f and sum s_f^2 <= 1:
     a share of each filter's norm, as filter-normalized directions are (Li et al. 2018, arXiv:1712.09913, with their
@@ -37,14 +37,14 @@ def filter_scaled(A: Operator) -> Scaled:
     scales = []
     for name in A.names:
         w = parameters[name].detach().double()
-        if w.ndim <= 1:
+        if is_scale(held.get(name), name, w):
             scales.append(torch.zeros(w.numel(), dtype=torch.float64, device=w.device))
             continue
         along = filter_dim(held.get(name), name)
         norms = torch.linalg.vector_norm(w, dim=[i for i in range(w.ndim) if i != along], keepdim=True)
         scales.append(norms.expand_as(w).reshape(-1))
     if not any(bool(s.any()) for s in scales):
-        raise MeasurementError("no parameter has filters with a norm: every tensor has one dimension, or is 0")
+        raise MeasurementError("no parameter has filters with a norm: every tensor is a bias, a scale or 0")
     return Scaled(A, torch.cat(scales), title="filter-scaled")
 
 

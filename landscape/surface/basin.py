@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError, ObjectiveError
 from ..objective import Objective, as_objective
-from ..parameters import filter_dim
+from ..parameters import filter_dim, is_scale
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from . import checks
@@ -54,7 +54,7 @@ def basin(
     A line goes both ways along d = sqrt(n) S g / ||g||, g ~ N(0, 1) in n dimensions, where S holds for each weight the
     root mean square of its filter: a step of 1 moves each filter by about its own norm, as filter normalization does
     (Li et al. 2018). Unlike there the norm of each filter is not pinned but Gaussian, so that g / ||g|| is uniform on
-    the sphere and the volume below is one. With ignore="biasbn" tensors of at most one dimension stay; filters of norm
+    the sphere and the volume below is one. With ignore="biasbn" biases and scales stay, as in slices; filters of norm
     zero always do.
 
     Radius: the first step at which the loss has risen by `rise`, along each ray: `side` even steps to `span`, then
@@ -208,7 +208,7 @@ def _scales(objective: Objective, ignore: Ignore | None) -> tuple[list[torch.Ten
     made, n = [], 0
     for name, w in zip(objective.names, objective.center, strict=True):
         exact = w.detach().to("cpu", torch.float64)
-        if w.ndim <= 1:
+        if is_scale(modules.get(name), name, w):
             # A tensor without filters is one: all its weights share a scale.
             size = (
                 exact.square().mean().sqrt() if ignore is None else torch.zeros((), dtype=torch.float64, device="cpu")
@@ -222,7 +222,7 @@ def _scales(objective: Objective, ignore: Ignore | None) -> tuple[list[torch.Ten
         n += int((scale > 0).sum())
     if not n:
         raise MeasurementError(
-            "there is nothing to move: every weight is zero, or has at most one dimension; give ignore=None"
+            "there is nothing to move: every weight is zero, a bias or the scale of a layer; give ignore=None"
         )
     return made, n
 

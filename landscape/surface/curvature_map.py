@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from ..objective import Objective, as_objective
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from . import checks
-from .directions import PARALLEL, Direction, Ignore, Normalize, cosine, random_direction
+from .directions import PARALLEL, Ignore, Normalize, cosine, random_direction
 from .fields import EigenvalueMap
-from .grid import SECOND_SEED, axis
+from .grid import SECOND_SEED, Along, axis, checked_steps, given_direction
 
 #: Points of each side (chosen by us: each point costs some 18 Hessian products, that is a hundred forward passes).
 POINTS = 9
@@ -30,8 +29,6 @@ POINTS = 9
 TOL = 1e-3
 #: Hessian products that a point may spend before it is left as it is (chosen by us).
 MOST_PRODUCTS = 200
-
-Along = Direction | Mapping[str, torch.Tensor] | None
 
 
 def eigenvalue_map(
@@ -76,11 +73,12 @@ def eigenvalue_map(
     Raises MeasurementError for steps or directions that make no plane, and for what `eigenpairs` refuses at the center
     (no second derivative, a tolerance too fine); ObjectiveError where the loss can't be measured there.
     """
-    rows, columns = _steps(alphas, "alphas"), _steps(betas, "betas")
+    rows, columns = checked_steps(alphas, "alphas", POINTS), checked_steps(betas, "betas", POINTS)
     begun = time.perf_counter()
     spent = task.passes if isinstance(task, Objective) else 0.0
     with as_objective(task, split) as objective:
-        first, second = (_fitted(d, objective, s) for d, s in ((d1, seed), (d2, seed + SECOND_SEED)))
+        first = given_direction(d1, objective, seed, "given d1")
+        second = given_direction(d2, objective, seed + SECOND_SEED, "given d2")
         angle = cosine(first, second)
         if abs(angle) > PARALLEL:
             raise MeasurementError(f"d1 and d2 are parallel (cosine {angle:.9f}): they span no plane; give another d2")
@@ -216,18 +214,3 @@ def _convergence(converged: np.ndarray, holes: np.ndarray, tol: float) -> Check:
         text = f"{late} of {converged.size} points have a residual above {tol:g} |lambda_1|: raise max_products"
         return Check("convergence", "warn", text, late / converged.size, 0.0)
     return Check("convergence", "pass", f"every residual is within {tol:g} |lambda_1|", 0.0, 0.0)
-
-
-def _fitted(given: Along, objective: Objective, seed: int) -> Direction:
-    if given is None:
-        return random_direction(objective, seed)
-    return (given if isinstance(given, Direction) else Direction(given)).fitted(objective)
-
-
-def _steps(values: Any, name: str) -> np.ndarray:
-    if values is None:
-        return axis(1.0, POINTS)
-    steps = np.asarray(values, dtype=np.float64)
-    if steps.ndim != 1 or not len(steps) or not np.isfinite(steps).all() or not (np.diff(steps) > 0).all():
-        raise MeasurementError(f"{name} must be finite steps in increasing order, at least one; got {values!r}")
-    return steps

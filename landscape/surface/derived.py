@@ -15,7 +15,7 @@ from ..curvature.operators import Hessian
 from ..curvature.search import Which
 from ..errors import MeasurementError
 from ..objective import Objective, as_objective
-from ..parameters import trainable, unflatten, unwrap
+from ..parameters import is_scale, trainable, unflatten, unwrap
 from ..tasks import Task
 from .directions import Direction, Normalize, cosine, rescaled
 from .states import read_state
@@ -138,7 +138,8 @@ def _made(
     if normalize is not None:
         return rescaled(objective, d, normalize)
     if length is None:
-        moved = [c for c in objective.center if c.ndim > 1] or list(objective.center)
+        modules, own = objective.modules_of(), dict(zip(objective.names, objective.center, strict=True))
+        moved = [c for name, c in own.items() if not is_scale(modules.get(name), name, c)] or list(own.values())
         length = math.sqrt(sum(float(t.double().square().sum()) for t in moved))
     if not (math.isfinite(length) and length > 0):
         raise MeasurementError(f"length={length} must be a finite number above 0")

@@ -81,10 +81,10 @@ def line(
     Raises MeasurementError for alphas that are empty, not finite or not increasing, and for a direction that doesn't
     fit the model, is zero or not finite; ObjectiveError where the loss can't be measured at the checkpoint.
     """
-    steps = _axis(alphas, "alphas", LINE_POINTS)
+    steps = checked_steps(alphas, "alphas", LINE_POINTS)
     begun, spent = time.perf_counter(), _passes(task)
     with until(time_limit), as_objective(task, split) as objective, _other(objective, held_out) as other:
-        d = _direction(direction, objective, seed, "given")
+        d = given_direction(direction, objective, seed, "given")
         slice_ = _Slice(objective, (d,), other, accuracy, criteria, autocast)
         found = np.full((len(steps), len(slice_.points.names)), np.nan)
         done = np.zeros(len(steps), dtype=bool)
@@ -165,13 +165,13 @@ def plane(
     Raises what `line` raises, and MeasurementError for two parallel directions (|cosine| > 1 - 1e-6), a tolerance that
     is not between 0 and 1, and a budget that is too small for any.
     """
-    rows = _axis(alphas, "alphas", PLANE_POINTS)
-    columns_ = _axis(betas, "betas", PLANE_POINTS)
+    rows = checked_steps(alphas, "alphas", PLANE_POINTS)
+    columns_ = checked_steps(betas, "betas", PLANE_POINTS)
     check_tolerance(tol, budget)
     begun, spent = time.perf_counter(), _passes(task)
     with until(time_limit), as_objective(task, split) as objective, _other(objective, held_out) as other:
-        first = _direction(d1, objective, seed, "given d1")
-        second = _direction(d2, objective, seed + SECOND_SEED, "given d2")
+        first = given_direction(d1, objective, seed, "given d1")
+        second = given_direction(d2, objective, seed + SECOND_SEED, "given d2")
         angle = cosine(first, second)
         if abs(angle) > PARALLEL:
             raise MeasurementError(
@@ -397,7 +397,8 @@ def _passes(task: Task | Objective) -> float:
     return task.passes if isinstance(task, Objective) else 0.0
 
 
-def _direction(given: Along, objective: Objective, seed: int, label: str) -> Direction:
+def given_direction(given: Along, objective: Objective, seed: int, label: str) -> Direction:
+    """Return a direction that was given, fitted to the objective; a random one with this seed where none was."""
     if given is None:
         return random_direction(objective, seed)
     d = given if isinstance(given, Direction) else Direction(given, label=label)
@@ -408,8 +409,11 @@ def _settings(*chosen: Direction) -> dict[str, Any]:
     return {"normalize": [d.normalize for d in chosen], "ignore": [d.ignore for d in chosen]}
 
 
-def _axis(values: Any, name: str, points: int) -> np.ndarray:
-    """Return the steps as float64, checked; the default where none are given."""
+def checked_steps(values: Any, name: str, points: int) -> np.ndarray:
+    """Return the steps (n,) as float64; `points` of them from -1 to 1 where none are given.
+
+    Raises TypeError for what holds no numbers, MeasurementError for steps that are not finite or not increasing.
+    """
     if values is None:
         return axis(1.0, points)
     if isinstance(values, torch.Tensor):
