@@ -77,10 +77,10 @@ def _form_of_list(items: Sequence[Any], what: str) -> Literal["samples", "list"]
     Items of different shapes can't be put together to a batch, so that they are batches, and so are those whose entries
     agree on a number of rows and are more than rows of numbers. Vectors alone may as well be one sample's.
     """
-    if any(map(_stands_alone, items)):
+    if not items or _stands_alone(items[0]):
         return "list"
-    if items and _holds_a_number(items[0]):
-        return "samples"
+    if _holds_a_number(items[0]):
+        return "samples"  # of which there may be many: one is enough to tell
     held = [list(_arrays(i)) for i in items]
     if len(items) < 2 or not any(held):  # of nothing but text the task's own forward has to know
         return "list"
