@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -44,19 +45,18 @@ def evaluate_checkpoint(task: Task, *, seed: int = 0, progress: bool = False) ->
     def column(name: str) -> np.ndarray:
         return np.array([getattr(e, name) for _, e, _ in found])
 
-    most = max(len(e.blocks) for _, e, _ in found)
-    parts = np.full((2, len(found), most), np.nan)
-    for i, (_, e, _) in enumerate(found):
-        if e.blocks:
-            parts[:, i, : len(e.blocks)] = np.transpose(e.blocks)
+    loss_blocks = _padded([e.blocks for _, e, _ in found])
+    accuracy_blocks = _padded([e.accuracy_blocks for _, e, _ in found])
     return Performance(
         loss=column("loss"),
         loss_stderr=column("stderr"),
         accuracy=column("accuracy"),
         accuracy_stderr=column("accuracy_stderr"),
         samples=column("samples"),
-        block_loss=parts[0],
-        block_weight=parts[1],
+        block_loss=loss_blocks[0],
+        block_weight=loss_blocks[1],
+        block_accuracy=accuracy_blocks[0],
+        block_count=accuracy_blocks[1],
         parameters=parameters,
         gradient_norm=gradient_norm,
         weight_norm=weight_norm,
@@ -68,6 +68,15 @@ def evaluate_checkpoint(task: Task, *, seed: int = 0, progress: bool = False) ->
         notes=tuple(notes),
         cost=Cost(passes=passes, seconds=time.perf_counter() - start),
     )
+
+
+def _padded(blocks: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
+    """Return the means and weights of each split's blocks, (2, splits, most blocks): NaN behind a split's last."""
+    parts = np.full((2, len(blocks), max(map(len, blocks))), np.nan)
+    for i, of_split in enumerate(blocks):
+        if of_split:
+            parts[:, i, : len(of_split)] = np.transpose(of_split)
+    return parts
 
 
 def _norm(tensors: tuple[torch.Tensor, ...]) -> float:

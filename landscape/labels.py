@@ -135,9 +135,20 @@ def hits_of_samples(
     Those of one sample (pixels, tokens) depend on each other, and an error is one over the k samples. `given` are the
     labels in their own shape; where they don't tell which sample a prediction is of, the batch counts as one.
     """
+    rights, counts = rights_of_samples(logits, labels, given, samples, ignore_index)
+    return (rights.sum(), len(labels)) if counts is None else (rights, counts)
+
+
+def rights_of_samples(
+    logits: torch.Tensor, labels: torch.Tensor, given: torch.Tensor | None, samples: int | None, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the right predictions of each sample and how many it holds, (k,) each; see `hits_of_samples`.
+
+    None for the second where each holds one.
+    """
     found = right(logits, labels)
     if len(labels) <= (samples if samples is not None else len(labels)) and (given is None or given.ndim < 2):
-        return found.sum(), len(labels)
+        return found, None
     rows = rows_of_samples(given, len(labels), ignore_index)
     if rows is None or given is None or samples not in (None, len(given)):
         return found.sum().reshape(1), torch.tensor([len(labels)], device=found.device)

@@ -18,7 +18,7 @@ from torch import nn
 from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
 from .data import first_line, seed_all
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
-from .labels import hits_of_samples, known_ignore_index
+from .labels import hits_of_samples, known_ignore_index, rights_of_samples
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, evaluate, grouped_predictions
@@ -521,15 +521,27 @@ class Objective:
         """
         if target is not None and self._plain.get(i) is target:
             return (outputs.argmax(dim=1) == target).sum(), len(target)
+        known = self._known_labels(i, outputs, target)
+        if known is None:
+            return torch.zeros((), dtype=torch.long, device="cpu"), 0
+        return hits_of_samples(*known)
+
+    def rights(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the right predictions of each sample of batch i, (k,), and how many each holds; None for one each."""
+        known = self._known_labels(i, outputs, target)
+        return (torch.zeros(0, device="cpu"), None) if known is None else rights_of_samples(*known)
+
+    def _known_labels(self, i: int, outputs: Any, target: Any) -> Any:
+        """Return what `rights_of_samples` takes, None where batch i has no class labels; remember plain ones."""
         batch = self.batch(i)  # the forward may have emptied the other one
         pair, given = prediction_of(self.task, self.model, batch, outputs, target)
         if pair is None:
-            return torch.zeros((), dtype=torch.long, device="cpu"), 0
+            return None
         if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
             scores = outputs.ndim == 2 and outputs.shape[1] > 1
             if scores and target.ndim == 1 and len(pair[1]) == len(target):
                 self._plain[i] = target
-        return hits_of_samples(*pair, given, batch_size_of(batch), known_ignore_index(self.task.loss))
+        return (*pair, given, batch_size_of(batch), known_ignore_index(self.task.loss))
 
 
 @contextlib.contextmanager

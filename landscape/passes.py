@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ from .batch import batch_size_of
 from .errors import MeasurementError, ObjectiveError
 from .labels import known_ignore_index, rows_of_samples
 from .outputs import lacking_labels, predicted
-from .reduction import known_weight, sample_weight, split_value
-from .verification import block_error, blocks
+from .reduction import known_weight, pieces, sample_weight, split_value
+from .verification import BLOCKS, block_error, blocks
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -27,7 +27,8 @@ class Evaluation:
     `accuracy_stderr`, too, is over the samples, not over their pixels or tokens, which depend on each other (NaN for
     a single sample).
     `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
-    that differences between two evaluations have a paired standard error.
+    that differences between two evaluations have a paired standard error; `accuracy_blocks` are the (share of right
+    predictions, their number) of such blocks.
     """
 
     loss: float
@@ -37,6 +38,7 @@ class Evaluation:
     terms: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     blocks: tuple[tuple[float, float], ...] = ()
+    accuracy_blocks: tuple[tuple[float, float], ...] = ()
 
 
 def evaluate(
@@ -46,6 +48,7 @@ def evaluate(
     total = total_weight = 0.0
     terms: dict[str, float] = {}
     right: list[tuple[torch.Tensor, torch.Tensor | int]] = []
+    each: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     found_blocks: list[tuple[float, float]] = []
     further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria}
     with objective.measuring():
@@ -60,7 +63,11 @@ def evaluate(
             batch_terms.append(parts)
             for name, criterion in criteria.items():
                 further[name].append(_further(objective, name, criterion, outputs, target, batch))
-            if accuracy and objective.has_labels:
+            if accuracy and objective.has_labels and stderr:
+                rights, counts = objective.call(objective.rights, i, outputs, target)
+                each.append((rights, counts))
+                right.append((rights.sum(), len(rights)) if counts is None else (rights, counts))
+            elif accuracy and objective.has_labels:
                 right.append(objective.call(objective.hits, i, outputs, target))
             if stderr:
                 # The forward may have taken the labels out of the other one.
@@ -90,7 +97,18 @@ def evaluate(
         terms=averages,
         samples=objective.samples,
         blocks=tuple(found_blocks),
+        accuracy_blocks=tuple(_accuracy_blocks(each)),
     )
+
+
+def _accuracy_blocks(found: list[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[tuple[float, float]]:
+    """Yield (share of right predictions, their number) of runs of each batch's samples, about `BLOCKS` in all."""
+    for rights, counts in found:
+        of_each = _listed(rights)
+        numbers = [1.0] * len(of_each) if counts is None else _listed(counts)
+        for start, stop in pieces(len(of_each), math.ceil(BLOCKS / len(found))):
+            if number := sum(numbers[start:stop]):
+                yield sum(of_each[start:stop]) / number, float(number)
 
 
 def _accuracy(found: list[tuple[torch.Tensor, torch.Tensor | int]]) -> tuple[float, float]:

@@ -38,6 +38,16 @@ class Performance(Result, kind="performance"):
     block_weight: np.ndarray | None = array(
         "split", "block", doc="weight of each block: samples, tokens that count, or sums of class weights", default=None
     )
+    block_accuracy: np.ndarray | None = array(
+        "split",
+        "accuracy_block",
+        units="share",
+        doc="share of right labels in each block of samples; NaN behind a split's last",
+        default=None,
+    )
+    block_count: np.ndarray | None = array(
+        "split", "accuracy_block", doc="labels in each block of samples", default=None
+    )
     fingerprints: tuple[str, ...] = field(default=(), metadata={"doc": "of each split's draw"})
 
     def summary(self) -> dict[str, Any]:

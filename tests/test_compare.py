@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import report_samples as samples
+import torch
 from click.testing import CliRunner
 
+from landscape import Task
 from landscape.cli.main import main
 from landscape.comparison.conditions import Clause, Joined, Sides, parse_condition
-from landscape.comparison.paired import Difference
+from landscape.comparison.paired import Difference, block_difference, independent_difference
 from landscape.errors import LandscapeError, MeasurementError
+from landscape.evaluation import evaluate_checkpoint
 from landscape.report.pairs import compare_runs, pair_up
 from landscape.report.runs import make_run, unique
 
@@ -177,6 +180,122 @@ def test_the_accuracy_of_the_paired_predictions_is_paired_too() -> None:
     assert found["test_accuracy"].how == "paired"
     assert found["test_accuracy"].difference == found["accuracy"].difference
     assert found["train_accuracy"].how == "independent"
+
+
+def _classified(model: torch.nn.Module, n: int, **settings: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A run of a model on two splits of n samples, and whether each is right, as torch says directly."""
+    g = torch.Generator().manual_seed(5)
+    x, y = torch.randn(2, n, 4, generator=g), torch.randint(3, (2, n), generator=g)
+    found = evaluate_checkpoint(Task(model, torch.nn.CrossEntropyLoss(), (x[0], y[0]), (x[1], y[1]), **settings))
+    with torch.no_grad():
+        train, test = ((model(a).argmax(1) == b).double().numpy() for a, b in zip(x, y, strict=True))
+    return make_run("a", [found]), train, test
+
+
+def _models() -> list[torch.nn.Linear]:
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        for p, q in zip(first.parameters(), second.parameters(), strict=True):
+            q.copy_(p + 0.1 * torch.randn_like(p))
+    return [first, second]
+
+
+@pytest.mark.parametrize("batch_size", [256, 7])
+def test_accuracies_on_one_draw_are_paired_sample_by_sample(batch_size: int) -> None:
+    """With as many blocks as samples the standard error is the textbook one of the samples' differences."""
+    (a, *first), (b, *second) = (_classified(m, 60, batch_size=batch_size) for m in _models())
+    found = compare_runs(*unique([a, b]))
+    half = {}
+    for split, one, other in zip(("train", "test"), first, second, strict=True):
+        change, difference = other - one, found[f"{split}_accuracy"].difference
+        assert np.any(change)
+        assert found[f"{split}_accuracy"].how == "paired"
+        assert difference.value == pytest.approx(change.mean(), abs=1e-12)
+        half[split] = 2.000995 * math.sqrt(np.var(change, ddof=1) / 60)  # Student's, 59 degrees of freedom
+        assert difference.high - difference.value == pytest.approx(half[split], rel=1e-6)
+        alone = math.sqrt(sum(v.mean() * (1 - v.mean()) / 60 for v in (one, other)))
+        assert half[split] < 1.96 * alone
+    gap = found["gap_accuracy"]
+    assert gap.how == "paired"
+    assert gap.difference.value == pytest.approx(gap.second.number - gap.first.number, abs=1e-12)
+    assert gap.difference.high - gap.difference.value == pytest.approx(math.hypot(*half.values()), rel=1e-6)
+
+
+def test_accuracies_of_many_samples_are_paired_in_blocks() -> None:
+    (a, one, _), (b, other, _) = (_classified(m, 6400, batch_size=10_000) for m in _models())
+    difference = compare_runs(*unique([a, b]))["train_accuracy"].difference
+    means = (other - one).reshape(64, 100).mean(1)
+    assert difference.value == pytest.approx(means.mean(), abs=1e-12)
+    assert difference.high - difference.value == pytest.approx(
+        1.998341 * math.sqrt(np.var(means, ddof=1) / 64), rel=1e-6
+    )
+
+
+def test_accuracies_of_pixels_are_paired_by_pictures_and_leave_out_what_is_ignored() -> None:
+    g = torch.Generator().manual_seed(6)
+    x, y = torch.randn(20, 4, 5, 5, generator=g), torch.randint(3, (20, 5, 5), generator=g)
+    y[torch.rand(20, 5, 5, generator=g) < 0.3] = -100
+    y[3] = -100  # a picture in which nothing counts
+    runs, rights = [], []
+    for linear in _models():
+        model = torch.nn.Conv2d(4, 3, 1)
+        with torch.no_grad():
+            model.weight.copy_(linear.weight[:, :, None, None])
+            model.bias.copy_(linear.bias)  # type: ignore[union-attr]
+            rights.append(((model(x).argmax(1) == y) & (y != -100)).flatten(1).sum(1).double().numpy())
+        runs.append(
+            make_run("a", [evaluate_checkpoint(Task(model, torch.nn.CrossEntropyLoss(), (x, y), batch_size=6))])
+        )
+    counts = (y != -100).flatten(1).sum(1).double().numpy()
+    difference = compare_runs(*unique(runs))["train_accuracy"].difference
+    value = (rights[1] - rights[0]).sum() / counts.sum()
+    parts = (rights[1] - rights[0] - value * counts)[counts > 0]
+    assert len(parts) == 19
+    assert difference.value == pytest.approx(value, abs=1e-12)
+    spread = math.sqrt(19 / 18 * (parts**2).sum()) / counts.sum()
+    assert difference.high - difference.value == pytest.approx(2.100922 * spread, rel=1e-6)
+
+
+def test_a_run_and_itself_have_the_same_accuracy_exactly() -> None:
+    a, b = unique([_classified(_models()[0], 100)[0] for _ in range(2)])
+    difference = compare_runs(a, b)["train_accuracy"].difference
+    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
+
+
+def test_paired_accuracies_cover_and_are_narrower() -> None:
+    """400 data sets: the true difference lies inside in 92% at least (95% is meant; four standard errors below)."""
+    rng, n = np.random.default_rng(0), 640
+    truth, inside, narrower = 0.03, 0, 0
+    for _ in range(400):
+        one = rng.random(n) < 0.8
+        other = np.where(one, rng.random(n) < 0.98, rng.random(n) < 0.23).astype(float)  # .784 + .046 against .8
+        blocks = [v.reshape(64, 10).mean(1) for v in (one.astype(float), other)]
+        difference = block_difference(*blocks, np.full(64, 10.0))
+        inside += difference.low <= truth <= difference.high
+        alone = 1.96 * math.sqrt(sum(v.mean() * (1 - v.mean()) / n for v in (one.astype(float), other)))
+        narrower += difference.high - difference.value < alone
+    assert inside >= 0.92 * 400
+    assert narrower >= 0.99 * 400
+
+
+@pytest.mark.parametrize("lacking", ["both", "one", "draw"])
+def test_accuracies_without_blocks_or_of_other_draws_are_compared_as_before(lacking: str) -> None:
+    runs = [_classified(m, 60)[0] for m in _models()]
+    older = {"block_accuracy": None, "block_count": None}
+    changes: list[dict[str, Any]] = {
+        "both": [older, older],
+        "one": [{}, older],
+        "draw": [{}, {"fingerprints": ("x", "y")}],
+    }[lacking]
+    runs = [
+        make_run("a", [replace(r.get("performance"), **c)])  # type: ignore[type-var]
+        for r, c in zip(runs, changes, strict=True)
+    ]
+    found = compare_runs(*unique(runs))["train_accuracy"]
+    assert found.how == "independent"
+    ends = [(v.number, v.low, v.high) for v in (found.first, found.second)]
+    assert found.difference == independent_difference(*ends)
 
 
 def test_losses_on_other_draws_are_not() -> None:

@@ -44,18 +44,18 @@ class Compared:
 def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
     """Return every number that both runs have, by key: those of the report's table, then the calibration's scores.
 
-    Losses are compared in pairs where both were measured on the same draw, ECE, Brier score, NLL and accuracy where
-    both runs kept the scores of the same samples; everything else as from independent samples, which makes intervals
-    too wide rather than too narrow where the samples are shared.
+    Losses and accuracies are compared in pairs where both were measured on the same draw, ECE, Brier score, NLL and the
+    accuracy of their predictions where both runs kept the scores of the same samples; everything else as from
+    independent samples, which makes intervals too wide rather than too narrow where the samples are shared.
     """
     found: dict[str, Compared] = {}
     scored = _scores(first, second)
-    losses = _losses(first, second)
+    shared = _of_blocks(first, second, "loss", "weight") | _of_blocks(first, second, "accuracy", "count")
     for measure in measures([first, second]):
         a, b = measure.read(first), measure.read(second)
         if not (a.known and b.known) or measure.key in scored:
             continue
-        difference = losses.get(measure.key)
+        difference = shared.get(measure.key)
         how = "paired"
         if measure.key == "test_accuracy" and _same_numbers(scored.get("accuracy"), a, b):
             difference = scored["accuracy"].difference  # of the same predictions
@@ -75,33 +75,37 @@ def _same_numbers(scored: Compared | None, first: Value, second: Value) -> bool:
     return all(math.isclose(s.number, v.number, rel_tol=1e-9) for s, v in pairs)
 
 
-def _losses(first: Run, second: Run) -> dict[str, Difference]:
-    """Return the differences of both losses and of their gap, as far as both runs were measured on the same draw."""
+def _of_blocks(first: Run, second: Run, quantity: str, weight: str) -> dict[str, Difference]:
+    """Return the differences of a quantity on both splits and of their gap, as far as both runs have the same draw.
+
+    `weight` names what the quantity's blocks are weighed by.
+    """
     a, b = (r.get("performance") for r in (first, second))
     found: dict[str, Difference] = {}
     for split in ("train", "test"):
-        sides = [_blocks(p, split) for p in (a, b)]
+        sides = [_blocks(p, split, quantity, weight) for p in (a, b)]
         if None in sides:
             continue
         (one, weights, of, samples), (other, others, of_other, _) = sides
         if of and of == of_other and np.array_equal(weights, others) and len(weights) > 1:
-            found[f"{split}_loss"] = block_difference(one, other, weights, samples)
+            found[f"{split}_{quantity}"] = block_difference(one, other, weights, samples)
     if len(found) == 2:
         train, test = ((d.value, d.low, d.high) for d in found.values())
-        found["gap_loss"] = replace(independent_difference(train, test), paired=True)  # the splits hold other samples
+        ends = (test, train) if quantity == "accuracy" else (train, test)  # a gap is positive where test is worse
+        found[f"gap_{quantity}"] = replace(independent_difference(*ends), paired=True)  # the splits hold other samples
     return found
 
 
-def _blocks(performance: Any, split: str) -> Any:
-    """Return (losses, weights, fingerprint, samples) of a split's blocks, None where they weren't kept."""
-    kept = getattr(performance, "block_loss", None)
+def _blocks(performance: Any, split: str, quantity: str, weight: str) -> Any:
+    """Return (means, weights, fingerprint, samples) of a split's blocks, None where they weren't kept."""
+    kept = getattr(performance, f"block_{quantity}", None)
     if kept is None or split not in performance.splits:
         return None
     at = list(performance.splits).index(split)
-    weights = np.asarray(performance.block_weight, dtype=float)[at]
+    weights = np.asarray(getattr(performance, f"block_{weight}"), dtype=float)[at]
     there = np.isfinite(weights)
-    losses = np.asarray(kept, dtype=float)[at]
-    return losses[there], weights[there], performance.fingerprints[at], int(performance.samples[at])
+    means = np.asarray(kept, dtype=float)[at]
+    return means[there], weights[there], performance.fingerprints[at], int(performance.samples[at])
 
 
 def _scores(first: Run, second: Run) -> dict[str, Compared]:
