@@ -93,7 +93,10 @@ def _found(spec: str) -> Iterator[tuple[Callable[..., Any], Path]]:
         if name and name in functions and name not in marked:
             raise TaskError(f"{name} in {where} is not marked @task; {_TEMPLATE}. Nothing was run")
         if not name and not marked:
-            raise TaskError(f"{where} has no function marked @task; {_TEMPLATE}. Nothing was run")
+            raise TaskError(
+                f"{where} has no function marked @task; {_TEMPLATE}, or name one that it imports, as {where}:name. "
+                "Nothing was run"
+            )
         with _importable(path.parent):
             module = _import_file(path, source)
             yield _function(module, name, where), path
@@ -234,16 +237,37 @@ def _own_module(where: str) -> Path:
 
 
 def _marked(source: bytes, path: Path, *, own: bool = False) -> tuple[list[str], set[str]]:
-    """Return the functions marked @task, in order, and the names of all functions at the top of a file.
+    """Return the functions marked @task, in order, and the names of all functions that a file itself defines.
 
-    The decorator counts only if the file imports it from landscape, under whatever name. `own`: a module of
-    this package, where it may be imported relatively.
+    The decorator counts only if the file imports it from landscape, under whatever name. A function that the file
+    imports from a file beside it, or from this package, counts as it does there: files are read, and none is run.
+    `own`: a module of this package, where the decorator may be imported relatively.
     """
+    return _marked_in(source, path, own, frozenset({path.resolve()}))
+
+
+def _marked_in(source: bytes, path: Path, own: bool, seen: frozenset[Path]) -> tuple[list[str], set[str]]:
+    tree = _parsed(source, path)
+    imported = dict.fromkeys(_imported(tree, path, seen), True)
+    names = _decorators(tree, own)
+    defined: dict[str, bool] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            sync = isinstance(node, ast.FunctionDef)
+            defined[node.name] = sync and any(ast.unparse(d) in names for d in node.decorator_list)
+    return [n for n, is_marked in {**imported, **defined}.items() if is_marked], set(defined)
+
+
+def _parsed(source: bytes, path: Path) -> ast.Module:
     try:
-        tree = ast.parse(source, filename=str(path))
+        return ast.parse(source, filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise TaskError(f"{path}{line}: {type(error).__name__}: {getattr(error, 'msg', error)}") from error
+
+
+def _decorators(tree: ast.Module, own: bool) -> set[str]:
+    """Return what a file calls the decorator."""
     names: set[str] = set()
     for node in _at_the_top(tree.body):
         if isinstance(node, ast.Import):
@@ -264,12 +288,38 @@ def _marked(source: bytes, path: Path, *, own: bool = False) -> tuple[list[str],
                     names.add(a.asname or "task")
                 elif a.name == "tasks":
                     names.add(f"{a.asname or 'tasks'}.task")
-    marked: dict[str, bool] = {}
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            sync = isinstance(node, ast.FunctionDef)
-            marked[node.name] = sync and any(ast.unparse(d) in names for d in node.decorator_list)
-    return [n for n, is_marked in marked.items() if is_marked], set(marked)
+    return names
+
+
+def _imported(tree: ast.Module, path: Path, seen: frozenset[Path]) -> list[str]:
+    """Return the names under which a file imports marked functions from files beside it or from this package."""
+    found = []
+    for node in _at_the_top(tree.body):
+        if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+            continue
+        file, own = _beside(node.module, path.parent), False
+        if file is None and _OWN_MODULE.fullmatch(node.module):
+            with contextlib.suppress(TaskError):
+                file, own = _own_module(node.module), True
+        if file is None or file.resolve() in seen:
+            continue
+        with contextlib.suppress(TaskError):  # what is wrong there is said where it is imported
+            source = _read(file)
+            marked, _ = _marked_in(source, file, own, seen | {file.resolve()})
+            for a in node.names:
+                if a.name == "*":
+                    found += [name for name in marked if not name.startswith("_")]
+                elif a.name in marked:
+                    found.append(a.asname or a.name)
+    return found
+
+
+def _beside(module: str, folder: Path) -> Path | None:
+    """Return the file of a module in a folder, which is where a task file's imports are looked for first."""
+    where = folder.joinpath(*module.split("."))
+    files = (where / "__init__.py", where.with_name(f"{where.name}.py"))
+    inside = folder.resolve()
+    return next((f for f in files if f.is_file() and f.resolve().is_relative_to(inside)), None)
 
 
 def _at_the_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:

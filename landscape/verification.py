@@ -98,7 +98,7 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
     first = float(mean.detach())
     again = float(split_value(objective.value(i)[3])[0].detach())
     if not _same(first, again, mean.dtype):
-        raise ObjectiveError(_random_layer(objective, batch, first, again))
+        raise ObjectiveError(_random_layer(objective, i, batch, first, again))
     known = known_weight(objective.task.loss, outputs, target) if own is None else None
     if i == 0 and isinstance(own, torch.Tensor):
         # Without a graph, as in every pass but those for gradients, a second loss looks like a weight.
@@ -258,18 +258,35 @@ def _same(first: float, again: float, dtype: torch.dtype) -> bool:
     return first == again or abs(first - again) <= relative * max(abs(first), abs(again))
 
 
-def _random_layer(objective: Objective, batch: Any, first: float, again: float) -> str:
-    """Say which module makes two passes differ: the first whose outputs do."""
+def _random_layer(objective: Objective, i: int, batch: Any, first: float, again: float) -> str:
+    """Say which module makes two passes over batch i differ, the first whose outputs do, and what helps."""
     turns = [_outputs_of_modules(objective, batch) for _ in range(2)]
     culprit = "the loss function itself"
     for (name, a), (_, b) in zip(*turns, strict=False):
         if any(not same(x, y) for x, y in zip(a, b, strict=False)):
             culprit = name
             break
-    return (
+    said = (
         f"the loss is not deterministic: two passes over the same batch gave {first:.8g} and {again:.8g}; they first "
-        f'differ in {culprit}. Measure in eval mode, remove the randomness, or set Task(rng="fixed")'
+        f"differ in {culprit}. "
     )
+    if _differs_seeded(objective, i):
+        return (
+            f"{said}Seeding torch, NumPy and random before each pass does not help: it draws from its own generator "
+            "(torch.Generator, numpy.random.default_rng, random.Random), which can't be fixed from outside, or keeps "
+            "something from call to call. Seed that generator anew at each call (generator.manual_seed(0) as its first "
+            'line), or draw from torch\'s own, which Task(rng="fixed") seeds'
+        )
+    return f'{said}Measure in eval mode, remove the randomness, or set Task(rng="fixed")'
+
+
+def _differs_seeded(objective: Objective, i: int) -> bool:
+    """Say whether two passes over batch i differ although every generator that has no owner was seeded before each."""
+    with seeded(0):
+        first = split_value(objective.value(i)[3])[0].detach()
+    with seeded(0):
+        again = split_value(objective.value(i)[3])[0].detach()
+    return not _same(float(first), float(again), first.dtype)
 
 
 def _outputs_of_modules(objective: Objective, batch: Any) -> list[tuple[str, list[torch.Tensor]]]:

@@ -464,6 +464,34 @@ class TestRefusals:
         with pytest.raises(ObjectiveError, match="first differ in the loss function itself"):
             Objective(Task(net(), lambda o, t: o.mean() * torch.rand(()), data())).__enter__()
 
+    @pytest.mark.parametrize("rng", ["refuse", "fixed"])
+    @pytest.mark.parametrize("kind", ["torch", "numpy", "random"])
+    def test_a_loss_with_a_generator_of_its_own_is_told_to_seed_it(self, rng, kind):
+        generators = {
+            "torch": torch.Generator().manual_seed(0),
+            "numpy": np.random.default_rng(0),
+            "random": random.Random(0),
+        }
+
+        def drawn() -> float:
+            own = generators[kind]
+            return float(torch.rand((), generator=own)) if isinstance(own, torch.Generator) else own.random()
+
+        with pytest.raises(ObjectiveError, match=r"the loss function itself.*its own generator") as caught:
+            Objective(Task(net(), lambda o, t: o.square().mean() * drawn(), data(), rng=rng)).__enter__()
+        assert "generator.manual_seed(0)" in str(caught.value)
+        assert 'or set Task(rng="fixed")' not in str(caught.value)
+
+    def test_a_generator_that_is_seeded_at_each_call_is_measured(self):
+        own = torch.Generator()
+
+        def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            own.manual_seed(0)
+            return outputs.square().mean() * torch.rand((), generator=own)
+
+        with Objective(Task(net(), loss, data())) as objective:
+            assert objective.evaluate().loss == objective.evaluate().loss
+
     def test_with_a_fixed_generator_it_is_measured(self):
         task = Task(net(), nn.CrossEntropyLoss(), data(), mode="train", rng="fixed", batch_size=9)
         with Objective(task) as objective:

@@ -252,6 +252,34 @@ class TestKnownAnswers:
         with pytest.raises(MeasurementError, match="settings don't fit adam"):
             stability_threshold({"lr": 0.1}, name="adam")
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"lr": -0.1}, "lr=-0.1 of the optimizer must be a finite number of at least 0"),
+            ({"lr": math.inf}, "lr=inf of the optimizer"),
+            ({"lr": math.nan}, "lr=nan of the optimizer"),
+            ({"lr": torch.tensor(-1.0)}, "lr=-1 of the optimizer"),
+            ({"lr": 0.1, "weight_decay": -1.0}, "weight_decay=-1 of the optimizer"),
+            ({"lr": 0.1, "momentum": -0.9}, "momentum=-0.9 of the optimizer"),
+            ({"lr": 0.1, "momentum": math.nan}, "momentum=nan of the optimizer"),
+            ({"lr": 0.1, "momentum": 0.9, "dampening": 1.5}, "dampening=1.5 .* at least 0 and at most 1"),
+            ({"lr": 0.1, "betas": (1.0, 0.999)}, r"betas\[0\]=1 .* at least 0 and below 1"),
+            ({"lr": 0.1, "betas": (0.9, 1.2)}, r"betas\[1\]=1.2 of the optimizer"),
+            ({"lr": 0.1, "betas": (0.9, math.nan)}, r"betas\[1\]=nan of the optimizer"),
+        ],
+    )
+    def test_settings_that_no_optimizer_can_have(self, settings, said):
+        name = "adam" if "betas" in settings else "sgd"
+        for given in (settings, [settings, {**settings, "lr": 0.1}], {"param_groups": [settings], "state": {}}):
+            with pytest.raises(MeasurementError, match=said):
+                stability_threshold(given, name=name)
+
+    def test_a_rate_that_a_live_optimizer_was_given_later_is_checked_too(self):
+        optimizer = OPTIM.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+        optimizer.param_groups[0]["lr"] = math.nan
+        with pytest.raises(MeasurementError, match="lr=nan of the optimizer"):
+            stability_threshold(optimizer)
+
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)

@@ -92,6 +92,64 @@ def test_a_function_marked_by_a_call_or_imported_works_when_named(here):
     assert load_task("made.py:other").model.in_features == 7
 
 
+IMPORTED = {
+    "by name": ("from tiny import tiny", "tiny"),
+    "under another name": ("from tiny import tiny as other", "other"),
+    "with a star": ("from tiny import *", "tiny"),
+    "from a package": ("from pkg.inner import tiny", "tiny"),
+    "through another file": ("from through import *", "tiny"),
+    "in a try": ("try:\n    from tiny import tiny\nexcept ImportError:\n    raise", "tiny"),
+    "of the package": ("from landscape.probes.demo.digits import digits as other", "other"),
+}
+
+
+@pytest.mark.parametrize("how", IMPORTED)
+def test_a_marked_function_that_a_task_file_imports_is_its_task(here, how):
+    text, name = IMPORTED[how]
+    _write("tasks/tiny.py", TINY)
+    _write("tasks/pkg/__init__.py", "")
+    _write("tasks/pkg/inner.py", TINY)
+    _write("tasks/through.py", "from tiny import *\n")
+    _write("tasks/chosen.py", f"{text}\n\ndef plain():\n    pass\n")
+    for loaded in (
+        load_task(f"tasks/chosen.py:{name}", width=3),
+        load_task("tasks/chosen.py", width=3),
+        load_named_task(TaskReference(f"tasks/chosen.py:{name}", {"width": 3})).task,
+    ):
+        assert isinstance(loaded, Task)
+    assert resolve_reference(f"tasks/chosen.py:{name}")[1] == name
+
+
+NOT_IMPORTED = {
+    "not marked there": "from unmarked import tiny",
+    "not there": "from tiny import another as tiny",
+    "of a file that is not there": "from nowhere import tiny",
+    "defined anew": "from tiny import *\ndef tiny():\n    pass",
+    "inside a function": "def f():\n    from tiny import tiny",
+    "of each other": "from chosen import tiny",
+    "of a folder above": "from ..tiny import tiny",
+    "by a link that leads out": "from link import tiny",
+}
+
+
+@pytest.mark.parametrize("how", NOT_IMPORTED)
+def test_what_a_task_file_imports_unmarked_is_no_task_of_a_checkpoint(here, how):
+    _write("tasks/tiny.py", TINY)
+    _write("outside/tiny.py", TINY)
+    os.symlink(here / "outside" / "tiny.py", here / "tasks" / "link.py")
+    _write("tasks/unmarked.py", f"{RUNS}def tiny():\n    pass\n")
+    _write("tasks/chosen.py", f"{RUNS}{NOT_IMPORTED[how]}\n")
+    _line(load_named_task, TaskReference("tasks/chosen.py:tiny"))
+    assert "Nothing was run" in _line(load_task, "tasks/chosen.py")
+    assert not Path("ran").exists()
+
+
+def test_a_file_beside_that_cannot_be_read_is_said_where_it_is_imported(here):
+    _write("broken.py", "def (:\n")
+    _write("chosen.py", TINY + "from broken import *\n")
+    assert "broken.py, line 1: SyntaxError" in _line(load_task, "chosen.py:tiny")
+
+
 def test_siblings_are_found_and_kept_apart(here):
     for folder, width in (("a", 3), ("b", 5)):
         _write(f"{folder}/sizes_of_this_test.py", f"WIDTH = {width}\n")

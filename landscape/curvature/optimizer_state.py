@@ -102,7 +102,8 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         name: which of sgd, adam, adamw, adagrad, rmsprop and lbfgs it is. A state_dict does not say: by default it is
             known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same.
 
-    Raises MeasurementError for an unknown name, and for what is no optimizer or lacks a setting.
+    Raises MeasurementError for an unknown name, for what is no optimizer or lacks a setting, and for settings that no
+    optimizer can have: a learning rate, momentum or weight decay that is negative or not finite, a beta outside [0, 1).
     """
     if name is not None and name not in KNOWN:
         raise MeasurementError(f"optimizer {name!r} is not one of {', '.join(KNOWN)}")
@@ -122,6 +123,8 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         found = _recognized(groups[0])
     try:
         rules = tuple(_rule(found, g, state) for g in groups) if found not in ("", "lbfgs") else ()
+    except MeasurementError:
+        raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise MeasurementError(
             f"the optimizer's settings don't fit {found}: {type(error).__name__} {error}; name the right one of "
@@ -159,22 +162,33 @@ def _recognized(group: Mapping[str, Any]) -> str:
 
 
 def _rule(name: str, group: Mapping[str, Any], state: Mapping[int | str, Mapping[str, Any]]) -> Rule:
-    lr, decay = float(group["lr"]), float(group.get("weight_decay", 0))
+    lr, decay = _at_least_0("lr", group["lr"]), _at_least_0("weight_decay", group.get("weight_decay", 0))
     gain, momentum, nesterov, decoupled = 1.0, 0.0, False, False
     if name == "sgd":
-        momentum = float(group.get("momentum", 0))
+        momentum = _at_least_0("momentum", group.get("momentum", 0))
         nesterov = bool(group.get("nesterov", False)) and momentum != 0
-        gain = 1 - float(group.get("dampening", 0)) if momentum != 0 else 1.0  # torch.optim: no buffer, no dampening
+        gain = (
+            1 - _at_least_0("dampening", group.get("dampening", 0), most=1) if momentum != 0 else 1.0
+        )  # torch.optim: no buffer, no dampening
     elif name in ("adam", "adamw"):
-        momentum = float(group["betas"][0])
+        momentum, _ = (_at_least_0(f"betas[{i}]", group["betas"][i], below=1) for i in range(2))
         gain = 1 - momentum
         decoupled = bool(group.get("decoupled_weight_decay", name == "adamw"))
     elif name == "rmsprop":
-        momentum = float(group.get("momentum", 0))
+        momentum = _at_least_0("momentum", group.get("momentum", 0))
     elif name == "adagrad":
         steps = [float(state[i]["step"]) for i in group.get("params", ()) if "step" in state.get(i, {})]
         lr /= 1 + max(max(steps, default=1) - 1, 0) * float(group.get("lr_decay", 0))
     return Rule(lr, gain, momentum, nesterov, 0.0 if decoupled else decay, decay if decoupled else 0.0)
+
+
+def _at_least_0(name: str, value: Any, *, most: float = math.inf, below: float = math.inf) -> float:
+    """Return a setting as a number, or raise MeasurementError: torch's optimizers refuse it, or step away with it."""
+    number = float(value)
+    if not (math.isfinite(number) and 0 <= number <= most and number < below):
+        upper = f" and at most {most:g}" if most < math.inf else f" and below {below:g}" if below < math.inf else ""
+        raise MeasurementError(f"{name}={number:g} of the optimizer must be a finite number of at least 0{upper}")
+    return number
 
 
 def _notes(found: str, name: str | None, groups: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

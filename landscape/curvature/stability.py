@@ -30,7 +30,9 @@ def stability_threshold(optimizer: Any, *, name: str | None = None) -> Stability
         optimizer: a torch optimizer, its state_dict, or settings: see `read_optimizer`.
         name: which optimizer it is, where a state_dict's settings don't tell.
 
-    Raises MeasurementError for what is no optimizer. Costs nothing.
+    Raises MeasurementError for what is no optimizer, and for settings that none can have, such as a learning rate that
+    is negative or not finite; one of 0, as at the end of a schedule, has no threshold, and the notes say so. Costs
+    nothing.
     """
     return threshold_of(read_optimizer(optimizer, name))
 
