@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +25,8 @@ from .when import When, every
 _COLUMNS = ("noise_scale", "squared_gradient", "variance")
 #: Steps without accumulation after which its lack is said (chosen by us: before the end of a first try).
 _PATIENCE = 20
+#: Steps whose numbers may wait for a thread that writes, which there is none of in all but the first process.
+_MOST_PENDING = 256
 
 
 class GradientNoise(Probe):
@@ -75,9 +80,9 @@ class GradientNoise(Probe):
         self._listening = self._queued = False
         self._group: Any = None
         self._undivided = 0
-        self._run: Run | None = None
-        #: A step whose numbers are on their way to the host: its number, its parts, and they.
-        self._pending: tuple[int, int, Landing] | None = None
+        #: Steps whose numbers are on their way to the host; the thread that writes takes them into the means.
+        self._pending: deque[_Row] = deque()
+        self._settling = threading.Lock()
 
     def everywhere(self, run: Run) -> bool:
         return self.source == "ranks"
@@ -91,7 +96,6 @@ class GradientNoise(Probe):
         if self.source == "samples" and run.task is None:
             raise MeasurementError("gradients of single samples need the data of a task: Recorder(..., task=...)")
         self.close()
-        self._run = run
         if self.source == "micro-batches":
             self._handles = [p.register_post_accumulate_grad_hook(self._accumulated) for p in self._parameters]
         if self.source == "ranks":
@@ -102,8 +106,6 @@ class GradientNoise(Probe):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._run is not None:
-            self._settle(self._run)
 
     # ------------------------------------------------------------------------------------- micro-batches
 
@@ -187,10 +189,11 @@ class GradientNoise(Probe):
             small, big = (small * parts**2, big) if self.accumulation == "mean" else (small, big / parts**2)
         self._listening = False
         self._before = None
-        self._settle(run)
-        self._pending = step.number, parts, Landing(self._numbers(run, step, small, big))
-        if step.followed.on_host:
-            self._settle(run)
+        row = _Row(self, parts, Landing(self._numbers(run, step, small, big)))
+        self._pending.append(row)
+        if step.followed.on_host or len(self._pending) > _MOST_PENDING:
+            self.settle()
+        run.record("noise_scale", step.number, row if row.values is None else row.values)
 
     def _count_undivided(self, run: Run, step: Step) -> None:
         """Say once that a loop without accumulation gives nothing: its user would find no row, and no reason."""
@@ -204,7 +207,7 @@ class GradientNoise(Probe):
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _numbers(self, run: Run, step: Step, small: Tensor, big: Tensor) -> Tensor:
-        """Return what `_settle` needs, on the device: (small, big, norm of the gradients now, clipping, scale)."""
+        """Return what `settle` needs, on the device: (small, big, norm of the gradients now, clipping, scale)."""
         size: Any = math.nan
         if step.scale is None:
             now = [p.grad for p in self._parameters if p.grad is not None]
@@ -216,19 +219,19 @@ class GradientNoise(Probe):
         # Filled, not copied: a copy from the host would wait for the device.
         return torch.stack([v.double().reshape(()) if isinstance(v, Tensor) else like.new_full((), v) for v in given])
 
-    def _settle(self, run: Run) -> None:
-        """Take the numbers of the last step into the means, and record it.
+    def settle(self, last: _Row | None = None) -> None:
+        """Take the numbers of steps into the means, one after the other, up to this row; all without one.
 
-        Of a model on a device this comes a step later, when they have long arrived: nothing waits for them.
+        Of a model on a device the thread that writes rows does so: reading the numbers waits for the device.
         """
-        if self._pending is None:
-            return
-        (number, parts, landing), self._pending = self._pending, None
-        small, big, size, clipping, scale = landing.array.tolist()
-        if math.isnan(scale):
-            scale = _scale_of(big, size, clipping)
-        self._scale.add(small / scale**2, big / scale**2, self.batch_size, self.batch_size * parts)
-        run.record("noise_scale", number, _row(self._scale))
+        with self._settling:
+            while self._pending and (last is None or last.values is None):
+                row = self._pending.popleft()
+                small, big, size, clipping, scale = row.landing.array.tolist()
+                if math.isnan(scale):
+                    scale = _scale_of(big, size, clipping)
+                self._scale.add(small / scale**2, big / scale**2, self.batch_size, self.batch_size * row.parts)
+                row.values = _row(self._scale)
 
     # ------------------------------------------------------------------------------------- single samples
 
@@ -257,13 +260,26 @@ class GradientNoise(Probe):
         return Found({"noise_scale": _row(scale)})
 
     def state_dict(self) -> dict[str, Any]:
-        if self._run is not None:
-            self._settle(self._run)
+        self.settle()
         return {"decay": self._scale.decay, "steps": self._scale.steps, "g2": self._scale._g2, "s": self._scale._s}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             self._scale = NoiseScale(state["decay"], state["steps"], state["g2"], state["s"])
+
+
+class _Row:
+    """One step's row: `values` are there when the numbers of the step, and of those before it, have been read."""
+
+    __slots__ = ("_probe", "landing", "parts", "values")
+
+    def __init__(self, probe: GradientNoise, parts: int, landing: Landing) -> None:
+        self._probe, self.parts, self.landing = probe, parts, landing
+        self.values: tuple[float, float, float] | None = None
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        self._probe.settle(self)
+        return np.array(self.values, dtype=dtype)
 
 
 def _row(scale: NoiseScale) -> tuple[float, float, float]:

@@ -30,6 +30,7 @@ from landscape.probes import (
     at,
     every,
     log_spaced,
+    noise,
 )
 from landscape.probes.probe import Followed, Step
 from landscape.probes.recorder import default_probes
@@ -406,10 +407,12 @@ class TestNoise:
         )
         np.testing.assert_allclose(skipped, plain, rtol=1e-4)
 
-    def test_of_a_device_comes_a_step_later_and_none_is_missing(self, tmp_path, monkeypatch):
-        """Numbers on their way to the host are not waited for; the last step's arrive with the end."""
+    @pytest.mark.parametrize("most", [0, 256])
+    def test_of_a_device_is_read_by_the_thread_that_writes_and_none_is_missing(self, tmp_path, monkeypatch, most):
+        """Numbers on their way to the host are not waited for in a step, unless nobody writes."""
         plain = self.record(tmp_path / "a")
         monkeypatch.setattr(Followed, "on_host", False)
+        monkeypatch.setattr(noise, "_MOST_PENDING", most)
         waited = []
         monkeypatch.setattr(Landing, "array", property(lambda own: waited.append(1) or own._host.numpy()))
         counted = []
@@ -420,7 +423,26 @@ class TestNoise:
             lambda *a: counted.append([len(waited), look(*a), len(waited)]),
         )
         np.testing.assert_allclose(self.record(tmp_path / "b"), plain, rtol=1e-6)
-        assert [after - before for before, _, after in counted] == [0, 1, 1]
+        assert [after - before for before, _, after in counted] == ([0, 0, 0] if most else [1, 1, 1])
+        assert len(waited) == 3
+
+    def test_a_state_holds_steps_whose_numbers_were_on_their_way(self, tmp_path, monkeypatch):
+        states = []
+        for on_host in (True, False):
+            monkeypatch.setattr(Followed, "on_host", on_host)
+            probe = GradientNoise(6)
+            model, optimizer = small()
+            g = torch.Generator().manual_seed(0)
+            rec = Recorder(tmp_path / f"{on_host}.h5", model, optimizer, probes=[probe], flush_seconds=1e6)
+            for _ in range(3):
+                optimizer.zero_grad()
+                for x, y in (batch(6, g), batch(6, g)):
+                    (nn.functional.cross_entropy(model(x), y) / 2).backward()
+                optimizer.step()
+            states.append(probe.state_dict())
+            rec.close()
+        assert states[0]["steps"] == 3
+        assert states[1] == pytest.approx(states[0], rel=1e-6)
 
     def test_goes_on_behind_a_backward_pass_that_failed(self, tmp_path):
         assert len(self.record(tmp_path, raising=True)) == 3
