@@ -22,10 +22,10 @@ from .checkpoints.folders import read_folder, read_index, shard_of
 from .errors import CheckpointError, TaskError
 from .parameters import unwrap
 from .task_files import TaskReference, file_sha256, resolve_reference
+from .tasks import Task
 
 if TYPE_CHECKING:
     from .calibration.recalibrated import Recalibration
-    from .tasks import Task
 
 _FORMAT = 1
 
@@ -154,7 +154,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module | Mapping[str, torch.Tensor],
     *,
-    task: str | None = None,
+    task: str | Task | None = None,
     settings: Mapping[str, Any] | None = None,
     task_loss: str = "",
     optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
@@ -175,8 +175,8 @@ def save_checkpoint(
         path: the file; its folder exists. A file that is there is replaced.
         model: the network (unwrapped where it is compiled or data-parallel), or its state_dict.
         task: "file.py:name", a function marked @task in a file below the current directory, or a task of
-            landscape itself ("landscape.probes.demo.digits:digits").
-        settings: plain values that the task was called with.
+            landscape itself ("landscape.probes.demo.digits:digits"); or a Task that such a function made.
+        settings: plain values that the task was called with; those of a Task are known.
         task_loss: a loss of the registry that stood in for the task's own, such as "focal(gamma=2)": `landscape probe`
             measures with it (a fact `loss=` is only shown).
         optimizer: its state is kept, with the names of its parameters; {name: optimizer} of several.
@@ -187,6 +187,9 @@ def save_checkpoint(
     Raises CheckpointError for a task that a checkpoint may not name, sharded tensors, or a path that cannot be
     written; TypeError for facts or settings that are not plain.
     """
+    if isinstance(task, Task):
+        task, made_with = _named(task)
+        settings = made_with if settings is None else settings
     for label, number in (("step", step), ("epoch", epoch)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(f"{label} is a whole number or None, got {type(number).__name__}")
@@ -307,6 +310,44 @@ def _finite(value: torch.Tensor) -> bool:
 
 
 # Writing ------------------------------------------------------------------------------------------------------
+
+
+def reference_of(task: Task) -> tuple[str, dict[str, Any]] | None:
+    """Return ("file.py:name", settings) of the function that made a task; None where no checkpoint may name it."""
+    try:
+        return _named(task)
+    except (CheckpointError, TypeError):
+        return None
+
+
+def _named(task: Task) -> tuple[str, dict[str, Any]]:
+    """Return the same, or raise CheckpointError, or TypeError for settings that aren't plain, with the way out."""
+    if task.made_by is None:
+        raise CheckpointError(
+            "expected a task that a function marked @task made, got one that was made otherwise (or changed since by "
+            "`replace`): give task='file.py:name'"
+        )
+    function, settings = task.made_by
+    for name, value in settings.items():
+        _check_plain(value, f"settings {name!r}")
+    module, name = function.__module__, function.__qualname__
+    if module == "__main__":
+        raise CheckpointError(
+            f"{name}() stands in the script that runs, which would run again where a checkpoint is measured: put it "
+            "into a file of its own, or give task='file.py:name'"
+        )
+    if module.startswith("landscape."):
+        reference = f"{module}:{name}"
+    else:
+        file = Path(function.__code__.co_filename).resolve()
+        below = file.is_relative_to(Path.cwd().resolve())
+        reference = f"{file.relative_to(Path.cwd().resolve()).as_posix() if below else file}:{name}"
+    try:
+        resolve_reference(reference)
+    except TaskError as error:
+        said = str(error).replace("the checkpoint names", "the task is", 1)
+        raise CheckpointError(f"a checkpoint cannot name this task: {said}") from error
+    return reference, settings
 
 
 def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:

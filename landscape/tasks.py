@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeVar, get_args
+from types import FunctionType
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import nn
@@ -24,11 +27,35 @@ _ARGUMENTS = (
 
 
 def task(function: F) -> F:
-    """Mark a function that returns a Task; only marked functions are ever called by name."""
+    """Mark a function that returns a Task; only marked functions are ever called by name.
+
+    The Task remembers which one made it, with which settings, so that checkpoints can name it.
+    """
     if not callable(function):
         raise TypeError(f"@task marks a function that returns a Task, got {type(function).__name__}")
-    function.__landscape_task__ = True  # type: ignore[attr-defined]
-    return function
+    if not isinstance(function, FunctionType):
+        function.__landscape_task__ = True  # type: ignore[attr-defined]
+        return function
+
+    @functools.wraps(function)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        if isinstance(made, Task):
+            made.made_by = (function, _settings(function, args, kwargs))
+        return made
+
+    make.__landscape_task__ = True  # type: ignore[attr-defined]
+    return cast(F, make)
+
+
+def _settings(function: FunctionType, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a function was given, by name; values of `*args`, which have none, under the parameter's own."""
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    found = dict(bound.arguments)
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name, {})
+    return found
 
 
 class Task:
@@ -139,6 +166,8 @@ class Task:
         self.described: dict[str, str] = {}
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
+        #: The marked function that made this task, and what it was given; None for a task made otherwise.
+        self.made_by: tuple[FunctionType, dict[str, Any]] | None = None
 
     def replace(self, **changes: Any) -> Task:
         """Return the same task with these arguments changed; model and data are shared, not copied."""

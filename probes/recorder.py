@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from landscape.archive.compaction import compact
 from landscape.archive.history import History
 from landscape.archive.segments import live_folder
+from landscape.checkpoint import reference_of
 from landscape.errors import ArchiveError, MeasurementError
 from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
@@ -76,7 +77,8 @@ class Recorder:
             `[*default_probes(), CurvatureProbe()]`.
         checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
         task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
-            `landscape probe step-*.pt` needs nothing else.
+            `landscape probe step-*.pt` needs nothing else. Known where `task` was made by a function marked @task, in
+            a file of its own below the current directory.
         task_loss: a loss of the registry that stands in for the task's own, in their strings; see `save_checkpoint`.
         facts: settings of the run for tables and reports (loss="focal", schedule="cosine", batch_size=128, ...).
         resume: go on with the archive that is there (and begin one where there is none). `load_state_dict` says at
@@ -120,6 +122,8 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
+        if task is not None and task_reference is None and (known := reference_of(task)):
+            task_reference, task_settings = known
         settings = settings_of(followed, facts or {}, task_reference)
         self._opened, self._rank, self._world = open_together(self.path, followed, settings, resume=resume, force=force)
         folder = live_folder(self.path) if self._rank == 0 else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import __version__
-from landscape.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from landscape import Task, __version__, task
+from landscape.checkpoint import load_checkpoint, read_checkpoint, reference_of, save_checkpoint
 from landscape.errors import CheckpointError
+from landscape.probes.demo.digits import digits
 from landscape.task_files import TaskReference, file_sha256, load_named_task
 
 TASK = """
@@ -115,6 +118,76 @@ def test_a_bare_model_is_enough(here):
     assert (ck.optimizer, ck.step, ck.epoch, ck.facts, ck.task) == (None, None, None, {}, None)
     save_checkpoint("y.pt", nn.Linear(4, 2).state_dict())
     assert set(read_checkpoint("y.pt").weights) == {"weight", "bias"}
+
+
+def imported(folder: Path, name: str = "tiny") -> types.ModuleType:
+    """Import a task file as a training script does."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestTasksThatKnowTheirFunction:
+    @pytest.mark.parametrize(("args", "kwargs"), [((), {"width": 6}), ((6,), {})])
+    def test_they_are_named_with_their_settings(self, here, args, kwargs):
+        made = imported(here / "tasks").tiny(*args, **kwargs)
+        save_checkpoint("a.pt", made.model, task=made)
+        reference = read_checkpoint("a.pt").task
+        assert (reference.reference, reference.settings) == ("tasks/tiny.py:tiny", {"width": 6})
+        assert reference.sha256 == file_sha256(here / "tasks" / "tiny.py")
+        assert load_named_task(reference).task.model.weight.shape == (2, 6)
+
+    def test_keyword_settings_that_a_function_collects(self, here):
+        text = TASK.replace("def tiny(width=4):", "def tiny(**more):\n    width = more['width']")
+        (here / "tasks" / "free.py").write_text(text)
+        made = imported(here / "tasks", "free").tiny(width=3, depth=2)
+        save_checkpoint("a.pt", made.model, task=made)
+        assert read_checkpoint("a.pt").task.settings == {"width": 3, "depth": 2}
+
+    def test_one_of_the_package_is_named_by_its_module(self, here):
+        made = digits()
+        save_checkpoint("a.pt", made.model, task=made)
+        assert read_checkpoint("a.pt").task.reference == "landscape.probes.demo.digits:digits"
+
+    @pytest.mark.parametrize(
+        ("make", "line"),
+        [
+            (lambda m: m.tiny().replace(seed=1), r"marked @task made.*give task='file.py:name'"),
+            (lambda m: Task(nn.Linear(4, 2), nn.CrossEntropyLoss()), "marked @task made"),
+            (lambda m: task(lambda: Task(nn.Linear(4, 2), nn.CrossEntropyLoss()))(), "cannot name this task"),
+        ],
+    )
+    def test_others_are_refused_with_the_way_out(self, here, make, line):
+        made = make(imported(here / "tasks"))
+        with pytest.raises(CheckpointError, match=line):
+            save_checkpoint("a.pt", made.model, task=made)
+        assert reference_of(made) is None
+        assert not Path("a.pt").exists()
+
+    def test_settings_that_are_not_plain_are_refused(self, here):
+        made = imported(here / "tasks").tiny(width=torch.tensor(5))
+        with pytest.raises(TypeError, match="settings 'width' is a Tensor"):
+            save_checkpoint("a.pt", made.model, task=made)
+        assert reference_of(made) is None
+
+    def test_a_script_that_runs_is_not_named(self, here):
+        script = (
+            TASK
+            + "from landscape import save_checkpoint\nmade = tiny()\nsave_checkpoint('a.pt', made.model, task=made)"
+        )
+        (here / "script.py").write_text(script)
+        done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=False)
+        said = done.stderr.splitlines()[-1]
+        assert "tiny() stands in the script that runs" in said
+        assert said.endswith("put it into a file of its own, or give task='file.py:name'")
+
+    def test_a_file_elsewhere_is_not_named(self, here, tmp_path_factory):
+        other = tmp_path_factory.mktemp("elsewhere")
+        (other / "tiny.py").write_text(TASK)
+        made = imported(other).tiny()
+        with pytest.raises(CheckpointError, match="cannot name this task"):
+            save_checkpoint("a.pt", made.model, task=made)
 
 
 def test_wrapped_models_are_saved_under_their_own_names(here):

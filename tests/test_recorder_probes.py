@@ -151,13 +151,13 @@ class TestExpensiveProbes:
         events = open_archive(tmp_path / "run.h5").history.events
         assert [(e.step, e.kind) for e in events if e.kind == "not_measured"] == [(20, "not_measured")]
 
-    def test_checkpoints_along_the_way_name_their_task(self, tmp_path):
+    @pytest.mark.parametrize("known", [True, False])
+    def test_checkpoints_along_the_way_name_their_task(self, tmp_path, known):
         task = digits()
         model = task.model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        with Recorder(
-            tmp_path / "run.h5", model, optimizer, probes=[], checkpoints=every(epochs=1), task_reference=REFERENCE
-        ) as rec:
+        named = {"task": task} if known else {"task_reference": REFERENCE}
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[], checkpoints=every(epochs=1), **named) as rec:
             x, y = task.train
             for _ in range(2):
                 nn.functional.cross_entropy(model(x[:32]), y[:32]).backward()
