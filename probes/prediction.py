@@ -188,23 +188,27 @@ def _memory(speed: Speed, scale: float, passes: float) -> float:
 
 
 def timed(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[Span]:
-    """Return what each of the calls takes, from 2 to 20 trials of all in turn, after one to warm up.
+    """Return what each of the calls takes, from 2 to 20 trials of each after one to warm up.
 
-    In turn, because memory that one of them left makes the next one fast or slow, up to 4 times, as in the measurements
-    themselves. The low end is the fastest trial by `cpu_clock`; the high end a slow trial by it, or the mean by the
-    clock on the wall where others took the machine from this thread: over many passes such delays add up to that.
+    All in turn, each twice in a row: memory that another one, or an earlier run of its own, left makes a call fast or
+    slow, up to 4 times; measurements have both. The low end is the best trial by `cpu_clock`, the high one a slow
+    trial by it, or the mean by the clock on the wall where others took the machine from this thread: over many passes
+    such delays add up to that.
     """
     clock = cpu_clock(device)
     for call in calls:
         call()
-    trials: list[list[tuple[float, float]]] = []
-    while len(trials) < FEWEST or (len(trials) < MOST and sum(wall for t in trials for _, wall in t) < ENOUGH):
-        trials.append([_run(call, clock) for call in calls])
+    trials: list[list[tuple[float, float]]] = [[] for _ in calls]
+    spent = 0.0
+    while len(trials[0]) < FEWEST or (len(trials[0]) < MOST and spent < ENOUGH):
+        for call, taken in zip(calls, trials, strict=True):
+            taken += [_run(call, clock), _run(call, clock)]
+            spent += taken[-2][1] + taken[-1][1]
     spans = []
-    for of_call in zip(*trials, strict=True):
-        own = sorted(seconds for seconds, _ in of_call)
+    for taken in trials:
+        own = sorted(seconds for seconds, _ in taken)
         slow = own[math.ceil(SLOW * len(own)) - 1]
-        spans.append(Span(own[0], max(slow, sum(wall for _, wall in of_call) / len(of_call))))
+        spans.append(Span(own[0], max(slow, sum(wall for _, wall in taken) / len(taken))))
     return spans
 
 
