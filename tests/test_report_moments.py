@@ -14,7 +14,8 @@ from test_report import numbers, page
 from training_samples import history, record, series
 
 from landscape.archive.history import History
-from landscape.report.figures.moments import ONE_BY_ONE
+from landscape.report.chart import Series
+from landscape.report.figures.moments import ONE_BY_ONE, _filled
 from landscape.report.moments import MOST, MOST_OF_ALL, evenly, moments
 from landscape.report.runs import gather, make_run
 from landscape.report.scales import Ordered
@@ -121,8 +122,16 @@ class TestPictures:
         assert len(views["0"]) == 5  # diagonal, band, dots, counts, the step
         drawn = chart["series"][views["all"][1]["x"]["ref"][0]]
         whole = chart["series"][0]["columns"]
-        share = numbers(whole["share_of_samples"])
-        np.testing.assert_array_equal(numbers(drawn["columns"]["accuracy"]), numbers(whole["accuracy"])[share >= 0.01])
+        share, samples = numbers(whole["share_of_samples"]), numbers(whole["samples"])
+        kept = (share >= 0.01) & (samples >= 5)
+        assert 0 < kept.sum() < len(kept)
+        np.testing.assert_array_equal(numbers(drawn["columns"]["accuracy"]), numbers(whole["accuracy"])[kept])
+
+    def test_a_line_goes_through_no_bins_of_few_samples(self):
+        counts = np.array([2, 4, 5, 89])
+        columns = {"confidence": np.linspace(0.2, 0.9, 4), "accuracy": np.ones(4), "samples": counts}
+        kept = _filled(Series({**columns, "share_of_samples": counts / 100}, ("confidence",)))
+        assert kept.columns["samples"].tolist() == [5, 89]
 
     def test_trainings_with_other_steps_are_chosen_by_place(self, tmp_path):
         one = recorded(tmp_path, 1)

@@ -19,8 +19,9 @@ from .plane import contour_layout, contour_traces, span
 COLORS = 8
 #: Moments that a surface or a reliability diagram is shown of, one at a time.
 ONE_BY_ONE = 6
-#: Share of the predictions that a bin must hold to be drawn among those of other steps (chosen by us).
-LEAST_SHARE = 0.01
+#: What a bin must hold to be drawn among those of other steps: a share of the predictions, and so many of them (chosen
+#: by us: the 95% interval of an accuracy out of five covers half of all accuracies and more).
+LEAST_SHARE, LEAST_SAMPLES = 0.01, 5
 
 
 def lines_over_steps(runs: Sequence[Run]) -> Chart | None:
@@ -143,8 +144,8 @@ def reliability_over_steps(runs: Sequence[Run]) -> Chart | None:
         id="reliability-steps",
         title="Reliability, while training",
         caption="The accuracy of each bin at its mean confidence, from predictions on held-out data at successive "
-        "steps, from dark to bright (without bins that hold less than 1% of them); or of one step, with "
-        "Clopper–Pearson 95% bars and, in gray, where 95% of the dots of a calibrated model would fall.",
+        "steps, from dark to bright (without bins that hold less than 1% of them, or fewer than 5); or of one step, "
+        "with Clopper–Pearson 95% bars and, in gray, where 95% of the dots of a calibrated model would fall.",
         series=series,
         panels=panels,
         layouts={"all": together_layout(), **{k: reliability_layout(top) for k, _ in options}},
@@ -192,7 +193,8 @@ def _spread(m: Moments, n: int) -> list[tuple[int, Any]]:
 
 def _filled(own: Series) -> Series:
     """Return the bins that many lines in one picture are drawn through: the others jump with single samples."""
-    keep = np.asarray(own.columns["share_of_samples"]) >= LEAST_SHARE
+    share, samples = (np.asarray(own.columns[name]) for name in ("share_of_samples", "samples"))
+    keep = (share >= LEAST_SHARE) & (samples >= LEAST_SAMPLES)
     kept = {name: np.asarray(own.columns[name])[keep] for name in ("confidence", "accuracy", "samples")}
     return Series(kept, ("confidence",), csv=False)
 
