@@ -21,6 +21,7 @@ from .checkpoints.fit import Fitted, fit
 from .checkpoints.folders import read_folder, read_index, shard_of
 from .errors import CheckpointError, TaskError
 from .parameters import unwrap
+from .plain import check_plain, plain_copy
 from .task_files import TaskReference, file_sha256, resolve_reference
 from .tasks import Task
 
@@ -196,10 +197,10 @@ def save_checkpoint(
     facts = {**(further or {}), **facts}
     for label, values in (("settings", dict(settings or {})), ("facts", facts)):
         for name, value in values.items():
-            _check_plain(value, f"{label} {name!r}")
+            check_plain(value, f"{label} {name!r}")
     if settings and task is None:
         raise CheckpointError("settings belong to a task; give task='file.py:name' too")
-    own: dict[str, Any] = {"format": _FORMAT, "version": _version(), "task": None, "facts": _plain_copy(facts)}
+    own: dict[str, Any] = {"format": _FORMAT, "version": _version(), "task": None, "facts": plain_copy(facts)}
     if task_loss and task is None:
         raise CheckpointError("task_loss belongs to a task; give task='file.py:name' too")
     if task is not None:
@@ -316,7 +317,7 @@ def reference_of(task: Task) -> tuple[str, dict[str, Any]] | None:
     """Return ("file.py:name", settings) of the function that made a task; None where no checkpoint may name it."""
     try:
         return _named(task)
-    except (CheckpointError, TypeError):
+    except (CheckpointError, TypeError, OSError):  # the last where the current directory is gone
         return None
 
 
@@ -327,27 +328,26 @@ def _named(task: Task) -> tuple[str, dict[str, Any]]:
             "expected a task that a function marked @task made, got one that was made otherwise (or changed since by "
             "`replace`): give task='file.py:name'"
         )
-    function, settings = task.made_by
-    for name, value in settings.items():
-        _check_plain(value, f"settings {name!r}")
-    module, name = function.__module__, function.__qualname__
-    if module == "__main__":
+    made = task.made_by
+    if made.problem:
+        raise TypeError(made.problem)
+    if made.module in ("__main__", "__mp_main__"):  # the second is the script's name in processes that it starts
         raise CheckpointError(
-            f"{name}() stands in the script that runs, which would run again where a checkpoint is measured: put it "
-            "into a file of its own, or give task='file.py:name'"
+            f"{made.name}() stands in the script that runs, which would run again where a checkpoint is measured: put "
+            "it into a file of its own, or give task='file.py:name'"
         )
-    if module.startswith("landscape."):
-        reference = f"{module}:{name}"
+    if made.module.startswith("landscape."):
+        reference = f"{made.module}:{made.name}"
     else:
-        file = Path(function.__code__.co_filename).resolve()
+        file = Path(made.file).resolve()
         below = file.is_relative_to(Path.cwd().resolve())
-        reference = f"{file.relative_to(Path.cwd().resolve()).as_posix() if below else file}:{name}"
+        reference = f"{file.relative_to(Path.cwd().resolve()).as_posix() if below else file}:{made.name}"
     try:
         resolve_reference(reference)
     except TaskError as error:
         said = str(error).replace("the checkpoint names", "the task is", 1)
         raise CheckpointError(f"a checkpoint cannot name this task: {said}") from error
-    return reference, settings
+    return reference, made.settings
 
 
 def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,29 +358,7 @@ def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     except TaskError as error:
         said = str(error).replace("the checkpoint names", "task=", 1)
         raise CheckpointError(f"a checkpoint cannot name this task: {said}") from error
-    return {"task": task, "settings": _plain_copy(settings), "task_sha256": file_sha256(file)}
-
-
-def _check_plain(value: Any, name: str) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{name} has the key {key!r}; a checkpoint keeps text keys only")
-            _check_plain(inner, f"{name}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_plain(inner, name)
-    elif value is not None and type(value) not in (bool, int, float, str):
-        raise TypeError(
-            f"{name} is a {type(value).__name__}; a checkpoint keeps plain values only: use float(...), int(...) or "
-            "str(...)"
-        )
-
-
-def _plain_copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _plain_copy(v) for k, v in value.items()}
-    return [_plain_copy(v) for v in value] if isinstance(value, list | tuple) else value
+    return {"task": task, "settings": plain_copy(settings), "task_sha256": file_sha256(file)}
 
 
 def _to_cpu(state: Any) -> Any:

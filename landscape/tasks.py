@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from .data import Draw, Replay, draw_batches
 from .errors import TaskError
+from .plain import check_plain, plain_copy
 
 Mode = Literal["eval", "train"]
 BatchNorm = Literal["eval", "batch", "recompute"]
@@ -37,25 +39,55 @@ def task(function: F) -> F:
         function.__landscape_task__ = True  # type: ignore[attr-defined]
         return function
 
+    # The file is that of the function itself, where others are wrapped around it.
+    code = getattr(inspect.unwrap(function), "__code__", function.__code__)
+
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Any:
+        given = _given(function, args, kwargs)  # before the call, which may change it
         made = function(*args, **kwargs)
-        if isinstance(made, Task):
-            made.made_by = (function, _settings(function, args, kwargs))
+        if isinstance(made, Task) and given is not None:
+            made.made_by = MadeBy(function.__module__, function.__qualname__, code.co_filename, *given)
         return made
 
     make.__landscape_task__ = True  # type: ignore[attr-defined]
     return cast(F, make)
 
 
-def _settings(function: FunctionType, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a function was given, by name; values of `*args`, which have none, under the parameter's own."""
-    bound = inspect.signature(function).bind(*args, **kwargs)
+@dataclass(frozen=True)
+class MadeBy:
+    """The marked function that made a task, and what it was given, by name; `problem` says what no checkpoint can hold.
+
+    Nothing of theirs is kept: a Task can be pickled, and holds no data that its function was given.
+    """
+
+    module: str
+    name: str
+    file: str
+    settings: dict[str, Any]
+    problem: str = ""
+
+
+def _given(
+    function: FunctionType, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], str] | None:
+    """Return (settings, problem) of a call; None where the function takes something else than its signature says."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:  # where that is wrong, the call itself will say so
+        return None
     found = dict(bound.arguments)
     for name, parameter in bound.signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             found |= found.pop(name, {})
-    return found
+        elif name in found and parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            return {}, f"settings {name!r} were given by their place alone; a checkpoint keeps them by name"
+    try:
+        for name, value in found.items():
+            check_plain(value, f"settings {name!r}")
+    except TypeError as error:
+        return {}, str(error)
+    return plain_copy(found), ""
 
 
 class Task:
@@ -167,7 +199,7 @@ class Task:
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
         #: The marked function that made this task, and what it was given; None for a task made otherwise.
-        self.made_by: tuple[FunctionType, dict[str, Any]] | None = None
+        self.made_by: MadeBy | None = None
 
     def replace(self, **changes: Any) -> Task:
         """Return the same task with these arguments changed; model and data are shared, not copied."""

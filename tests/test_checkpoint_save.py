@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import stat
 import subprocess
 import sys
 import textwrap
 import types
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,17 @@ def test_a_bare_model_is_enough(here):
     assert set(read_checkpoint("y.pt").weights) == {"weight", "bias"}
 
 
+TIMED = """
+import functools
+
+def timed(f):
+    @functools.wraps(f)
+    def g(*a, **k):
+        return f(*a, **k)
+    return g
+"""
+
+
 def imported(folder: Path, name: str = "tiny") -> types.ModuleType:
     """Import a task file as a training script does."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
@@ -170,6 +183,59 @@ class TestTasksThatKnowTheirFunction:
         with pytest.raises(TypeError, match="settings 'width' is a Tensor"):
             save_checkpoint("a.pt", made.model, task=made)
         assert reference_of(made) is None
+
+    def test_what_a_function_does_to_its_settings_changes_none_of_them(self, here):
+        text = TASK.replace("def tiny(width=4):", "def tiny(config):\n    width = config.pop('width')")
+        (here / "tasks" / "config.py").write_text(text)
+        config = {"width": 3, "depth": 2}
+        made = imported(here / "tasks", "config").tiny(config)
+        save_checkpoint("a.pt", made.model, task=made)
+        assert read_checkpoint("a.pt").task.settings == {"config": {"width": 3, "depth": 2}}
+
+    @pytest.mark.parametrize("signature", ["*width", "width, /"])
+    def test_settings_without_a_name_are_refused(self, here, signature):
+        text = TASK.replace("def tiny(width=4):", f"def tiny({signature}):\n    width = 3")
+        (here / "tasks" / "placed.py").write_text(text)
+        made = imported(here / "tasks", "placed").tiny(3)
+        with pytest.raises(TypeError, match="settings 'width' were given by their place alone"):
+            save_checkpoint("a.pt", made.model, task=made)
+        assert reference_of(made) is None
+
+    def test_a_decorator_of_another_file_below_it_hides_nothing(self, here):
+        (here / "tasks" / "timing.py").write_text(TIMED)
+        text = TASK.replace("@task", "@task\n@timed").replace(
+            "import torch", "import torch\nfrom timing import timed", 1
+        )
+        (here / "tasks" / "wrapped.py").write_text(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "timing", imported(here / "tasks", "timing"))
+            made = imported(here / "tasks", "wrapped").tiny(width=3)
+        assert reference_of(made) == ("tasks/wrapped.py:tiny", {"width": 3})
+
+    def test_a_decorator_that_gives_arguments_itself_may_stand_below_it(self, here):
+        (here / "tasks" / "timing.py").write_text(TIMED.replace("f(*a, **k)", "f(3, *a, **k)"))
+        text = TASK.replace("@task", "@task\n@timed").replace(
+            "import torch", "import torch\nfrom timing import timed", 1
+        )
+        (here / "tasks" / "given.py").write_text(text.replace("width=4", "width"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "timing", imported(here / "tasks", "timing"))
+            made = imported(here / "tasks", "given").tiny()
+        assert made.model.weight.shape == (2, 3)
+        assert reference_of(made) is None
+
+    def test_they_can_be_pickled(self):
+        made = digits()
+        other = pickle.loads(pickle.dumps(made))
+        assert reference_of(other) == reference_of(made) == ("landscape.probes.demo.digits:digits", {})
+
+    def test_they_keep_nothing_alive_that_they_were_given(self):
+        given = torch.zeros(3)
+        gone = weakref.ref(given)
+        made = task(lambda data: Task(nn.Linear(4, 2), nn.CrossEntropyLoss()))(given)
+        del given
+        assert made.made_by.problem.startswith("settings 'data' is a Tensor")
+        assert gone() is None
 
     def test_a_script_that_runs_is_not_named(self, here):
         script = (
