@@ -155,7 +155,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module | Mapping[str, torch.Tensor],
     *,
-    task: str | Task | None = None,
+    task: str | Task | TaskReference | None = None,
     settings: Mapping[str, Any] | None = None,
     task_loss: str = "",
     optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
@@ -176,8 +176,9 @@ def save_checkpoint(
         path: the file; its folder exists. A file that is there is replaced.
         model: the network (unwrapped where it is compiled or data-parallel), or its state_dict.
         task: "file.py:name", a function marked @task in a file below the current directory, or a task of
-            landscape itself ("landscape.probes.demo.digits:digits"); or a Task that such a function made.
-        settings: plain values that the task was called with; those of a Task are known.
+            landscape itself ("landscape.probes.demo.digits:digits"); or a Task that such a function made; or the
+            TaskReference that another checkpoint holds, or `reference_to` found: it isn't looked up again.
+        settings: plain values that the task was called with; those of a Task and of a TaskReference are known.
         task_loss: a loss of the registry that stood in for the task's own, such as "focal(gamma=2)": `landscape probe`
             measures with it (a fact `loss=` is only shown).
         optimizer: its state is kept, with the names of its parameters; {name: optimizer} of several.
@@ -191,6 +192,9 @@ def save_checkpoint(
     if isinstance(task, Task):
         task, made_with = _named(task)
         settings = made_with if settings is None else settings
+    if isinstance(task, TaskReference):
+        settings = task.settings if settings is None else settings
+        task_loss = task_loss or task.loss
     for label, number in (("step", step), ("epoch", epoch)):
         if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
             raise TypeError(f"{label} is a whole number or None, got {type(number).__name__}")
@@ -204,7 +208,8 @@ def save_checkpoint(
     if task_loss and task is None:
         raise CheckpointError("task_loss belongs to a task; give task='file.py:name' too")
     if task is not None:
-        own |= _task_entry(task, settings or {})
+        known = task if isinstance(task, TaskReference) else reference_to(task)
+        own |= {"task": known.reference, "settings": plain_copy(settings or {}), "task_sha256": known.sha256}
     if task_loss:
         own["task_loss"] = task_loss
     if recalibration is not None:
@@ -350,7 +355,11 @@ def _named(task: Task) -> tuple[str, dict[str, Any]]:
     return reference, made.settings
 
 
-def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def reference_to(task: str) -> TaskReference:
+    """Return the task "file.py:name" as a checkpoint names it, with the SHA-256 of its file as it is now.
+
+    Raises CheckpointError where no checkpoint may name it.
+    """
     if not isinstance(task, str):
         raise TypeError(f"task is named as 'file.py:name', got {type(task).__name__}")
     try:
@@ -358,7 +367,7 @@ def _task_entry(task: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     except TaskError as error:
         said = str(error).replace("the checkpoint names", "task=", 1)
         raise CheckpointError(f"a checkpoint cannot name this task: {said}") from error
-    return {"task": task, "settings": plain_copy(settings), "task_sha256": file_sha256(file)}
+    return TaskReference(task, sha256=file_sha256(file))
 
 
 def _to_cpu(state: Any) -> Any:

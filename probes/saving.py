@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from landscape.checkpoint import save_checkpoint
+from landscape.checkpoint import reference_to, save_checkpoint
 from landscape.errors import LandscapeError
 
 from .probe import Now, Run
@@ -44,6 +45,10 @@ class Saving:
         self._task: dict[str, Any] = {}
         if reference:
             self._task = {"task": reference, "settings": dict(settings), "task_loss": task_loss}
+            # Looked up once: a training may change its directory, and somebody may work on the file meanwhile. What
+            # is wrong with it is said where a checkpoint is written.
+            with contextlib.suppress(LandscapeError, OSError, TypeError):
+                self._task["task"] = reference_to(reference)
         self._facts = {k: v for k, v in facts.items() if k not in ("step", "epoch", "task", "settings")}
         self._said = False
 

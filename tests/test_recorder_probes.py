@@ -11,7 +11,7 @@ from recorded_training import small, steps, task_of
 from torch import nn
 
 import landscape as ls
-from landscape import load_checkpoint, open_archive
+from landscape import load_checkpoint, open_archive, read_checkpoint
 from landscape.dynamics.noise import NoiseScale
 from landscape.probes import (
     CalibrationProbe,
@@ -27,6 +27,7 @@ from landscape.probes import (
 )
 from landscape.probes.demo.digits import REFERENCE, digits
 from landscape.probes.subjects import Tasks
+from landscape.task_files import TaskReference, file_sha256
 
 
 class TestExpensiveProbes:
@@ -174,3 +175,28 @@ class TestExpensiveProbes:
         assert prepared.run["optimizer"] == "sgd"  # as the archive says it: a report shows one setting, not two
         assert prepared.run["lr"] == 0.01
         assert prepared.facts["recorded_in"] == open_archive(tmp_path / "run.h5").attributes["run_id"]
+
+    @pytest.mark.parametrize("happens", ["the directory changes", "the file is worked on", "the file is deleted"])
+    def test_checkpoints_name_the_task_as_it_was_at_the_start(self, tmp_path, monkeypatch, happens):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "away").mkdir()
+        file = tmp_path / "tiny.py"
+        file.write_text(
+            "import torch\nfrom landscape import Task, task\n\n@task\ndef tiny(width=4):\n"
+            "    return Task(torch.nn.Linear(width, 2), torch.nn.MSELoss())\n"
+        )
+        known = file_sha256(file)
+        task = ls.load_task("tiny.py:tiny", width=3)
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.01)
+        with Recorder("run.h5", task.model, optimizer, task=task, probes=[], checkpoints=every(steps=1)) as rec:
+            if happens == "the directory changes":
+                monkeypatch.chdir("away")
+            elif happens == "the file is worked on":
+                file.write_text("def tiny(")
+            else:
+                file.unlink()
+            task.model(torch.ones(8, 3)).square().mean().backward()
+            optimizer.step()
+            rec.end_epoch()
+        found = read_checkpoint(tmp_path / "step-00000001.pt").task
+        assert found == TaskReference("tiny.py:tiny", {"width": 3}, known)
