@@ -258,6 +258,14 @@ def _is_rows(batch: Any, size: int) -> bool:
     return len(batch) == size and not any(isinstance(v, torch.Tensor | Mapping) for v in batch)
 
 
+def raw(t: torch.Tensor) -> Any:
+    """Return the bytes of a dense tensor's numbers, in order; of a whole data set on the host without a copy."""
+    flat = t.detach().to("cpu").resolve_conj().resolve_neg().reshape(-1)
+    # One of a single element counts as contiguous whatever its stride is.
+    flat = flat.contiguous() if flat.numel() > 1 else flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+
+
 def fingerprint(batches: Iterable[Any]) -> str:
     """Return a SHA-256 over every tensor's dtype, shape and bytes, and every string and number, in order."""
     digest = hashlib.sha256()
@@ -270,10 +278,7 @@ def fingerprint(batches: Iterable[Any]) -> str:
                 digest.update(str(t.layout).encode())
                 add(sparse.content(t.to("cpu")))
                 return
-            # A clone, since a tensor of one element counts as contiguous whatever its stride is.
-            flat = t.to("cpu").resolve_conj().resolve_neg().reshape(-1)
-            flat = flat.clone(memory_format=torch.contiguous_format)
-            digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+            digest.update(raw(t))
         elif isinstance(part, str | bytes | int | float | complex):
             digest.update(repr(part).encode())
         else:

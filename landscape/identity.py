@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .batch import raw
 from .tasks import Task
 
 _PARTS = ("model", "loss", "forward", "batch_loss", "predict")
@@ -128,15 +129,13 @@ class _Digest:
 
     def _contents(self, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            self.put(value.dtype, tuple(value.shape))
-            if value.layout == torch.strided and not value.is_meta:
-                self._hash.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            self._tensor(value)
         elif isinstance(value, np.ndarray):
             self.put(value.dtype, value.shape)
-            if value.dtype == object:
+            if value.dtype.hasobject:
                 self._each(value.ravel().tolist())
             else:
-                self._hash.update(value.tobytes())
+                self._hash.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b"")
         elif isinstance(value, list | tuple):
             self._each(value)
         elif isinstance(value, Mapping):
@@ -162,6 +161,14 @@ class _Digest:
             self.put(value.__name__.rpartition(".")[2])
         else:
             self._object(value)
+
+    def _tensor(self, value: torch.Tensor) -> None:
+        if value.is_nested:
+            self._each(value.unbind())
+            return
+        self.put(value.dtype, tuple(value.shape))
+        if value.layout == torch.strided and not value.is_meta:
+            self._hash.update(raw(value))
 
     def _each(self, values: Iterable[Any]) -> None:
         for one in values:
@@ -243,4 +250,6 @@ def _installed(module: str | None) -> bool:
     if file is None:
         return module.partition(".")[0] in sys.stdlib_module_names and module != "__main__"
     path = Path(file).resolve()
-    return "site-packages" in path.parts or any(path.is_relative_to(folder) for folder in _STANDARD)
+    # Debian's Python, and Google Colab's with it, keeps libraries in dist-packages.
+    library = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    return library or any(path.is_relative_to(folder) for folder in _STANDARD)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from landscape import Task
 from landscape.differences import differences
-from landscape.identity import describe, hold
+from landscape.identity import _installed, describe, hold
 
 FACTOR = 2.0
 
@@ -39,6 +42,13 @@ class Margin:
 def within(factor: float) -> Callable[..., torch.Tensor]:
     def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return factor * scaled(outputs, target)
+
+    return loss
+
+
+def holding(value: Any) -> Callable[..., torch.Tensor]:
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return outputs.square().mean() + 0 * len(value)
 
     return loss
 
@@ -121,6 +131,55 @@ def test_texts_are_the_same_in_every_process(tmp_path):
     ]
     assert said[0] == said[1]
     assert "scaled #" in said[0]
+
+
+NUMBERS = {
+    "conjugated": torch.tensor([1 + 2j]).conj(),
+    "negated": torch.tensor([1 + 2j, 3 - 1j]).conj().imag,
+    "a single element with a stride": torch.arange(8.0).view(4, 2)[:1, 1],
+    "none": torch.zeros(0, 3),
+    "transposed": torch.arange(6.0).view(2, 3).T,
+    "a NumPy array in columns": np.arange(6.0).reshape(2, 3).T,
+    "a NumPy table of objects": np.array([(1, "a")], dtype=[("n", int), ("name", object)]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_a_loss_holds_count_however_they_lie_in_memory(name):
+    value = NUMBERS[name]
+    plain = (
+        value.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+        if torch.is_tensor(value)
+        else value.copy()
+    )
+    assert describe(made(holding(value)))["loss"] == describe(made(holding(plain)))["loss"]
+    other = torch.full_like(plain, 7) if torch.is_tensor(value) else np.zeros_like(plain)
+    assert len(plain) == 0 or describe(made(holding(value)))["loss"] != describe(made(holding(other)))["loss"]
+
+
+def test_nested_tensors_count_by_their_parts():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype
+        a, b, c = (torch.nested.nested_tensor([torch.ones(2), x * torch.ones(3)]) for x in (1.0, 1.0, 2.0))
+    texts = [describe(made(holding(v)))["loss"] for v in (a, b, c)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_libraries_are_told_by_names_wherever_a_distribution_keeps_them(tmp_path, monkeypatch, folder):
+    file = tmp_path / folder / "a_library.py"
+    file.parent.mkdir()
+    texts = []
+    for factor in (1, 2):
+        file.write_text(f"def loss(o, y):\n    return {factor} * (o - y).square().mean()\n")
+        spec = importlib.util.spec_from_file_location("a_library", file)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "a_library", module)
+        exec(file.read_text(), vars(module))
+        _installed.cache_clear()
+        texts.append(describe(made(module.loss))["loss"])
+    _installed.cache_clear()
+    assert texts[0] == texts[1]
 
 
 def test_what_is_held_stays_and_goes_with_the_argument_that_it_describes():
