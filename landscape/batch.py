@@ -232,7 +232,9 @@ def _object_in(batch: Any) -> str:
 def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
     """Return one batch of all these batches' samples; ValueError where they don't fit (lengths that differ, say)."""
     first = batches[0]
-    if isinstance(first, torch.Tensor) and all(t.ndim > 0 and len(t) == n for t, n in zip(batches, sizes, strict=True)):
+    if isinstance(first, torch.Tensor):
+        if not all(isinstance(t, torch.Tensor) and t.shape[:1] == (n,) for t, n in zip(batches, sizes, strict=True)):
+            raise ValueError("one of these batches holds something else than a row for each sample")
         if len({(t.dtype, t.device, t.layout, t.shape[1:]) for t in batches}) > 1:
             raise ValueError("the samples of these batches have different shapes")
         return sparse.joined(batches) if sparse.is_sparse(first) else torch.cat(list(batches))
@@ -248,7 +250,7 @@ def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
         if len({len(b) for b in batches}) == 1:
             found = [join(column, sizes) for column in zip(*batches, strict=True)]
             return type(first)(*found) if hasattr(first, "_fields") else type(first)(found)
-    if first is None or (isinstance(first, str | int | float) and all(b == first for b in batches)):
+    if isinstance(first, str | int | float | None) and all(type(b) is type(first) and b == first for b in batches):
         return first
     raise ValueError(f"batches of {type(first).__name__} can't be joined")
 

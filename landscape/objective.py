@@ -218,7 +218,7 @@ class Objective:
         starts = range(0, len(known), count)
         try:
             return Batches([join(self._batches[a : a + count], known[a : a + count]) for a in starts])
-        except ValueError:
+        except (ValueError, RuntimeError):  # or there is no memory for both
             return None
 
     @contextlib.contextmanager

@@ -211,6 +211,34 @@ class TestBatchesAreLeftAlone:
             h @ vector(h.shape[0])
             assert h.how.startswith("graphs of all 2 batches kept")
 
+    @pytest.mark.parametrize("without", [(0,), (1,), (2, 3), (4,)])
+    def test_where_some_lack_what_others_hold(self, without: tuple[int, ...], calls_take_the_time: Times) -> None:
+        def masked(m: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+            outputs = m(batch["x"])
+            return (outputs if batch["mask"] is None else outputs * batch["mask"]), batch["y"]
+
+        rows = [{"x": x, "y": y, "mask": None if i in without else 0 * x[:, :1]} for i, (x, y) in enumerate(batches())]
+        some = Task(model(), F.cross_entropy, rows, forward=masked)
+        with Objective(some) as objective:
+            assert objective.join_batches(5) is None
+            with Hessian(objective) as h, Hessian(objective, strategy="keep") as plain:
+                v = vector(h.shape[0])
+                torch.testing.assert_close(h @ v, plain @ v, rtol=EXACT, atol=EXACT)
+                assert h.how.startswith("graphs of all 5 batches kept")
+
+    def test_where_there_is_no_memory_for_both(
+        self, monkeypatch: pytest.MonkeyPatch, calls_take_the_time: Times
+    ) -> None:
+        def full(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+        monkeypatch.setattr("landscape.objective.join", full)
+        with Hessian(task()) as h:
+            h @ vector(h.shape[0])
+            assert h.how.startswith("graphs of all 5 batches kept")
+            assert len(h.objective) == 5
+            assert not h._products.notes
+
     def test_where_the_product_would_be_another(self, calls_take_the_time: Times) -> None:
         def of_large_batches(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             # No part of a batch shows this, so that entering the objective can't either.

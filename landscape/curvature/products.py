@@ -276,9 +276,13 @@ class Products:
             fits = before > 1 and 2 * before * self._bytes <= self._budget
             build = partial(self._operator.graph, parameters=parameters)
             found[kind] = batches_to_join(objective, build, parameters) if fits else 1
-        if found[kind] > 1:
+        if found[kind] == 1:
+            return
+        self._joined = objective.join_batches(found[kind])
+        if self._joined is None:
+            found[kind] = 1
+        else:
             self.release()
-            self._joined = objective.join_batches(found[kind])
 
     def _faster_channels_last(self, parameters: Tensors) -> bool:
         """Try two-dimensional convolutions channels last, on the first batch: the same product, and faster?"""
