@@ -256,6 +256,18 @@ class TestWhatIsKept:
         # x for the derivative in w, and the output of exp for its own: 8 bytes a number; w is a parameter.
         assert graph_bytes(lambda: (x @ w).exp().sum(), [w]) == 8 * (30 * 50 + 30 * 40)
 
+    def test_a_batch_that_is_a_view_of_all_data_counts_as_itself(self):
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(64, 5, generator=g), torch.randint(3, (64,), generator=g)
+        net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+        apart = [(x[a : a + 8].clone(), y[a : a + 8].clone()) for a in range(0, 64, 8)]
+        sizes = []
+        for data in ((x, y), apart):
+            with Hessian(Task(net, nn.CrossEntropyLoss(), data, batch_size=8), strategy="keep") as h:
+                h @ torch.ones(h.shape[0])
+                sizes.append(h.held[0])
+        assert sizes[0] == sizes[1] < x.nbytes
+
     def test_the_models_functions_are_put_back(self):
         before = (F.conv2d, F.batch_norm)
         with cheap_second_derivatives(), cheap_second_derivatives():

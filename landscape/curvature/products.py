@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
+from ..batch import bytes_of, tensors_of
 from ..data import first_line
 from ..errors import LandscapeError, MeasurementError, TaskError
 from ..objective import Batches, Objective
@@ -252,7 +253,8 @@ class Products:
         self._to_keep = 0
         if not keep or self._strategy in ("rebuild", "forward"):
             return
-        self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), parameters)
+        batch = tensors_of(objective.batch(0))  # lives anyway, as a view of all data often
+        self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), [*parameters, *batch])
         objective.passes += 3 / len(objective)
         self._budget = free_memory(objective.device) if self._memory is None else self._memory
         self._to_keep = len(objective)
@@ -272,8 +274,10 @@ class Products:
         if kind not in found:
             if self._to_keep is None:
                 self._plan(parameters, True)
-            # Twice, since the trial, and the making of a large graph, hold more than the graphs that are kept.
-            fits = before > 1 and 2 * before * self._bytes <= self._budget
+            # Twice, since the trial, and the making of a large graph, hold more than the graphs that are kept; what is
+            # joined is a copy of the data.
+            each = self._bytes + bytes_of(objective.batch(0))
+            fits = before > 1 and 2 * before * each <= self._budget
             build = partial(self._operator.graph, parameters=parameters)
             found[kind] = batches_to_join(objective, build, parameters) if fits else 1
         if found[kind] == 1:
@@ -377,9 +381,9 @@ def _linearize(
     return weight(), lambda v: [t.detach() for t in linear(tuple(v))]
 
 
-def graph_bytes(build: Callable[[], Any], parameters: Sequence[torch.Tensor]) -> int:
-    """Return the bytes of the tensors that the graph built by `build()` keeps alive beside the parameters."""
-    own = {p.untyped_storage().data_ptr() for p in parameters}
+def graph_bytes(build: Callable[[], Any], besides: Sequence[torch.Tensor]) -> int:
+    """Return the bytes of the tensors that the graph built by `build()` keeps alive besides these."""
+    own = {part.untyped_storage().data_ptr() for t in besides for part in parts(t)}
     held: dict[int, int] = {}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
