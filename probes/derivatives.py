@@ -10,6 +10,7 @@ not differentiated itself) comes without an error. What tells it from a kink (a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -49,14 +50,15 @@ ASIDE = 1e-3
 class Beside:
     """A product beside the differences over one step: `gap` is to the central one, `apart` between the one-sided ones.
 
-    `size` is the larger norm of product and central difference, `noise` what rounding alone may make of the gap.
+    `size` is the larger norm of product and central difference, `noise` what rounding alone may make of the gap, and
+    `change` how far the central difference is from that of the step before.
     """
 
-    central: torch.Tensor
     gap: float
     apart: float
     size: float
     noise: float
+    change: float
 
     @property
     def error(self) -> float:
@@ -64,9 +66,9 @@ class Beside:
         return self.gap / self.size if self.size > 0 else 0.0
 
     def like(self, other: Beside) -> bool:
-        """Say whether two steps show the same gap, each on both sides, and more than rounding makes of it."""
-        change, least = float((self.central - other.central).norm()), min(self.gap, other.gap)
-        return change < APART * least and all(b.apart < APART * b.gap and b.gap > b.noise for b in (self, other))
+        """Say whether the next step shows the same gap, each on both sides, and more than rounding makes of it."""
+        least = min(self.gap, other.gap)
+        return other.change < APART * least and all(b.apart < APART * b.gap and b.gap > b.noise for b in (self, other))
 
 
 def twice_differentiable(task: Task) -> Check:
@@ -116,7 +118,7 @@ def compare_with_differences(task: Task, seed: int = 0) -> Check:
     text += f" only (limit {limit:g}): kinks, such as ReLU's, lie close by"
     if beside is not None and beside.error <= limit:
         text = (
-            f"a Hessian product and a difference of two gradients differ by {100 * best.error:.2g}% of their size at "
+            f"a Hessian product and a difference of two gradients differ by {100 * best.error:.3g}% of their size at "
             f"the weights, where the gradient has a kink, such as ReLU's; beside them they agree to {beside.error:.1e}"
         )
     return Check(NAME, "warn", text, best.error, limit)
@@ -125,7 +127,7 @@ def compare_with_differences(task: Task, seed: int = 0) -> Check:
 def _refusal(error: float) -> str:
     return (
         "a part of the loss's second derivative is missing: a Hessian product and differences of gradients differ by "
-        f"{100 * error:.2g}% of their size, on both sides alike and at every step, as no kink does. Look for a tensor "
+        f"{100 * error:.3g}% of their size, on both sides alike and at every step, as no kink does. Look for a tensor "
         "that is detached in the model or the loss (detach, .data, no_grad, NumPy), a gradient that is changed on its "
         "way (reversed, passed straight through), or a torch.autograd.Function whose backward is not differentiated "
         "itself; or take differences of gradients, which need no second derivative: "
@@ -149,9 +151,11 @@ class _Differences:
         self.product = (Hessian(objective) @ v).double()
         with objective.holding_statistics():  # the product takes them for constants
             self._gradient = flatten(objective.gradient()).double()
+            self._last: torch.Tensor | None = None
             self.steps = self._ladder()
             tried = objective.dtype == torch.float64 and self.steps[-1].error > EXACT
             self.coarse = [self._at(step) for step in COARSE] if tried else []
+        del self._gradient, self._last  # each as large as the model
 
     @property
     def best(self) -> Beside:
@@ -189,13 +193,15 @@ class _Differences:
             objective.move([*directions, self._v], [*lengths, sign * step])
             sides.append(flatten(objective.gradient()).double())
         objective.move(directions, lengths)
-        central = (sides[0] - sides[1]) / (2 * step)
+        apart = float((sides[0] + sides[1] - 2 * self._gradient).norm()) / step
+        central, before = (sides[0] - sides[1]) / (2 * step), self._last
+        self._last = central
         return Beside(
-            central,
             gap=float((central - self.product).norm()),
-            apart=float((sides[0] + sides[1] - 2 * self._gradient).norm()) / step,
+            apart=apart,
             size=max(float(self.product.norm()), float(central.norm())),
             noise=self._noise(step),
+            change=math.inf if before is None else float((before - central).norm()),
         )
 
     def _noise(self, step: float) -> float:

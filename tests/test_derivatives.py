@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from landscape import Hessian, Objective, Task, save_checkpoint
-from landscape.probes.derivatives import twice_differentiable
+from landscape.probes.derivatives import _Differences, _unit, twice_differentiable
 
 
 def net(activation: Callable[[], nn.Module] = nn.Tanh, outputs: int = 3, seed: int = 0) -> nn.Sequential:
@@ -259,3 +259,19 @@ def test_weights_are_as_before():
     twice_differentiable(Task(model, nn.CrossEntropyLoss(), data()))
     for name, t in model.state_dict().items():
         assert torch.equal(t, before[name])
+
+
+def test_steps_keep_numbers_and_nothing_as_large_as_the_model():
+    # The gradient jumps at the weights, so that every step of the ladder is taken.
+    model, (x, y) = zeroed(net(nn.ReLU)), data()
+    with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64)) as objective:
+        found = _Differences(objective, _unit(objective, 0))
+    assert len(found.steps) + len(found.coarse) > 4
+    large = [name for name, value in vars(found).items() if isinstance(value, torch.Tensor)]
+    assert large == ["product"]
+    assert all(isinstance(number, float) for step in found.steps for number in vars(step).values())
+
+
+def test_shares_are_told_as_people_write_them():
+    check = twice_differentiable(Task(zeroed(net(nn.ReLU)), nn.CrossEntropyLoss(), data()))
+    assert "differ by 100% of their size" in check.message
