@@ -78,7 +78,7 @@ class Recorder:
         checkpoints: when to write `step-<number>.pt` beside the archive, for instance every(epochs=1).
         task_reference, task_settings: "file.py:name" and its settings, which checkpoints then name, so that
             `landscape probe step-*.pt` needs nothing else. Known where `task` was made by a function marked @task, in
-            a file of its own below the current directory.
+            a file of its own below the current directory, with a model whose parameters have the same names and shapes.
         task_loss: a loss of the registry that stands in for the task's own, in their strings; see `save_checkpoint`.
         facts: settings of the run for tables and reports (loss="focal", schedule="cosine", batch_size=128, ...).
         resume: go on with the archive that is there (and begin one where there is none). `load_state_dict` says at
@@ -122,7 +122,7 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
-        if task is not None and task_reference is None and (known := reference_of(task)):
+        if task is not None and task_reference is None and _alike(task.model, inner) and (known := reference_of(task)):
             task_reference, task_settings = known
         settings = settings_of(followed, facts or {}, task_reference)
         self._opened, self._rank, self._world = open_together(self.path, followed, settings, resume=resume, force=force)
@@ -613,3 +613,11 @@ def _check_probes(probes: Sequence[Probe]) -> None:
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are one, or have parameters of the same names and shapes: what one saves the other loads."""
+    one = unwrap(one)
+    return one is other or {n: p.shape for n, p in one.named_parameters()} == {
+        n: p.shape for n, p in other.named_parameters()
+    }

@@ -200,3 +200,19 @@ class TestExpensiveProbes:
             rec.end_epoch()
         found = read_checkpoint(tmp_path / "step-00000001.pt").task
         assert found == TaskReference("tiny.py:tiny", {"width": 3}, known)
+
+    @pytest.mark.parametrize(("hidden", "named"), [(None, True), (5, False)])
+    def test_checkpoints_of_another_model_do_not_name_the_task_of_the_data(self, tmp_path, hidden, named):
+        task = digits()
+        model = (
+            digits().model
+            if hidden is None
+            else nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Linear(hidden, 10))
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with Recorder(tmp_path / "run.h5", model, optimizer, task=task, probes=[]) as rec:
+            nn.functional.cross_entropy(model(task.train[0][:8]), task.train[1][:8]).backward()
+            optimizer.step()
+            path = rec.save()
+        found = read_checkpoint(path).task
+        assert (None if found is None else found.reference) == (REFERENCE if named else None)
