@@ -21,15 +21,18 @@ def as_tensor(value: Any) -> torch.Tensor:
     return value if isinstance(value, torch.Tensor) else torch.as_tensor(value, device="cpu")
 
 
-def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept."""
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor], made: dict[int, Any] | None = None) -> Any:
+    """Return `batch` with every tensor changed, in containers of the same kind; what else it holds is kept.
+
+    `made` are the copies of objects around it, by the id of each, to which an object inside may lead back.
+    """
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if _is_numbers(batch):
         return change(as_tensor(batch))
     if is_object(batch):
-        return _map_object(batch, change)
-    return _map_parts(batch, lambda part: map_tensors(part, change))
+        return _map_object(batch, change, {} if made is None else made)
+    return _map_parts(batch, lambda part: map_tensors(part, change, made))
 
 
 def _is_numbers(part: Any) -> bool:
@@ -43,13 +46,15 @@ def is_object(part: Any) -> bool:
     return callable(getattr(part, "to", None))
 
 
-def _map_object(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _map_object(batch: Any, change: Callable[[torch.Tensor], torch.Tensor], made: dict[int, Any]) -> Any:
     """Return a copy of such an object with every tensor changed that it holds, in containers too."""
-    other = copy.copy(batch)
+    if id(batch) in made:
+        return made[id(batch)]
+    other = made[id(batch)] = copy.copy(batch)
     if _is_geometric(batch):
         return other.apply(change)
     for name, value in _attributes(batch).items():
-        object.__setattr__(other, name, map_tensors(value, change))
+        object.__setattr__(other, name, map_tensors(value, change, made))
     return other
 
 
@@ -144,13 +149,16 @@ def _place_object(batch: Any, device: torch.device, change: Callable[[torch.Tens
     return map_tensors(other if moved is None else moved, change)
 
 
-def tensors_of(batch: Any) -> list[torch.Tensor]:
-    """Return every tensor of a batch (or of a model's outputs), in order."""
+def tensors_of(batch: Any, within: frozenset[int] = frozenset()) -> list[torch.Tensor]:
+    """Return every tensor of a batch (or of a model's outputs), in order; `within` are the ids of objects around it."""
     if isinstance(batch, torch.Tensor):
         return [batch]
     if _is_numbers(batch):
         return [as_tensor(batch)]
-    return [t for part in parts_of(batch) for t in tensors_of(part)]
+    if id(batch) in within:
+        return []
+    inside = within | {id(batch)} if is_object(batch) else within
+    return [t for part in parts_of(batch) for t in tensors_of(part, inside)]
 
 
 def bytes_of(batch: Any) -> int:
@@ -272,7 +280,7 @@ def fingerprint(batches: Iterable[Any]) -> str:
     """Return a SHA-256 over every tensor's dtype, shape and bytes, and every string and number, in order."""
     digest = hashlib.sha256()
 
-    def add(part: Any) -> None:
+    def add(part: Any, within: frozenset[int] = frozenset()) -> None:
         if isinstance(part, torch.Tensor) or _is_numbers(part):
             t = as_tensor(part).detach()
             digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
@@ -283,9 +291,9 @@ def fingerprint(batches: Iterable[Any]) -> str:
             digest.update(raw(t))
         elif isinstance(part, str | bytes | int | float | complex):
             digest.update(repr(part).encode())
-        else:
+        elif id(part) not in within:
             for inner in parts_of(part):
-                add(inner)
+                add(inner, within | {id(part)} if is_object(part) else within)
 
     for batch in batches:
         add(batch)

@@ -265,6 +265,22 @@ class Forgetful(Molecule):
         super().to(device)
 
 
+class Atom:
+    def __init__(self, molecule):
+        self.molecule = molecule
+
+    def to(self, device):
+        return self
+
+
+class Linked(Molecule):
+    """What it holds leads back to it."""
+
+    def __init__(self, x, y, edges):
+        super().__init__(x, y, edges)
+        self.first = Atom(self)
+
+
 class Geometric:
     """As PyTorch Geometric's: `apply` on every tensor, `to_dict` of what is held."""
 
@@ -291,7 +307,7 @@ class Geometric:
         return self.apply(lambda t: t.to(device))
 
 
-KINDS = (Molecule, Slotted, Forgetful, Geometric)
+KINDS = (Molecule, Slotted, Forgetful, Linked, Geometric)
 
 
 def molecule(kind, dtype: torch.dtype = torch.float64):
@@ -387,6 +403,15 @@ class TestObjects:
             assert objective.largest == 6
         with pytest.raises(MeasurementError, match="must stay whole"):
             sampling_error(made, "trace")
+
+
+def test_what_leads_back_to_an_object_leads_to_its_copy():
+    batch = molecule(Linked)
+    copied = map_tensors(batch, torch.clone)
+    assert copied is not batch
+    assert copied.first is not batch.first
+    assert copied.first.molecule is copied
+    assert batch.first.molecule is batch
 
 
 def test_a_loader_of_objects_is_not_said_to_leave_samples_out():
