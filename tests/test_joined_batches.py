@@ -251,6 +251,24 @@ class TestBatchesAreLeftAlone:
             assert h.how.startswith("graphs of all 5 batches kept")
         assert calls_take_the_time.trials == 4
 
+    def test_where_the_first_batches_curve_nothing_and_so_show_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # 5 batches of 4 together, as above; the first 20 samples count nothing, and others more in a larger batch.
+        monkeypatch.setattr(joining, "timed", Times(call=0.25, sample=0.25))
+
+        def of_large_batches(outputs: torch.Tensor, target: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            y, share = target
+            return (share * F.cross_entropy(outputs, y, reduction="none")).mean() * (1.001 if len(y) > 4 else 1.0)
+
+        x, y = samples(60)
+        data = {"x": x, "y": y, "share": (torch.arange(60) >= 20).double()}
+        some = Task(
+            model(), of_large_batches, data, batch_size=4, forward=lambda m, b: (m(b["x"]), (b["y"], b["share"]))
+        )
+        with Hessian(some) as h, Hessian(some, strategy="keep") as plain:
+            v = vector(h.shape[0])
+            torch.testing.assert_close(h @ v, plain @ v, rtol=EXACT, atol=EXACT)
+            assert h.how.startswith("graphs of all 15 batches kept")
+
     def test_where_nothing_is_gained(self, monkeypatch: pytest.MonkeyPatch) -> None:
         times = Times(call=0.1, sample=0.25)
         monkeypatch.setattr(joining, "timed", times)

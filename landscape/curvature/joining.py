@@ -49,6 +49,8 @@ def batches_to_join(objective: Objective, graph: Callable[[int], BatchGraph], pa
     except (RuntimeError, LandscapeError):  # out of memory too: the batches are left as they are
         return 1
     share = ROUNDING.get(objective.dtype, ROUNDING[torch.float32])
+    if not any(bool(t.any()) for t in apart.sums):  # of nothing but zeros, it would be the same whatever the loss does
+        return 1
     same = agree(apart.sums, together.sums, ROUNDING) and abs(together.weight - apart.weight) <= share * apart.weight
     return wanted if same and together.seconds * GAIN < apart.seconds else 1
 
