@@ -330,8 +330,8 @@ def _named(task: Task) -> tuple[str, dict[str, Any]]:
     """Return the same, or raise CheckpointError, or TypeError for settings that aren't plain, with the way out."""
     if task.made_by is None:
         raise CheckpointError(
-            "expected a task that a function marked @task made, got one that was made otherwise (or changed since by "
-            "`replace`): give task='file.py:name'"
+            "expected a task that a function marked @task made, got one that was made otherwise (or changed since): "
+            "give task='file.py:name'"
         )
     made = task.made_by
     if made.problem:

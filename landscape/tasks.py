@@ -201,6 +201,12 @@ class Task:
         #: The marked function that made this task, and what it was given; None for a task made otherwise.
         self.made_by: MadeBy | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Changed by hand, it is no longer what its function makes; an optimizer's state is the checkpoint's anyway.
+        if name in _ARGUMENTS and name != "optimizer" and self.__dict__.get("made_by") is not None:
+            object.__setattr__(self, "made_by", None)
+        object.__setattr__(self, name, value)
+
     def replace(self, **changes: Any) -> Task:
         """Return the same task with these arguments changed; model and data are shared, not copied."""
         unknown = set(changes) - set(_ARGUMENTS)

@@ -130,8 +130,8 @@ def _refusal(error: float) -> str:
         f"{100 * error:.3g}% of their size, on both sides alike and at every step, as no kink does. Look for a tensor "
         "that is detached in the model or the loss (detach, .data, no_grad, NumPy), a gradient that is changed on its "
         "way (reversed, passed straight through), or a torch.autograd.Function whose backward is not differentiated "
-        "itself; or take differences of gradients, which need no second derivative: "
-        "--only eigenvalues_by_differences, or FiniteDifferences(task)"
+        "itself. Freeze what stands under no_grad on purpose (requires_grad_(False)), or take differences of "
+        "gradients, which need no second derivative: --only eigenvalues_by_differences, or FiniteDifferences(task)"
     )
 
 

@@ -141,6 +141,12 @@ def imported(folder: Path, name: str = "tiny") -> types.ModuleType:
     return module
 
 
+def changed(made: Task) -> Task:
+    """Return the task with another loss, set by hand."""
+    made.loss = nn.MSELoss()
+    return made
+
+
 class TestTasksThatKnowTheirFunction:
     @pytest.mark.parametrize(("args", "kwargs"), [((), {"width": 6}), ((6,), {})])
     def test_they_are_named_with_their_settings(self, here, args, kwargs):
@@ -167,6 +173,7 @@ class TestTasksThatKnowTheirFunction:
         ("make", "line"),
         [
             (lambda m: m.tiny().replace(seed=1), r"marked @task made.*give task='file.py:name'"),
+            (lambda m: changed(m.tiny()), r"marked @task made.*give task='file.py:name'"),
             (lambda m: Task(nn.Linear(4, 2), nn.CrossEntropyLoss()), "marked @task made"),
             (lambda m: task(lambda: Task(nn.Linear(4, 2), nn.CrossEntropyLoss()))(), "cannot name this task"),
         ],
