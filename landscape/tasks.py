@@ -198,13 +198,16 @@ class Task:
         self.described: dict[str, str] = {}
         self._draws: dict[Any, Draw] = {}
         self._verified: dict[Any, Any] = {}
+        self._findings: dict[Any, dict[Any, Any]] = {}
         #: The marked function that made this task, and what it was given; None for a task made otherwise.
         self.made_by: MadeBy | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Changed by hand, it is no longer what its function makes; an optimizer's state is the checkpoint's anyway.
-        if name in _ARGUMENTS and name != "optimizer" and self.__dict__.get("made_by") is not None:
-            object.__setattr__(self, "made_by", None)
+        # Changed by hand, it is no longer what its function makes, nor what was verified and tried. An optimizer's
+        # state is the checkpoint's anyway.
+        if name in _ARGUMENTS and name != "optimizer" and "_findings" in self.__dict__:
+            for known, none in (("made_by", None), ("_verified", {}), ("_findings", {})):
+                object.__setattr__(self, known, none)
         object.__setattr__(self, name, value)
 
     def replace(self, **changes: Any) -> Task:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from landscape.archive.compaction import compact
 from landscape.archive.history import History
 from landscape.archive.segments import live_folder
-from landscape.checkpoint import reference_of
 from landscape.errors import ArchiveError, MeasurementError
 from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
@@ -35,7 +34,7 @@ from .observed import Observed
 from .opening import open_together, settings_of
 from .probe import Followed, Now, Probe, Quantity, Run
 from .rates import LearningRate
-from .saving import Saving
+from .saving import Saving, named_by
 from .sink import Sink
 from .terms import LossTerms
 from .timing import Timed
@@ -122,7 +121,7 @@ class Recorder:
         followed = follow(model, self._optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         _check_probes(chosen)
-        if task is not None and task_reference is None and _alike(task.model, inner) and (known := reference_of(task)):
+        if task_reference is None and (known := named_by(task, inner)):
             task_reference, task_settings = known
         settings = settings_of(followed, facts or {}, task_reference)
         self._opened, self._rank, self._world = open_together(self.path, followed, settings, resume=resume, force=force)
@@ -613,11 +612,3 @@ def _check_probes(probes: Sequence[Probe]) -> None:
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
-
-
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models are one, or have parameters of the same names and shapes: what one saves the other loads."""
-    one = unwrap(one)
-    return one is other or {n: p.shape for n, p in one.named_parameters()} == {
-        n: p.shape for n, p in other.named_parameters()
-    }

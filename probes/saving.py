@@ -9,11 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from landscape.checkpoint import reference_to, save_checkpoint
+from torch import nn
+
+from landscape.checkpoint import reference_of, reference_to, save_checkpoint
 from landscape.errors import LandscapeError
+from landscape.parameters import unwrap
+from landscape.tasks import Task
 
 from .probe import Now, Run
 from .when import Moment, When
+
+
+def named_by(task: Task | None, model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Return ("file.py:name", settings) of the function that made a task, where checkpoints of this model may name it.
+
+    Its own model is this one, or has parameters of the same names and shapes: what one saves the other loads.
+    """
+    if task is None:
+        return None
+    own = unwrap(task.model)
+    shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (own, model)]
+    return reference_of(task) if own is model or shapes[0] == shapes[1] else None
 
 
 class Saving:

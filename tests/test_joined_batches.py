@@ -60,7 +60,7 @@ class Times:
         self.call, self.sample = call, sample
         self.trials = 0
 
-    def __call__(self, product: Callable[[], Any], device: torch.device, times: int = 2) -> tuple[Any, float]:
+    def __call__(self, product: Callable[[], Any], device: torch.device, enough: float) -> tuple[Any, float]:
         self.trials += 1
         multiplied: list[float] = []
         plain = joining.by_columns
@@ -164,6 +164,20 @@ class TestTheObjective:
                 assert "joined from 5" in joined.how
                 tried = calls_take_the_time.trials
         assert tried == 4  # two batches and all of them, both ways
+
+    def test_tries_anew_where_the_loss_was_changed_by_hand(self, calls_take_the_time: Times) -> None:
+        def coupled(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(outputs, y) * (1.001 if len(y) > max(SIZES) else 1.0)
+
+        once = task()
+        with Hessian(once) as joined:
+            v = vector(joined.shape[0])
+            plain = joined @ v
+            assert "joined from 5" in joined.how
+        once.loss = coupled
+        with Hessian(once) as apart:
+            torch.testing.assert_close(apart @ v, plain, rtol=EXACT, atol=EXACT)
+            assert apart.how.startswith("graphs of all 5 batches kept")
 
     def test_counts_what_the_trials_cost(self, calls_take_the_time: Times) -> None:
         with Hessian(task(), strategy="keep") as plain, Hessian(task()) as joined:

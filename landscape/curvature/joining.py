@@ -18,6 +18,8 @@ CALLS = 0.05
 #: A trial costs a few products of two batches. Batches that take longer than this, in seconds, are tried only where
 #: there are so many that the trial is cheap beside one product of the whole draw (chosen by us).
 QUICK, MANY = 0.02, 8
+#: A product of at least this many seconds is timed once (chosen by us: what disturbs a machine lasts less).
+LONG = 0.002
 #: The same sum in another order: product and weight must agree to this share (chosen by us, 100 times the rounding).
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-11}
 
@@ -28,7 +30,7 @@ def batches_to_join(objective: Objective, graph: Callable[[int], BatchGraph], pa
     `graph(i)` builds the graph of batch i of the objective as it is at the time. From the time of two batches and of
     the same two as one follows what the calls take, and so how many batches must come together for that to be small;
     one such group then has to show the product of its batches, and to be faster by GAIN. Costs two graphs and two
-    products of two batches, and of a group where that looks worth while; products of less than `trials.LONG` twice.
+    products of two batches, and of a group where that looks worth while; products of less than `LONG` twice.
     """
     if objective.join_batches(2) is None:
         return 1
@@ -96,5 +98,5 @@ class _Trial:
                     torch._foreach_add_(sums, by_columns(g.product, self._v), alpha=g.weight)
             return sums
 
-        found, seconds = timed(product, self._objective.device)
+        found, seconds = timed(product, self._objective.device, enough=LONG)
         return _Product(found, sum(g.weight for g in graphs), seconds)

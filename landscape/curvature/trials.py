@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,24 +11,21 @@ import torch
 
 from ..clock import cpu_clock
 from ..objective import Objective
-from ..tasks import Task
 from .graphs import Tensors
 
 #: Another way of multiplying must agree to this share with the plain one, and be faster by this factor (chosen by us).
 AGREEMENT: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float64: 1e-8}
 GAIN = 1.15
-#: A call of at least this many seconds is timed once (chosen by us: what disturbs a machine lasts less).
-LONG = 0.002
-_FINDINGS: weakref.WeakKeyDictionary[Task, dict[Any, dict[Any, Any]]] = weakref.WeakKeyDictionary()
 
 
 def findings(objective: Objective) -> dict[Any, Any]:
     """Return what trials found out on this draw, on this device and in this precision; to be added to.
 
-    Kept with the task: who measures every thousand steps of a training run tries once.
+    Kept with the task, until one of its arguments is changed: who measures every thousand steps of a training run tries
+    once.
     """
     key = (objective.split, objective.fingerprint, objective.device, objective.dtype)
-    return _FINDINGS.setdefault(objective.task, {}).setdefault(key, {})
+    return objective.task._findings.setdefault(key, {})
 
 
 def probe_vector(parameters: Tensors) -> list[torch.Tensor]:
@@ -46,15 +43,20 @@ def by_columns(multiply: Callable[..., Tensors], V: Tensors, *, free: bool = Fal
     return [torch.stack(parts) for parts in zip(*each, strict=True)]
 
 
-def timed(call: Callable[[], Tensors], device: torch.device, times: int = 2) -> tuple[Tensors, float]:
-    """Return the result and the least time of at most `times`: a busy machine delays now the one, now the other."""
+def timed(
+    call: Callable[[], Tensors], device: torch.device, times: int = 2, enough: float = math.inf
+) -> tuple[Tensors, float]:
+    """Return the result and the least time of `times`: a busy machine delays now the one, now the other.
+
+    A call that takes longer than `enough` seconds is not repeated.
+    """
     result, least = [], float("inf")
     clock = cpu_clock(device)
     for _ in range(times):
         start = clock()
         result = call()
         least = min(least, clock() - start)
-        if least > LONG:
+        if least > enough:
             break
     return result, least
 
