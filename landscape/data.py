@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
@@ -16,6 +14,7 @@ from .augmentation import random_sample
 from .batch import as_tensor, batch_size_of, fingerprint, mapping_like, pick, slice_batch, stays_whole
 from .errors import TaskError
 from .forms import form_of
+from .seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -53,31 +52,6 @@ class Replay:
         for item in self._source:
             self._seen.append(item)
             yield item
-
-
-@contextlib.contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch, NumPy and random inside; put all their states back on every way out."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    states = (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
-    try:
-        if seed is not None:
-            seed_all(seed)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-def seed_all(seed: int) -> None:
-    """Seed every generator that a model or a data set may use."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def draw_batches(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
-from .data import first_line, seed_all
+from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import hits_of_samples, known_ignore_index, rights_of_samples
 from .outputs import forward_of, prediction_of
@@ -24,6 +24,7 @@ from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, evaluate, grouped_predictions
 from .placement import place, placed
 from .reduction import known_weight, pieces, sample_weight, split_value
+from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
 from .sparse import shape_of
 from .tasks import Task

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batch import in_precision
-from .data import seeded
 from .errors import ObjectiveError
+from .seeding import seeded
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors_of
-from .data import seeded
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
+from .seeding import seeded
 from .session import batchnorm_layers
 from .sparse import same
 

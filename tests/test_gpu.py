@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -132,6 +133,26 @@ def test_a_model_on_the_cpu_stays_there():
         assert objective.parameters[0].is_cuda
         objective.gradient()
     before.unchanged()
+
+
+@pytest.mark.skipif(pretended is not None, reason="the pretended device draws no numbers of its own")
+def test_a_measurement_on_the_cpu_leaves_the_seed_of_a_device_that_is_used_later():
+    code = """
+import sys, torch
+from torch import nn
+from landscape import Objective, Task
+torch.manual_seed(11)
+if sys.argv[1] == "measured":
+    x, y = torch.ones(8, 5), torch.zeros(8, dtype=torch.long)
+    with Objective(Task(nn.Linear(5, 3), nn.CrossEntropyLoss(), (x, y), device="cpu")) as objective:
+        objective.gradient()
+assert not torch.cuda.is_initialized()
+print(torch.rand(3, device="cuda").tolist())
+"""
+    commands = [[sys.executable, "-c", code, how] for how in ("bare", "measured")]
+    bare, measured = (subprocess.run(c, capture_output=True, text=True) for c in commands)
+    assert bare.stdout, bare.stderr
+    assert measured.stdout == bare.stdout, measured.stderr
 
 
 def test_second_opinions():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from untouched import State, data, messy
 
-from landscape import Task, measurements
+from landscape import Objective, Task, measurements
 from landscape.errors import LandscapeError
 
 NAMES = list(measurements())
@@ -82,3 +82,18 @@ def test_a_graph_that_was_made_before_still_goes_backward():
     found = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     for a, b in zip(found, expected, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("rng", ["refuse", "fixed"])
+def test_a_device_that_was_not_used_yet_keeps_the_callers_seed_for_its_first_use(monkeypatch, rng):
+    kept: list[int] = []  # what torch holds until the device is used first: the last one counts
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", kept.append)
+    torch.manual_seed(11)
+    task = Task(nn.Linear(5, 3), nn.CrossEntropyLoss(), data(60), device="cpu", rng=rng)
+    with Objective(task) as objective:
+        objective.gradient()
+    assert len(kept) > 1, "nothing was seeded: this shows nothing"
+    assert kept[-1] == 11

@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from landscape import load_task, open_archive, read_checkpoint
-from landscape.data import seed_all
 from landscape.errors import TrainingError
 from landscape.probes import GradientNorms, Sweep
 from landscape.probes.sweep.batches import Batches, _mixed
@@ -21,6 +20,7 @@ from landscape.probes.sweep.grid import Cell, grid
 from landscape.probes.sweep.how import How
 from landscape.probes.sweep.stopping import Stop
 from landscape.report.runs import gather
+from landscape.seeding import seed_all
 
 #: Nothing beside the training: what is compared are weights.
 BARE = How(record=False, measure=False)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..data import seeded
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import flatten, unflatten
 from ..results import Check, Cost
+from ..seeding import seeded
 from ..tasks import Task
 from .operands import account_of, dimension_of, not_finite, origin_of
 from .operators import Hessian

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from landscape.checkpoint import fingerprint_of, save_checkpoint, write_whole
-from landscape.data import seed_all, seeded
 from landscape.errors import LandscapeError, TrainingError
 from landscape.parameters import unwrap
+from landscape.seeding import seed_all, seeded
 from landscape.tasks import Task
 from landscape.training.task_loss import text_in_force
 

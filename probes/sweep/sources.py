@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from landscape.data import seed_all, seeded
 from landscape.errors import TaskError
+from landscape.seeding import seeded
 from landscape.task_files import file_sha256, function_of, load_task, resolve_reference
 from landscape.tasks import Task
 
@@ -54,8 +54,7 @@ class Source:
         given = dict(settings)
         if "seed" in self.takes and "seed" not in given:
             given["seed"] = seed
-        with seeded(None):
-            seed_all(seed)
+        with seeded(seed):
             if self._function is not None:
                 made = self._function(**given)
                 if not isinstance(made, Task):
