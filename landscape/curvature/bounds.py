@@ -57,10 +57,10 @@ def value_bounds(ritz: Ritz, level: float, end: int, chosen: np.ndarray) -> np.n
     """
     inside = end * (level - ritz.values[chosen])
     bounds = np.where(inside >= 0, inside, np.inf)
-    for share in _WIDTHS[::-1]:  # from wide to narrow: the narrowest that holds stays
-        width = share * (ritz.scale or np.finfo(float).tiny)
-        holds = proven(ritz, level, end, chosen, width) & (width < bounds)
-        bounds[holds] = width
+    widths = _WIDTHS[:, None] * (ritz.scale or np.finfo(float).tiny) * np.ones(len(chosen))
+    tried = np.broadcast_to(chosen, widths.shape).ravel()
+    holds = proven(ritz, level, end, tried, widths.ravel()).reshape(widths.shape)
+    bounds = np.minimum(bounds, np.where(holds, widths, np.inf).min(axis=0))
     # The host's eigenvalues err by about this much beside: in float64 it is no less than the products' rounding.
     return bounds + ritz.rounding + len(ritz.values) * np.finfo(float).eps * ritz.scale
 
