@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,10 @@ from .checkpoints.contents import Contents, NeedsPickle, take_apart, without_ema
 from .checkpoints.files import Found, read_file, unpickle_in_full
 from .checkpoints.fit import Fitted, fit
 from .checkpoints.folders import read_folder, read_index, shard_of
-from .errors import CheckpointError, TaskError
+from .errors import CheckpointError, MeasurementError, TaskError
 from .parameters import unwrap
 from .plain import check_plain, plain_copy
+from .several import by_name
 from .task_files import TaskReference, file_sha256, resolve_reference
 from .tasks import Task
 
@@ -158,7 +159,10 @@ def save_checkpoint(
     task: str | Task | TaskReference | None = None,
     settings: Mapping[str, Any] | None = None,
     task_loss: str = "",
-    optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
+    optimizer: torch.optim.Optimizer
+    | Sequence[torch.optim.Optimizer]
+    | Mapping[str, torch.optim.Optimizer]
+    | None = None,
     step: int | None = None,
     epoch: int | None = None,
     recalibration: Recalibration | None = None,
@@ -181,13 +185,14 @@ def save_checkpoint(
         settings: plain values that the task was called with; those of a Task and of a TaskReference are known.
         task_loss: a loss of the registry that stood in for the task's own, such as "focal(gamma=2)": `landscape probe`
             measures with it (a fact `loss=` is only shown).
-        optimizer: its state is kept, with the names of its parameters; {name: optimizer} of several.
+        optimizer: its state is kept, with the names of its parameters. Of several, a list or {name: optimizer}; those
+            of a list are called by their class where each is of another, else "0", "1", ...
         recalibration: of `recalibrate`, for this model; `load_recalibration` gives it back.
         facts: plain values (text, numbers, True, None, lists and dicts of these), such as loss="focal".
         further: facts whose names are those of arguments here, such as {"optimizer": "sgd(momentum=0.9)"}.
 
     Raises CheckpointError for a task that a checkpoint may not name, sharded tensors, or a path that cannot be
-    written; TypeError for facts or settings that are not plain.
+    written; TypeError for facts or settings that are not plain, and for what is no optimizer.
     """
     if isinstance(task, Task):
         task, made_with = _named(task)
@@ -220,7 +225,7 @@ def save_checkpoint(
     content: dict[str, Any] = {
         "model": _to_cpu(dict(model) if isinstance(model, Mapping) else unwrap(model).state_dict())
     }
-    several = dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer} if optimizer is not None else {}
+    several = _with_state(optimizer)
     if several:
         states = {name: _to_cpu(one.state_dict()) for name, one in several.items()}
         names = {name: _parameter_names(one, module) for name, one in several.items()}
@@ -391,6 +396,20 @@ def _to_cpu(state: Any) -> Any:
         return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
 
     return copied(state)
+
+
+def _with_state(optimizer: Any) -> dict[str, Any]:
+    """Return the optimizers by name; TypeError for what has no state to save."""
+    try:
+        several = by_name(optimizer)
+    except MeasurementError as error:
+        raise CheckpointError(str(error)) from None
+    for one in several.values():
+        if not hasattr(one, "state_dict") or not hasattr(one, "param_groups"):
+            raise TypeError(
+                "optimizer is a torch.optim.Optimizer, a list of them or {name: optimizer}, got " + type(one).__name__
+            )
+    return several
 
 
 def _parameter_names(optimizer: torch.optim.Optimizer, module: nn.Module | None) -> list[list[str]] | None:

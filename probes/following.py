@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,28 +10,27 @@ from torch import nn
 
 from landscape.errors import MeasurementError
 from landscape.parameters import unwrap
+from landscape.several import by_name, innermost
 
 from .probe import Followed
 
-Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
 
 
 def named_optimizers(optimizer: Any) -> dict[str, torch.optim.Optimizer]:
-    """Return the optimizers by name, without what other libraries wrapped around them; one alone is called "".
+    """Return the optimizers by name (see `landscape.several`), without what other libraries wrapped around them.
 
-    Raises TypeError for what is no optimizer, MeasurementError for none.
+    Raises TypeError for what is no optimizer, MeasurementError for none, and for one that is given twice.
     """
-    given = dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer}
-    if not given:
+    found = {name: innermost(one) for name, one in by_name(optimizer).items()}
+    if not found:
         raise MeasurementError("the recorder got no optimizer; pass the one that trains the model")
-    found = {}
-    for name, one in given.items():
-        while type(one).__name__ == "AcceleratedOptimizer" or not isinstance(one, torch.optim.Optimizer):
-            inner = getattr(one, "optimizer", None)
-            if inner is None:
-                raise TypeError(f"expected a torch.optim.Optimizer or {{name: optimizer}}, got {type(one).__name__}")
-            one = inner
-        found[str(name)] = one
+    for one in found.values():
+        if not isinstance(one, torch.optim.Optimizer):
+            within = one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ()
+            holds = ", ".join(dict.fromkeys(type(v).__name__ for v in within))
+            got = type(one).__name__ + (f" of {holds}" if holds else "")
+            raise TypeError(f"expected a torch.optim.Optimizer, a list of them or {{name: optimizer}}, got {got}")
     return found
 
 

@@ -68,8 +68,9 @@ class Recorder:
     Args:
         path: the archive, such as runs/a/run.h5; its folder is made.
         model: the model that trains, compiled, data-parallel or sharded as it is.
-        optimizer: its optimizer, or {name: optimizer} of several; steps are those of the first, and the quantities of
-            each carry its name.
+        optimizer: its optimizer, or several, as a list or {name: optimizer}; steps are those of the first, and the
+            quantities of each carry its name (`update.generator`). Those of a list are called by their class ("muon",
+            "adamw") where each is of another, else by their place ("0", "1").
         task: a Task of this model for probes that need data of their own (curvature, surfaces).
         probes: see `landscape.probes`; by default gradient norms, updates, learning rates at every step, and the
             calibration of what `observe` is shown. A list of your own stands instead of these: add to them by

@@ -114,6 +114,26 @@ def test_several_optimizers_each_go_on_from_their_own_state(here):
     assert read_checkpoint("none.pt").optimizer is None
 
 
+def test_a_list_of_optimizers_is_named_by_class_or_by_place(here):
+    a, b, c = (nn.Linear(2, 2) for _ in range(3))
+    model = nn.ModuleList([a, b, c])
+    made = [torch.optim.SGD(a.parameters()), torch.optim.AdamW(b.parameters()), torch.optim.Adam(c.parameters())]
+    for given, names in (
+        (made, ["sgd", "adamw", "adam"]),
+        ((made[0], torch.optim.SGD(c.parameters())), ["0", "1"]),
+    ):
+        save_checkpoint("x.pt", model, optimizer=given)
+        raw = torch.load("x.pt", weights_only=True)
+        assert list(raw["optimizers"]) == list(raw["landscape"]["optimizers_parameters"]) == names
+    save_checkpoint("x.pt", model, optimizer=made[:1])
+    assert "optimizers" not in torch.load("x.pt", weights_only=True)
+    with pytest.raises(TypeError, match=r"a list of them or \{name: optimizer\}, got list"):
+        save_checkpoint("y.pt", model, optimizer=[made[0], "adam"])
+    with pytest.raises(CheckpointError, match="are one optimizer"):
+        save_checkpoint("y.pt", model, optimizer=[made[0], made[0]])
+    assert not Path("y.pt").exists()
+
+
 def test_a_bare_model_is_enough(here):
     save_checkpoint("x.pt", nn.Linear(4, 2))
     ck = read_checkpoint("x.pt")

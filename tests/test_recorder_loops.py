@@ -260,6 +260,53 @@ class TestSeveralOptimizers:
                 rec.clip_grad_norm_(1.0)
             rec.clip_grad_norm_(1.0, optimizer="d")
 
+    @pytest.mark.parametrize("kinds", [("SGD", "Adam"), ("SGD", "SGD")])
+    def test_a_list_of_them_is_called_by_class_or_by_place_wherever_they_are_named(self, tmp_path, kinds):
+        model, _ = self.parts()
+        made = [getattr(torch.optim, k)(model[n].parameters(), lr=0.1) for n, k in zip("gd", kinds, strict=True)]
+        first, second = ("sgd", "adam") if kinds[0] != kinds[1] else ("0", "1")
+        names = {"g": first, "d": second}
+        with Recorder(tmp_path / "run.h5", model, made) as rec:
+            for _ in range(3):
+                self.take(model, dict(zip("gd", made, strict=True)), rec, d_steps=2)
+            rec.save(tmp_path / "x.pt")
+            assert rec.steps == rec.state_dict()["taken"] == {first: 3, second: 6}
+            rec.clip_grad_norm_(1.0, optimizer=second)
+        archive = open_archive(tmp_path / "run.h5")
+        for part, count in (("g", 3), ("d", 6)):
+            np.testing.assert_array_equal(archive.history[f"learning_rate.{names[part]}"].steps, range(1, count + 1))
+            assert archive.history[f"gradient_norm.{names[part]}"].names[1:] == (f"{part}.weight", f"{part}.bias")
+            assert archive.run[f"optimizer.{names[part]}"] == kinds["gd".index(part)].lower()
+        assert list(torch.load(tmp_path / "x.pt", weights_only=True)["optimizers"]) == [first, second]
+        # A dict of the same names goes on with it.
+        with Recorder(tmp_path / "run.h5", model, dict(zip((first, second), made, strict=True)), resume=True) as rec:
+            assert rec.steps == {first: 3, second: 6}
+
+    def test_a_list_of_one_is_that_one(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, [optimizer]) as rec:
+            steps(model, optimizer, 2, rec)
+            assert rec.steps == {"": 2}
+        np.testing.assert_array_equal(history(tmp_path)["learning_rate"].steps, [1, 2])
+
+    def test_what_is_no_list_of_optimizers_is_said(self, tmp_path):
+        model, optimizer = small()
+        for given, got in (
+            ([optimizer, "adam"], "list of SGD, str"),
+            ({"a": optimizer, "b": None}, "dict of SGD, NoneType"),
+            ("adam", "str"),
+            ({"lr": 0.1}, "dict of float"),
+        ):
+            with pytest.raises(TypeError, match=f"a list of them or {{name: optimizer}}, got {got}$"):
+                Recorder(tmp_path / "run.h5", model, given)
+        for given in ([], {}, None):
+            with pytest.raises(MeasurementError, match="no optimizer; pass the one"):
+                Recorder(tmp_path / "run.h5", model, given)
+        for given in ([optimizer, optimizer], {"a": optimizer, "b": optimizer}):
+            with pytest.raises(MeasurementError, match="are one optimizer: give each once"):
+                Recorder(tmp_path / "run.h5", model, given)
+        assert not (tmp_path / "run.h5").exists()
+
     def test_a_clipping_is_kept_while_another_ones_parameters_change(self, tmp_path):
         model, optimizers = self.parts()
         model["late"] = nn.Linear(1, 1)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import MeasurementError
+from landscape.several import by_name
 
 from ..recorder import Recorder
 from .options import RecorderOptions, check_options, missing, with_facts
@@ -54,7 +55,8 @@ class RecorderCallback(lightning.Callback):
             ...) of a mapping that `validation_step` returned, labels of the batch where it holds none. The splits are
             "val", and "val.1" ... of further loaders; every process of a distributed run counts its share, samples
             that a sampler repeats to fill the last batch included.
-        optimizers: names for several optimizers, in the order of `configure_optimizers`; by default "0", "1", ...
+        optimizers: names for several optimizers, in the order of `configure_optimizers`; by default
+            those that a Recorder gives to a list.
         options: those of `landscape.probes.Recorder`.
 
     Raises TypeError for an option that the recorder doesn't have, and what Recorder raises when the training starts.
@@ -123,7 +125,7 @@ class RecorderCallback(lightning.Callback):
             close(recorder)
 
     def _named_optimizers(self, trainer: Any) -> dict[str, Any]:
-        names = self._names or tuple(str(i) for i in range(len(trainer.optimizers)))
+        names = self._names or tuple(by_name(trainer.optimizers))
         if len(names) != len(trainer.optimizers):
             raise MeasurementError(
                 f"{len(names)} names ({', '.join(names)}) for the {len(trainer.optimizers)} optimizers of "
