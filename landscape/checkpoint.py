@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,23 +39,26 @@ class Checkpoint:
     Attributes:
         path: as it was given.
         weights: {name: tensor}; after `load_checkpoint` under the model's names.
-        optimizer: its state_dict ("state" and "param_groups", in the file's order), or None. Files of
-            `save_checkpoint` carry the parameters' names as "param_names" in each group.
+        optimizers: the state_dict of each optimizer ("state" and "param_groups", in the file's order) by its name in
+            the file; one alone is called "". Files of `save_checkpoint` carry the parameters' names as "param_names" in
+            each group; after `load_checkpoint` they are the model's.
         step, epoch: whole numbers, or None where the file has none.
         facts: the plain (JSON-able) values found beside the weights: loss, schedule, lr, hyper_parameters, ...
         task: the task that the checkpoint names, or None.
         notes: everything that a user should hear of: a prefix removed, averaged weights that are there too,
             classes made inert, dtypes converted.
+        chosen: the `weights` that it was read with.
     """
 
     path: str
     weights: dict[str, torch.Tensor]
-    optimizer: dict[str, Any] | None
+    optimizers: dict[str, dict[str, Any]]
     step: int | None
     epoch: int | None
     facts: dict[str, Any]
     task: TaskReference | None
     notes: tuple[str, ...]
+    chosen: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -65,8 +68,14 @@ class Checkpoint:
         """
         return fingerprint_of(self.weights)
 
+    @property
+    def optimizer(self) -> dict[str, Any] | None:
+        """The state of the optimizer, of the first one where there are several; None where there is none."""
+        return next(iter(self.optimizers.values()), None)
+
     def __repr__(self) -> str:
-        have = [f"{len(self.weights)} tensors", *(["optimizer"] if self.optimizer else [])]
+        several = f"optimizers {', '.join(self.optimizers)}" if len(self.optimizers) > 1 else "optimizer"
+        have = [f"{len(self.weights)} tensors", *([several] if self.optimizers else [])]
         have += [f"{n} {v}" for n, v in (("step", self.step), ("epoch", self.epoch)) if v is not None]
         return f"Checkpoint({self.path!r}, {', '.join(have)})"
 
@@ -115,7 +124,7 @@ def read_checkpoint(
         raise CheckpointError(f"{path}: {error}") from None
     if (shards := shard_of(where)) is not None:
         raise CheckpointError(f"{path} is one of {shards} shards; give its folder ({where.parent})")
-    return _checkpoint(str(path), found, parts)
+    return replace(_checkpoint(str(path), found, parts), chosen=weights)
 
 
 def load_checkpoint(
@@ -149,7 +158,8 @@ def load_checkpoint(
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         notes = (*notes, f"NaN or infinite values in {', '.join(broken[:3])}{more}")
-    return replace(checkpoint, weights=fitted.weights, notes=(*checkpoint.notes, *notes))
+    optimizers = {n: _renamed(o, lambda k: fitted.names.get(k, k)) for n, o in checkpoint.optimizers.items()}
+    return replace(checkpoint, weights=fitted.weights, optimizers=optimizers, notes=(*checkpoint.notes, *notes))
 
 
 def save_checkpoint(
@@ -271,8 +281,10 @@ def _checkpoint(path: str, found: Found, parts: Contents) -> Checkpoint:
     epoch = parts.epoch
     if epoch is None and isinstance(facts.get("epoch"), float) and facts["epoch"].is_integer():
         epoch = int(facts.pop("epoch"))
-    optimizer = _with_names(parts.optimizer, parts.own)
-    return Checkpoint(path, parts.weights, optimizer, step, epoch, facts, task, tuple(notes))
+    optimizers = _with_names(parts.optimizers, parts.own or {})
+    if parts.prefix:
+        optimizers = {n: _renamed(o, lambda k: k.removeprefix(parts.prefix)) for n, o in optimizers.items()}
+    return Checkpoint(path, parts.weights, optimizers, step, epoch, facts, task, tuple(notes))
 
 
 def _reference(own: Mapping[str, Any], notes: list[str]) -> TaskReference | None:
@@ -290,13 +302,28 @@ def _reference(own: Mapping[str, Any], notes: list[str]) -> TaskReference | None
     return TaskReference(reference, dict(settings or {}), *known)
 
 
-def _with_names(optimizer: dict[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    names = (own or {}).get("optimizer_parameters")
-    if optimizer is None or not isinstance(names, list) or len(names) != len(optimizer["param_groups"]):
+def _with_names(optimizers: Mapping[str, dict[str, Any]], own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the states with the names of their parameters, where `save_checkpoint` kept them beside."""
+    each = own.get("optimizers_parameters")
+    names = each if isinstance(each, Mapping) and len(optimizers) > 1 else {"": own.get("optimizer_parameters")}
+    return {key: _named_groups(state, names.get(key)) for key, state in optimizers.items()}
+
+
+def _named_groups(optimizer: dict[str, Any], names: Any) -> dict[str, Any]:
+    if not isinstance(names, list) or len(names) != len(optimizer["param_groups"]):
         return optimizer
     groups = [
-        {**g, "param_names": list(n)} if len(n) == len(g.get("params", ())) else g
+        {**g, "param_names": list(n)} if isinstance(n, list) and len(n) == len(g.get("params", ())) else g
         for g, n in zip(optimizer["param_groups"], names, strict=True)
+    ]
+    return {**optimizer, "param_groups": groups}
+
+
+def _renamed(optimizer: dict[str, Any], to: Callable[[str], str]) -> dict[str, Any]:
+    """Return a state whose groups' names of parameters are changed like those of the weights."""
+    groups = [
+        {**g, "param_names": [to(str(n)) for n in g["param_names"]]} if "param_names" in g else g
+        for g in optimizer["param_groups"]
     ]
     return {**optimizer, "param_groups": groups}
 

@@ -42,8 +42,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> str:
     for name in shown:
         more = f"  ... {len(names) - _FIRST - _LAST} more ..."
         lines.append(f"  {_clean(name):<{width}}  {tuple(weights[name].shape)}" if name else more)
-    if checkpoint.optimizer:
-        lines.append(f"optimizer: {_optimizer(checkpoint.optimizer)}")
+    for name, state in checkpoint.optimizers.items():
+        lines.append(f"optimizer{f' {_clean(name)}' if name else ''}: {_optimizer(state)}")
     at = [f"{n} {v}" for n, v in (("step", checkpoint.step), ("epoch", checkpoint.epoch)) if v is not None]
     if at:
         lines.append(", ".join(at))
@@ -63,6 +63,7 @@ def default_task_file(checkpoint: Checkpoint) -> str:
 def next_commands(checkpoint: Checkpoint, file: str) -> tuple[str, ...]:
     """Return the lines to type from here to the first picture."""
     path, file = shlex.quote(checkpoint.path), shlex.quote(file)
+    path += f" --weights {shlex.quote(checkpoint.chosen)}" if checkpoint.chosen else ""
     return (
         f"landscape init {path} -o {file}",
         f"landscape check {file} {path}",

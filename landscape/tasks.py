@@ -121,8 +121,9 @@ class Task:
         device, dtype: where and in what precision to measure; default: where the model is, in its own
             precision (float16 and bfloat16 weights are measured in float32, and said).
         batch_size: for data that come without batches (256, chosen by us: fits laptops, keeps BLAS busy).
-        optimizer: the torch optimizer that trains the model, or its state_dict, for what depends on it (stability
-            thresholds); never stepped or changed. `landscape probe` puts the checkpoint's own here.
+        optimizer: the torch optimizer that trains the model, or its state_dict, or several ({name: optimizer} or a
+            list), for what depends on it (stability thresholds); never stepped or changed. `landscape probe` puts the
+            checkpoint's own here.
     """
 
     def __init__(

@@ -40,14 +40,14 @@ class CurvatureProbe(Probe):
     Quantities: `eigenvalue` (1 ... k), `eigenvalue_residual`, and `curvature`: lambda_max of the operator that decides
     stability (the Hessian, or the preconditioned one of an adaptive optimizer), its `threshold`, the `margin`
     1 - lambda_max / threshold (below 0: the steps along it grow), the trace with its standard error, products and
-    seconds. Each measurement starts from the eigenvectors of the one before. BatchNorm uses batch statistics, as the
-    training steps do, unless the task says otherwise. Needs `Recorder(..., task=...)`.
+    seconds. Of several optimizers the first is judged. Each measurement starts from the eigenvectors of the one before.
+    BatchNorm uses batch statistics, as the training steps do, unless the task says otherwise. Needs
+    `Recorder(..., task=...)`.
 
     Args:
         k: eigenvalues.
         samples: of the fixed draw; 512 by default (chosen by us: lambda_max of a subsample is biased upward, and
-        comparable
-            along the run because the draw stays the same).
+            comparable along the run because the draw stays the same).
         when: by default log-spaced within 5% of the run's time.
         tol: residual allowed, as a share of lambda_1.
         draws: of the trace; 0 leaves it out.

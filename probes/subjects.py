@@ -91,8 +91,8 @@ class Tasks:
         loaded, checkpoint, warnings = self._load(path)
         # A task of its own for each checkpoint, so that nothing verified of the last weights is taken for these.
         task = loaded.task.replace(**self.changes, max_samples=self.samples(loaded.task))
-        if checkpoint.optimizer is not None:
-            task.optimizer = checkpoint.optimizer
+        if checkpoint.optimizers:
+            task.optimizer = checkpoint.optimizers
         objective = Objective(task, task.splits[0])
         is_file = loaded.path.is_file() and loaded.path.suffix == ".py"
         file = {"task_file": str(loaded.path), "task_hash": file_sha256(loaded.path)} if is_file else {}

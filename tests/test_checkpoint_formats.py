@@ -86,6 +86,34 @@ def test_old_files_and_pickles_of_arrays(tmp_path):
     assert ck.facts == {"__author__": "x"}
 
 
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (lambda g, d: {"optimizerG": g, "optimizerD": d}, ["optimizerG", "optimizerD"]),  # PyTorch's DCGAN
+        (lambda g, d: {"g_optim": g, "d_optim": d, "scaler": {}}, ["g_optim", "d_optim"]),  # StyleGAN's
+        (lambda g, d: {"opt_G": g, "opt_D": d}, ["opt_G", "opt_D"]),
+        (lambda g, d: {"optimizer": {"g": g, "d": d}}, ["g", "d"]),
+        (lambda g, d: {"optimizer": g, "optimizers": {"g": g, "d": d}}, ["g", "d"]),
+        (lambda g, d: {"optimizer_states": [g, d]}, ["0", "1"]),  # Lightning's
+        (lambda g, d: {"optimizer": g, "critic": {"opt": d}}, ["optimizer", "critic.opt"]),
+        (lambda g, d: {"optimizers": [g], "opt_d": [d]}, ["optimizers.0", "opt_d.0"]),
+        (lambda g, d: {"optimizer": [g]}, [""]),
+        (lambda g, d: {"opt_of_mine": g}, [""]),
+    ],
+)
+def test_the_states_of_all_optimizers_are_kept_under_the_names_that_they_have(tmp_path, form, names):
+    net, optimizer = _trained()
+    g, d = optimizer.state_dict(), torch.optim.SGD(net.parameters(), lr=0.5).state_dict()
+    torch.save({"netG": net.state_dict(), "netD": net.state_dict(), **form(g, d), "epoch": 3}, tmp_path / "x.pt")
+    ck = read_checkpoint(tmp_path / "x.pt", weights="netG")
+    assert list(ck.optimizers) == names
+    assert [o["param_groups"][0]["lr"] for o in ck.optimizers.values()] == [0.01, 0.5][: len(names)]
+    assert torch.equal(ck.optimizers[names[0]]["state"][0]["exp_avg"], g["state"][0]["exp_avg"])
+    # They are no facts of the run, and nothing that was left out.
+    assert (ck.epoch, ck.facts) == (3, {"scaler": {}} if "g_optim" in names else {})
+    assert not [n for n in ck.notes if "not kept" in n]
+
+
 def test_optimizer_step_and_facts_come_along_in_order(tmp_path):
     net, optimizer = _trained()
     torch.save(

@@ -105,7 +105,13 @@ def test_several_optimizers_each_go_on_from_their_own_state(here):
     assert ck.optimizer is not None
     assert ck.optimizer["param_groups"][0]["param_names"] == ["g.weight", "g.bias"]
     assert set(ck.weights) == set(model.state_dict())
-    assert (ck.facts, ck.notes) == ({}, ("2 optimizers in the file (g, d); the first is kept",))
+    assert (ck.facts, ck.notes) == ({}, ())
+    assert [ck.optimizers[n]["param_groups"][0]["param_names"][0] for n in ("g", "d")] == ["g.weight", "d.weight"]
+    assert torch.equal(ck.optimizers["d"]["state"][0]["exp_avg"], both["d"].state[model["d"].weight]["exp_avg"])
+    assert "optimizers g, d" in repr(ck)
+    # Of a part of the model, by its names there.
+    part = load_checkpoint("x.pt", nn.Linear(2, 1), weights="d")
+    assert part.optimizers["d"]["param_groups"][0]["param_names"] == ["weight", "bias"]
     # The first one's state stands there once.
     save_checkpoint("one.pt", model, optimizer=both["g"])
     d = sum(v.numel() * v.element_size() for s in both["d"].state.values() for v in s.values())

@@ -442,6 +442,19 @@ def test_an_existing_file_is_kept_without_force(here):
     assert sorted(p.name for p in here.iterdir()) == ["x.pt", "x_task.py"]
 
 
+def test_of_a_gans_file_all_optimizers_are_shown_and_the_next_commands_choose_its_weights_again(here):
+    net = nn.Linear(3, 2)
+    g, d = torch.optim.Adam(net.parameters(), lr=0.25), torch.optim.SGD(net.parameters(), lr=0.5)
+    content = {"netG": net.state_dict(), "netD": net.state_dict(), "optG": g.state_dict(), "optD": d.state_dict()}
+    torch.save(content, "gan.pt")
+    ck = read_checkpoint("gan.pt", weights="netG")
+    told = describe_checkpoint(ck)
+    assert "optimizer optG: 1 group, lr 0.25" in told
+    assert "optimizer optD: 1 group, lr 0.5" in told
+    for command in next_commands(ck, "gan_task.py"):
+        assert "gan.pt --weights netG" in command
+
+
 def test_the_header_holds_the_next_commands(here):
     Path("my runs").mkdir()
     ck = _checkpoint(Rows().state_dict(), "my runs/last one.pt")

@@ -463,6 +463,72 @@ class TestMeasurement:
             measure_stability(task)
 
 
+class TestSeveralOptimizers:
+    """A GAN's, or Muon's and AdamW's: the one that steps the model that is measured."""
+
+    def parts(self):
+        torch.manual_seed(0)
+        make = {"g": nn.Linear(3, 2, dtype=torch.float64), "d": nn.Linear(2, 1, dtype=torch.float64)}
+        model = nn.ModuleDict(make)
+        rates = {"g": 0.1, "d": 0.4}
+        return model, {n: OPTIM.SGD(model[n].parameters(), lr=rates[n]) for n in "gd"}
+
+    def task(self, model: nn.Module, optimizers: Any) -> Task:
+        x, y = torch.randn(8, model.in_features, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
+        return Task(model, lambda out, y: (out - y).square().mean(), (x, y), optimizer=optimizers)
+
+    @pytest.mark.parametrize("how", ["live", "list", "named states", "states by order"])
+    def test_the_one_that_steps_the_model_is_judged(self, how):
+        model, optimizers = self.parts()
+        if "states" in how:
+            optimizers = {n: o.state_dict() for n, o in optimizers.items()}
+            if "order" in how:  # whose count tells it from the other's
+                optimizers["g"]["param_groups"][0]["params"] = [0, 1, 2]
+            else:
+                for n, o in optimizers.items():
+                    names = ["weight", "bias"] if n == "d" else ["g.weight", "g.bias"]
+                    o["param_groups"][0]["param_names"] = names
+        found = measure_stability(self.task(model["d"], [*optimizers.values()] if how == "list" else optimizers))
+        assert found.threshold == pytest.approx(2 / 0.4)
+        assert measure_batch_sharpness(self.task(model["d"], optimizers)).threshold == pytest.approx(2 / 0.4)
+
+    def test_where_several_step_it_they_are_named_and_one_can_be_chosen(self):
+        model, optimizers = self.parts()
+        x = torch.randn(8, 3, dtype=torch.float64)
+
+        class Both(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.parts = model
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.parts["d"](self.parts["g"](x).tanh())
+
+        task = Task(Both(), lambda out, y: (out - y).square().mean(), (x, x[:, :1]), optimizer=optimizers)
+        told = r"'g' \(2 of 4 tensors\) and 'd' \(2 of 4 tensors\) step parameters of this model; .*stability.which=g"
+        with pytest.raises(MeasurementError, match=told):
+            measure_stability(task)
+        with pytest.raises(MeasurementError, match="no optimizer is called which='x'; there is 'g', 'd'"):
+            measure_stability(task, which="x")
+        assert measure_batch_sharpness(task).notes[-1].endswith("optimizers g, d is meant: give lr=...")
+        for name, lr, rows in (("g", 0.1, slice(8)), ("d", 0.4, slice(8, None))):
+            found = measure_stability(task, which=name, tol=1e-8)
+            with Objective(task) as objective:
+                H = Hessian(objective)
+                dense = H @ torch.eye(H.shape[0], dtype=torch.float64)
+            own = torch.linalg.eigvalsh(dense[rows, rows])[-1]
+            assert found.threshold == pytest.approx(2 / lr)
+            assert found.eigenvalue == pytest.approx(float(own), rel=1e-6)
+
+    def test_none_that_fits_and_a_name_where_there_is_one_alone(self):
+        model, optimizers = self.parts()
+        task = self.task(nn.Linear(2, 1, dtype=torch.float64), optimizers)
+        with pytest.raises(MeasurementError, match="none of the optimizers 'g', 'd' is known to step this model's"):
+            measure_stability(task)
+        with pytest.raises(MeasurementError, match="there is a single optimizer, without a name"):
+            measure_stability(self.task(model["d"], optimizers["d"]), which="d")
+
+
 class TestBatchNorm:
     """A training step sees batch statistics: a bias in front of BatchNorm never moves the loss there."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from . import optimizers
 from .files import SAVE_STATE_DICT
 from .safe_pickle import Inert, NumpyArray
 
@@ -32,10 +33,6 @@ _ELSEWHERE = re.compile(
     r"optim|^opt$|sched|scaler|^rng|rng_state|random|callbacks|^loops$|averaging_state|hyper_parameters|dataloader"
 )
 _LEVELS = ("app", "state", "train_state", "checkpoint")  # FSDP examples, JAX habits: everything one level down
-_OPTIMIZER_NAMES = (
-    *("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states", "opt", "optimizers"),
-    "optim_state_dict",
-)
 _STEP_NAMES = ("step", "global_step", "iteration", "iter", "iter_num", "num_steps", "steps", "it", "num_updates")
 _EPOCH_NAMES = ("epoch", "epochs", "current_epoch")
 _NO_FACTS = ("loops",)  # Lightning's progress counters: long, and in step and epoch already
@@ -52,12 +49,15 @@ class NeedsPickle(CheckpointError):
 class Contents:
     """The parts of a checkpoint; `where` names the entry that the weights came from, "" for the top.
 
-    `own` is what `save_checkpoint` wrote beside the weights, None in everybody else's files.
+    `optimizers` are states by name, one alone as "". `prefix` is what was taken from the front of the weights' names,
+    of which then only those are there that had it. `own` is what `save_checkpoint` wrote beside the weights, None in
+    everybody else's files.
     """
 
     weights: dict[str, torch.Tensor]
     where: str
-    optimizer: dict[str, Any] | None
+    prefix: str
+    optimizers: dict[str, dict[str, Any]]
     step: int | None
     epoch: int | None
     facts: dict[str, Any]
@@ -71,6 +71,8 @@ class _Entry:
 
     path: tuple[str, ...]
     tensors: Mapping[Any, Any]
+    #: What was taken from the front of their names.
+    prefix: str = ""
 
     @property
     def name(self) -> str:
@@ -101,21 +103,21 @@ def take_apart(value: Any, *, weights: str | None = None) -> Contents:
     entry, notes = _choose(entries, weights, "averaging_state" in top and "current_model_state" in top)
     tensors, said = _tensors(entry)
     notes += said
-    optimizer, optimizer_name, said = _optimizer(top)
+    states, state_names, said = optimizers.states_of(top, _copied)
     notes += said
     step, step_name = _whole_number(top, _STEP_NAMES)
     epoch, epoch_name = _whole_number(top, _EPOCH_NAMES)
     own = top.get("landscape")
-    used = {optimizer_name, step_name, epoch_name, *_NO_FACTS}
+    used = {*state_names, step_name, epoch_name, *_NO_FACTS}
     if isinstance(own, Mapping):
-        used |= {"landscape", "optimizers"}
+        used |= {"landscape"}
     used |= {e.path[0] for e in entries} if entry.path else set(entry.tensors)
-    used |= {k for k in (*_OPTIMIZER_NAMES, *_STEP_NAMES, *_EPOCH_NAMES) if k in top and top[k] is None}
+    used |= {k for k in (*optimizers.NAMES, *_STEP_NAMES, *_EPOCH_NAMES) if k in top and top[k] is None}
     facts, left_out = plain_facts({k: v for k, v in top.items() if k not in used})
     if left_out:
         notes.append(f"not kept, being no plain values: {_shown(left_out)}")
     kept = dict(own) if isinstance(own, Mapping) else None
-    return Contents(tensors, entry.name, optimizer, step, epoch, facts, kept, tuple(notes))
+    return Contents(tensors, entry.name, entry.prefix, states, step, epoch, facts, kept, tuple(notes))
 
 
 def without_ema(tensors: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]] | None:
@@ -147,14 +149,14 @@ def _choose(entries: list[_Entry], weights: str | None, lightning_average: bool)
         return chosen, [f"averaged weights taken from {chosen.name!r}"]
     default = _by_name(model) or _by_name(ema)
     if weights == "ema" and default and (part := _ema_inside(default.tensors)):
-        return _Entry(default.path, part[1]), [f"averaged weights taken from the names under {part[0]!r}"]
+        return _Entry(default.path, part[1], part[0]), [f"averaged weights taken from the names under {part[0]!r}"]
     if named := next((e for e in entries if e.name == weights), None):
         return named, [f"weights taken from {weights!r}"]
     prefix = weights.rstrip(".") + "."
     inside = {k: v for k, v in default.tensors.items() if k.startswith(prefix)} if default else {}
     if default and inside:
         note = f"only the {len(inside)} of {len(default.tensors)} names under {prefix!r} are taken"
-        return _Entry(default.path, {k.removeprefix(prefix): v for k, v in inside.items()}), [note]
+        return _Entry(default.path, {k.removeprefix(prefix): v for k, v in inside.items()}, prefix), [note]
     what = "averaged (EMA) weights" if weights == "ema" else f"weights {weights!r}"
     raise CheckpointError(f"it holds no {what}; it has: {_list(entries)}")
 
@@ -316,31 +318,7 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-# Optimizer, step, epoch ---------------------------------------------------------------------------------------
-
-
-def _optimizer(top: Mapping[Any, Any]) -> tuple[dict[str, Any] | None, str | None, list[str]]:
-    for name in _OPTIMIZER_NAMES:
-        value = top.get(name)
-        said = []
-        if isinstance(value, list | tuple) and value:
-            said = [f"{len(value)} optimizers in the file; the first is kept"] if len(value) > 1 else []
-            value = next(iter(value))
-        each = top.get("optimizers")
-        if name == "optimizer" and isinstance(each, Mapping) and len(each) > 1 and "param_groups" not in each:
-            said = [f"{len(each)} optimizers in the file ({', '.join(map(str, each))}); the first is kept"]
-        if not isinstance(value, Mapping) or "param_groups" not in value or "state" not in value:
-            continue
-        try:
-            state = _copied(value)
-        except CheckpointError as error:
-            return None, name, [f"the optimizer's state is left out: it needs {error}"]
-        groups, moments = state["param_groups"], state["state"]
-        if isinstance(moments, dict) and all(type(p) is int for g in groups for p in g.get("params", ())):
-            # torch.distributed.checkpoint writes the numbers of the parameters as text.
-            state["state"] = {int(k) if str(k).isdigit() else k: v for k, v in moments.items()}
-        return state, name, said
-    return None, None, []
+# Copies, step, epoch ---------------------------------------------------------------------------------------
 
 
 def _copied(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,10 +21,13 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class Fitted:
-    """The weights under the model's names, ready for `load_state_dict`, and what was said on the way."""
+    """The weights under the model's names, ready for `load_state_dict`, what was said on the way, and {name in the
+    file: name in the model}.
+    """
 
     weights: dict[str, torch.Tensor]
     notes: tuple[str, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:
@@ -69,6 +72,7 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:
     return Fitted(
         {k: fitted[k].reshape(v.shape) if not is_lazy(v) else fitted[k] for k, v in expected.items() if k in fitted},
         tuple(notes),
+        names,
     )
 
 

@@ -11,11 +11,14 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError
 from ..objective import Objective
+from ..parameters import unwrap
 from ..results import Cost, Option, measurement
+from ..several import by_name
 from ..tasks import Task
 from .graphs import explained
 from .margin import as_trained, optimizer_of
 from .operators import Hessian
+from .stepping import stepping
 from .thresholds import BatchSharpness
 
 
@@ -103,7 +106,12 @@ def plain_rate(task: Task, lr: float | None) -> tuple[float, tuple[str, ...]]:
     """Return (learning rate, notes) where the steps are those of plain SGD; NaN, and why, where they are not."""
     if lr is None and task.optimizer is None:
         return math.nan, ("no learning rate is known, so that there is no threshold: give lr=...",)
-    state = optimizer_of(task, lr)
+    if lr is None and len(several := by_name(task.optimizer)) > 1:
+        try:
+            stepping(several, unwrap(task.model))
+        except MeasurementError:
+            return math.nan, (f"it is not known which of the optimizers {', '.join(several)} is meant: give lr=...",)
+    state = optimizer_of(task if lr is None else task.replace(optimizer=None), lr)
     plain = state.name == "sgd" and all((r.momentum, r.coupled) == (0, 0) for r in state.rules)
     if lr is not None or (plain and len({r.lr for r in state.rules}) == 1):
         return (lr if lr is not None else state.rules[0].lr), ()

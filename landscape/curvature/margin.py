@@ -12,12 +12,14 @@ from ..objective import Objective, as_objective
 from ..parameters import unwrap
 from ..results import Cost, Option, measurement
 from ..session import batchnorm_layers
+from ..several import by_name
 from ..tasks import Task
 from .lanczos import eigenpairs
 from .operators import Hessian
 from .optimizer_state import OptimizerState, read_optimizer
 from .preconditioned import Preconditioned, covers
 from .stability import threshold_of
+from .stepping import stepping
 from .thresholds import Stability
 
 
@@ -28,6 +30,7 @@ from .thresholds import Stability
     options={
         "lr": Option(None, "learning rate; None: the optimizer's own, which the checkpoint carries"),
         "optimizer": Option(None, "sgd, adam, adamw, adagrad or rmsprop, where the checkpoint's settings don't tell"),
+        "which": Option(None, "of several optimizers, the name of the one that is meant"),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "as for eigenvalues"),
         "split": Option("train", "the data whose mean loss is differentiated"),
     },
@@ -42,16 +45,18 @@ def measure_stability(
     progress: bool = False,
     lr: float | None = None,
     optimizer: str | None = None,
+    which: str | None = None,
     tol: float = 1e-3,
     split: str = "train",
 ) -> Stability:
     """Largest eigenvalue against the stability threshold of the optimizer that trained the model.
 
     The optimizer is `task.optimizer`: what `landscape probe` finds in the checkpoint, or what Task(optimizer=...) was
-    given. `lr` replaces the learning rate of each of its groups, or stands for plain gradient descent where there is
-    no optimizer. The eigenvalue is that of the Hessian, or of the preconditioned operator where the optimizer asks for
-    it or holds a part of the weights only; of the mean loss over the draw (of a subsample it is biased upward), with
-    the batch statistics that the optimizer's steps saw where the model has BatchNorm layers (see `as_trained`).
+    given; of several the one that steps the model's parameters, or the one that `which` names. `lr` replaces the
+    learning rate of each of its groups, or stands for plain gradient descent where there is no optimizer. The
+    eigenvalue is that of the Hessian, or of the preconditioned operator where the optimizer asks for it or holds a part
+    of the weights only; of the mean loss over the draw (of a subsample it is biased upward), with the batch statistics
+    that the optimizer's steps saw where the model has BatchNorm layers (see `as_trained`).
     Raises MeasurementError where no optimizer is known, where its threshold is not defined, or where its state doesn't
     fit the model. Cost as `eigenpairs` with k = 1.
     """
@@ -60,7 +65,7 @@ def measure_stability(
     if isinstance(task, Task):
         task, seen = as_trained(task)
     with as_objective(task, split) as objective:
-        state = optimizer_of(objective.task, lr, optimizer)
+        state = optimizer_of(objective.task, lr, optimizer, which)
         found = threshold_of(state)
         if not found.defined:
             raise MeasurementError(f"the stability threshold is {found.notes[0]}")
@@ -102,16 +107,21 @@ def as_trained(task: Task) -> tuple[Task, tuple[str, ...]]:
     return task.replace(batchnorm="batch"), ("measured with BatchNorm on batch statistics, as the training steps are",)
 
 
-def optimizer_of(task: Task, lr: float | None = None, name: str | None = None) -> OptimizerState:
-    """Return the optimizer of a task, with another learning rate if given; MeasurementError where none is known."""
+def optimizer_of(
+    task: Task, lr: float | None = None, name: str | None = None, which: str | None = None
+) -> OptimizerState:
+    """Return the optimizer of a task, with another learning rate if given; of several the one that steps the model, or
+    that `which` names. Raises MeasurementError where none is known, or which one is meant.
+    """
     if lr is not None and not (lr > 0 and math.isfinite(lr)):
         raise MeasurementError(f"lr={lr} must be a positive number")
-    if task.optimizer is None:
+    optimizers = by_name(task.optimizer)
+    if not optimizers:
         if lr is None:
             raise MeasurementError(
                 "no optimizer is known: probe a checkpoint that carries its optimizer's state, give "
                 "Task(optimizer=...), or a learning rate for plain gradient descent (lr=0.1)"
             )
         return read_optimizer({"lr": lr}, name)
-    state = read_optimizer(task.optimizer, name)
+    state = read_optimizer(stepping(optimizers, unwrap(task.model), which), name)
     return state if lr is None else replace(state, rules=tuple(replace(r, lr=lr) for r in state.rules))

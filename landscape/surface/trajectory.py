@@ -350,4 +350,4 @@ def _gap(loss: np.ndarray, gap: np.ndarray, errors: Sequence[float]) -> Check:
 
 def fingerprint(state: State) -> str:
     """Return the fingerprint of a state as a checkpoint has it: `Checkpoint.fingerprint`."""
-    return Checkpoint("", dict(state.weights), None, None, None, {}, None, ()).fingerprint
+    return Checkpoint("", dict(state.weights), {}, None, None, {}, None, ()).fingerprint
