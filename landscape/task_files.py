@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import LandscapeError, TaskError
+from .task_modules import Place, import_file, importable, place_of
 
 if TYPE_CHECKING:
     from .tasks import Task
@@ -64,7 +64,8 @@ def load_task(spec: str, **settings: Any) -> Task:
 
     Args:
         spec: "path/to/file.py:name", "package.module:name", or "path/to/file.py" when it has exactly one @task.
-            The file's folder (for modules: the current one) is on sys.path while it is imported and called.
+            The file's folder (for modules: the current one) is on sys.path while it is imported and called. A file in
+            a package is imported as the package's module, so that `from .model import Net` works.
         settings: keyword arguments of the function.
 
     Raises TaskError where there is no such function, it is not marked @task (a file is then not imported), it
@@ -89,7 +90,8 @@ def _found(spec: str) -> Iterator[tuple[Callable[..., Any], Path]]:
     if where.endswith(".py"):
         path = Path(where).expanduser()
         source = _read(path)
-        marked, functions = _marked(source, path)
+        tree = _parsed(source, path)
+        marked, functions = _marked(tree, path)
         if name and name in functions and name not in marked:
             raise TaskError(f"{name} in {where} is not marked @task; {_TEMPLATE}. Nothing was run")
         if not name and not marked:
@@ -97,13 +99,13 @@ def _found(spec: str) -> Iterator[tuple[Callable[..., Any], Path]]:
                 f"{where} has no function marked @task; {_TEMPLATE}, or name one that it imports, as {where}:name. "
                 "Nothing was run"
             )
-        with _importable(path.parent):
-            module = _import_file(path, source)
-            yield _function(module, name, where), path
+        place = place_of(path, tree)
+        with importable(place.home, place.folders):
+            yield _function(_import_file(place, source), name, where), path
         return
     if os.sep in where or Path(where).exists():
         raise TaskError(f"{where} is no Python file; name a task as path/to/file.py:name or package.module:name")
-    with _importable(Path.cwd(), clear=False):
+    with importable(Path.cwd(), clear=False):
         module = _import_module(where)
         yield _function(module, name, where), Path(module.__file__ or where)
 
@@ -126,8 +128,9 @@ def load_named_task(
     given = {**reference.settings, **(settings or {})}
     where = reference.reference.rpartition(":")[0]
     if where.endswith(".py"):
-        with _importable(path.parent):
-            task = _call(_function(_import_file(path, source), name, where), given, path)
+        place = place_of(path, _parsed(source, path), Path(root))
+        with importable(place.home, place.folders):
+            task = _call(_function(_import_file(place, source), name, where), given, path)
     else:
         task = _call(_function(_import_module(where), name, where), given, path)
     if reference.loss:
@@ -157,7 +160,7 @@ def resolve_reference(reference: str, *, root: str | os.PathLike[str] = ".") -> 
             f"the checkpoint names {reference!r}, which is neither a .py file under the root nor a task of landscape: "
             "refused. Name the task yourself with --task"
         )
-    marked, functions = _marked(_read(path), path, own=not where.endswith(".py"))
+    marked, functions = _marked(_parsed(_read(path), path), path, own=not where.endswith(".py"))
     if name not in marked:
         there = "is not marked @task" if name in functions else "is not there"
         have = f" (marked: {', '.join(marked)})" if marked else ""
@@ -236,18 +239,17 @@ def _own_module(where: str) -> Path:
     return Path(spec.origin)
 
 
-def _marked(source: bytes, path: Path, *, own: bool = False) -> tuple[list[str], set[str]]:
+def _marked(tree: ast.Module, path: Path, *, own: bool = False) -> tuple[list[str], set[str]]:
     """Return the functions marked @task, in order, and the names of all functions that a file itself defines.
 
     The decorator counts only if the file imports it from landscape, under whatever name. A function that the file
     imports from a file beside it, or from this package, counts as it does there: files are read, and none is run.
     `own`: a module of this package, where the decorator may be imported relatively.
     """
-    return _marked_in(source, path, own, frozenset({path.resolve()}))
+    return _marked_in(tree, path, own, frozenset({path.resolve()}))
 
 
-def _marked_in(source: bytes, path: Path, own: bool, seen: frozenset[Path]) -> tuple[list[str], set[str]]:
-    tree = _parsed(source, path)
+def _marked_in(tree: ast.Module, path: Path, own: bool, seen: frozenset[Path]) -> tuple[list[str], set[str]]:
     imported = dict.fromkeys(_imported(tree, path, seen), True)
     names = _decorators(tree, own)
     defined: dict[str, bool] = {}
@@ -295,17 +297,16 @@ def _imported(tree: ast.Module, path: Path, seen: frozenset[Path]) -> list[str]:
     """Return the names under which a file imports marked functions from files beside it or from this package."""
     found = []
     for node in _at_the_top(tree.body):
-        if not isinstance(node, ast.ImportFrom) or node.level or not node.module:
+        if not isinstance(node, ast.ImportFrom) or node.level > 1 or not node.module:
             continue
         file, own = _beside(node.module, path.parent), False
-        if file is None and _OWN_MODULE.fullmatch(node.module):
+        if file is None and not node.level and _OWN_MODULE.fullmatch(node.module):
             with contextlib.suppress(TaskError):
                 file, own = _own_module(node.module), True
         if file is None or file.resolve() in seen:
             continue
         with contextlib.suppress(TaskError):  # what is wrong there is said where it is imported
-            source = _read(file)
-            marked, _ = _marked_in(source, file, own, seen | {file.resolve()})
+            marked, _ = _marked_in(_parsed(_read(file), file), file, own, seen | {file.resolve()})
             for a in node.names:
                 if a.name == "*":
                     found += [name for name in marked if not name.startswith("_")]
@@ -333,30 +334,6 @@ def _at_the_top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 # Import and call ----------------------------------------------------------------------------------------------
 
-_SIBLINGS: dict[str, Path] = {}  # modules that a task file imported from its own folder
-
-
-@contextlib.contextmanager
-def _importable(folder: Path, *, clear: bool = True) -> Iterator[None]:
-    """Put a folder first on sys.path, and keep apart the modules that two folders both call `model`."""
-    folder = folder.resolve()
-    if clear:
-        for name, home in list(_SIBLINGS.items()):
-            if home != folder:
-                sys.modules.pop(name, None)
-                del _SIBLINGS[name]
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the file may have changed sys.path itself
-            sys.path.remove(str(folder))
-        for name in set(sys.modules) - before if clear else ():
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).resolve().is_relative_to(folder) and "site-packages" not in file:
-                _SIBLINGS.setdefault(name, folder)
-
 
 def _read(path: Path) -> bytes:
     try:
@@ -367,24 +344,15 @@ def _read(path: Path) -> bytes:
         raise TaskError(f"{path} cannot be read ({error.strerror}); give a Python file") from None
 
 
-def _import_file(path: Path, source: bytes) -> ModuleType:
-    """Import a file under a name of its own: exactly the bytes that were read and hashed, no cached bytecode."""
-    path = path.resolve()
-    name = f"landscape_task_{path.stem}_{_sha256(str(path).encode())[:8]}"
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__landscape_sha256__", None) == _sha256(source):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # for a .py file there always is one
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look the module up while it is imported
+def _import_file(place: Place, source: bytes) -> ModuleType:
     try:
-        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+        return import_file(place, source)
+    except TaskError:
+        raise
     except BaseException as error:
-        del sys.modules[name]
-        _reraise(error, path, "while it was imported")
-    vars(module)["__landscape_sha256__"] = _sha256(source)
-    return module
+        if isinstance(error, ImportError) and "beyond top-level package" in str(error):
+            error.add_note("where the package begins in a folder further up, go there and name it package.module:name")
+        _reraise(error, place.path, "while it was imported", place.home)
 
 
 def _import_module(name: str) -> ModuleType:
@@ -445,19 +413,20 @@ def _check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -
             raise TaskError(f"{function.__name__}() needs the setting {name!r}; type --set {name}=...")
 
 
-def _reraise(error: BaseException, path: Path, when: str) -> NoReturn:
+def _reraise(error: BaseException, path: Path, when: str, folder: Path | None = None) -> NoReturn:
     """Raise a TaskError that names file, line and error of the user's code; the chain is kept for --debug."""
     if not isinstance(error, Exception | SystemExit):
         raise error  # Ctrl-C is not the task's failure
     if isinstance(error, SyntaxError) and error.filename:
         raise TaskError(f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg} ({when})") from error
     frames = traceback.extract_tb(error.__traceback__)
-    folder = path.parent.resolve()
+    folder = (folder or path.parent).resolve()
     inside = [f for f in frames if _lies_in(f.filename, folder)]
     at = f"{inside[-1].filename}, line {inside[-1].lineno}" if inside else str(path)
     lines = str(error).strip().splitlines() or [""]
     kind = "" if isinstance(error, LandscapeError) else f"{type(error).__name__}: "
     text = "it ended the program (sys.exit)" if isinstance(error, SystemExit) else f"{kind}{lines[0]}"
+    text = "; ".join((text, *getattr(error, "__notes__", ())))
     raise TaskError(f"{at}: {text.rstrip(': ')} ({when})") from error
 
 
