@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import nn
 
 from landscape import Task
 from landscape.differences import differences
-from landscape.identity import _installed, describe, hold
+from landscape.identity import _installed, describe, hold, text_of
 
 FACTOR = 2.0
 
@@ -155,6 +157,90 @@ def test_numbers_that_a_loss_holds_count_however_they_lie_in_memory(name):
     assert describe(made(holding(value)))["loss"] == describe(made(holding(plain)))["loss"]
     other = torch.full_like(plain, 7) if torch.is_tensor(value) else np.zeros_like(plain)
     assert len(plain) == 0 or describe(made(holding(value)))["loss"] != describe(made(holding(other)))["loss"]
+
+
+def _holding(value: Any) -> Callable[..., torch.Tensor]:
+    """Return a loss that closes over a value."""
+    return lambda outputs, target: (outputs - len(value)).square().mean()
+
+
+def _many(first: Any, changed: Any = None, n: int = 200) -> list[Any]:
+    """Return numbers after `first`, of which the last may be another."""
+    return [first, *(type(first)(i % 7) for i in range(n)), type(first)(1) if changed is None else changed]
+
+
+MANY = {
+    "floats": (lambda: _many(1.5), lambda: _many(1.5, 1.0000000000000002)),
+    "a tuple of floats": (lambda: tuple(_many(1.5)), lambda: tuple(_many(2.5))),
+    "the sign of zero": (lambda: _many(0.0, 0.0), lambda: _many(0.0, -0.0)),
+    "NaN": (lambda: _many(1.5, math.nan), lambda: _many(1.5, math.inf)),
+    "ints": (lambda: _many(3), lambda: _many(3, 2)),
+    "ints and floats": (lambda: _many(3), lambda: _many(3.0)),
+    "ints and bools": (lambda: _many(1), lambda: [bool(i) for i in _many(1)]),
+    "long ints": (lambda: _many(1 << 80), lambda: _many(1 << 80, 1 << 70)),
+    "one more": (lambda: _many(1.0), lambda: [*_many(1.0), 1.0]),
+    "mixed": (lambda: [*_many(1.0), 1], lambda: [*_many(1.0), True]),
+    "texts": (lambda: [str(i) for i in range(99)] + ["12", "3"], lambda: [str(i) for i in range(99)] + ["1", "23"]),
+    "a set": (lambda: set(range(200)), lambda: set(range(1, 201))),
+    "a set of floats": (lambda: {i / 2 for i in range(200)}, lambda: {i / 2 for i in range(201)}),
+    "keys": (lambda: dict.fromkeys(range(99), 1.0), lambda: dict.fromkeys(range(1, 100), 1.0)),
+    "values": (lambda: {i: float(i) for i in range(99)}, lambda: {i: float(i // 2) for i in range(99)}),
+    "an array of objects": (
+        lambda: np.array(_many(1.5), dtype=object),
+        lambda: np.array(_many(2.5), dtype=object),
+    ),
+    "tensors": (
+        lambda: {i: torch.full((3,), float(i)) for i in range(99)},
+        lambda: {i: torch.full((3,), float(i or 1)) for i in range(99)},
+    ),
+    "shapes of tensors": (
+        lambda: [torch.zeros(2), *(torch.zeros(3) for _ in range(99))],
+        lambda: [torch.zeros(3), torch.zeros(2), *(torch.zeros(3) for _ in range(98))],
+    ),
+    "large tensors": (
+        lambda: [torch.arange(5000.0) + i for i in range(70)],
+        lambda: [torch.arange(5000.0) + 2 * i for i in range(70)],
+    ),
+    "one tensor again": (
+        lambda: [t for t in (torch.zeros(1),) for _ in range(99)],
+        lambda: [torch.zeros(1) for _ in range(99)],
+    ),
+    "lists after lists": (lambda: [[1], [2]], lambda: [[1, 2]]),
+}
+
+
+@pytest.mark.parametrize("what", list(MANY))
+def test_many_numbers_count_one_by_one(what):
+    value, other = MANY[what]
+    assert text_of(_holding(value())) == text_of(_holding(value()))
+    assert text_of(_holding(value())) != text_of(_holding(other()))
+
+
+def test_tensors_count_by_their_numbers_however_they_lie_in_memory_and_how_many_there_are():
+    dense = [torch.arange(6.0).reshape(2, 3) + i for i in range(99)]
+    odd = [torch.stack([t, t], dim=-1)[..., 0] for t in dense]
+    assert text_of(_holding(dense)) == text_of(_holding(odd))
+    conjugated = [
+        torch.view_as_complex(torch.randn(4, 2, generator=torch.Generator().manual_seed(i))) for i in range(99)
+    ]
+    lazily = [t.conj() for t in conjugated]
+    assert text_of(_holding(lazily)) == text_of(_holding([t.resolve_conj() for t in lazily]))
+    assert text_of(_holding(lazily)) != text_of(_holding(conjugated))
+
+
+HUGE = {
+    "floats": lambda: [i / 3 for i in range(1_000_000)],
+    "ints by text": lambda: {str(i): i for i in range(200_000)},
+    "tensors": lambda: {i: torch.zeros(3) for i in range(20_000)},
+}
+
+
+@pytest.mark.parametrize("what", list(HUGE))
+def test_what_a_function_closes_over_is_told_in_a_moment_however_long_it_is(what):
+    held = _holding(HUGE[what]())
+    start = time.thread_time()
+    text_of(held)
+    assert time.thread_time() - start < 0.2  # 2.3, 0.4 and 0.33 s one by one, 0.06 to 0.13 s together
 
 
 def test_nested_tensors_count_by_their_parts():
