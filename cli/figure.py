@@ -29,7 +29,10 @@ from .options import Command, Pair
 @click.option("--view", type=Pair(), help="Elevation and azimuth in degrees: 30,-60.")
 @click.option("--zlim", type=Pair(), help="Lowest and highest loss shown: 0,5.")
 @click.option("--scale", type=click.Choice(["auto", "linear", "log"]), default="auto", help="Of heights and colors.")
-@click.option("--quantity", metavar="NAME", help="accuracy, held_out_loss, ... in place of the loss.")
+@click.option(
+    "--quantity", metavar="NAME",
+    help="accuracy, held_out_loss, ... in place of the loss; of a training the panels: lambda_max,loss,update.ratio.",
+)  # fmt: skip
 @click.option("--words/--no-words", default=True, help="Write fig.txt and fig.bib, too.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 def command(archives: tuple[Path, ...], out: Path, checkpoints: tuple[str, ...], **options: Any) -> None:

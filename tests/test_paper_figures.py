@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Series:
     names: tuple[str, ...]
     steps: np.ndarray
     values: np.ndarray
+    units: str = ""
 
     def column(self, name: str) -> np.ndarray:
         return self.values[:, self.names.index(name)]
@@ -56,10 +58,13 @@ class Record:
         self.held = {
             "loss": Series(("loss",), t, loss),
             "learning_rate": Series(("0", "1"), t, np.stack([0.1 / t, 0.2 / t], axis=1)),
-            "curvature": Series(("lambda_max", "threshold"), t[::20], np.ones((len(t[::20]), 2))),
+            "curvature": Series(("lambda_max", "threshold", "margin"), t[::20], np.ones((len(t[::20]), 3)), "1"),
         }
         self.events = (Event(7, "spike"), Event(9, "epoch"))
         self.probed: dict[str, tuple[Any, ...]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
 
     def get(self, name: str) -> Series | None:
         return self.held.get(name)
@@ -170,6 +175,72 @@ def test_the_record_of_a_training_is_drawn(monkeypatch: pytest.MonkeyPatch) -> N
     assert "gradient norm" not in drawn.caption  # not recorded, not drawn
     assert "2 × spike" in drawn.caption
     assert "cohen2021gradient" in drawn.bibtex
+
+
+def test_one_quantity_of_a_training_is_a_figure_of_one_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "_record", lambda run: Record())
+    runs = [make_run(n, [], archive=f"{n}.h5") for n in "ab"]
+    drawn = paper.make_figure(runs, "training", quantity="lambda_max")
+    (ax,) = drawn.figure.axes
+    assert ax.get_ylabel() == "λ max (dashed: threshold)"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]  # also where the loss is left out
+    assert drawn.figure.get_size_inches()[0] == PAPER.single
+    assert "loss" not in drawn.caption
+    assert "Losses are" not in drawn.methods
+    two = paper.make_figure(runs, "training", quantity="lambda_max,loss").figure
+    assert [ax.get_ylabel() for ax in two.axes] == ["λ max (dashed: threshold)", "loss of the batch"]
+    whole = paper.make_figure(runs, "training", quantity="margin").figure.axes[0]
+    assert whole.get_ylabel() == "curvature margin (1)"
+    assert paper.make_figure(runs, "training", quantity="loss", scale="linear").figure.axes[0].get_yscale() == "linear"
+
+
+def test_the_eigenvalue_of_an_adaptive_optimizer_is_called_preconditioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    adam, plain = Record(), Record()
+    for record, scale in ((adam, 7.0), (plain, 1.0)):
+        steps = record.held["curvature"].steps
+        record.held["eigenvalue"] = Series(("1",), steps, np.full((len(steps), 1), 1 / scale))
+    monkeypatch.setattr(paper, "_record", lambda run: adam if run.name == "adam" else plain)
+    runs = [make_run(n, [], archive=f"{n}.h5") for n in ("adam", "sgd")]
+    both = paper.make_figure(runs, "training", quantity="lambda_max")
+    assert "λ max is that of the preconditioned Hessian for adam." in both.caption
+    assert r"\cite{cohen2021gradient,cohen2022adaptive}" in both.methods
+    assert "cohen2022adaptive" in both.bibtex
+    alone = paper.make_figure(runs[:1], "training", quantity="lambda_max")
+    assert "preconditioned Hessian." in alone.caption
+    assert "cohen2021gradient" not in alone.bibtex
+    assert "preconditioned" not in paper.make_figure(runs[1:], "training").caption
+    assert "cohen" not in paper.make_figure(runs, "training", quantity="loss").bibtex
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_names_of_many_trainings_stand_below_and_are_not_cut(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "_record", lambda run: Record())
+    runs = [make_run(f"label_smoothing-lr{i}", [], archive=f"{i}.h5") for i in range(5)]
+    figure = paper.make_figure(runs, "training", style=style, quantity="lambda_max").figure
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 5
+    assert legend.get_lines()[0].get_linewidth() == figure.axes[0].get_lines()[0].get_linewidth()
+    box, label = legend.get_window_extent(), figure.axes[0].yaxis.label.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert box.y1 <= figure.axes[0].xaxis.label.get_window_extent().y0 + 1
+    assert label.y0 >= 0
+    assert label.y1 <= figure.bbox.y1
+
+
+def test_a_training_is_drawn_with_no_choice_that_it_does_not_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "_record", lambda run: Record())
+    runs = [make_run(f"r{i}", [], archive=f"{i}.h5") for i in range(8)]
+    for options, message in (
+        ({"quantity": "gradient"}, "'gradient' was not recorded: there are loss, learning_rate, lambda_max, "),
+        ({"quantity": "lambda_mx"}, "did you mean lambda_max"),
+        ({"zlim": (0.0, 1.0)}, "a training has no zlim"),
+        ({"overlay": False}, "share each panel"),
+        ({}, "8 runs on one axis can't be told apart, at most 7"),
+    ):
+        with pytest.raises(LandscapeError, match=message):
+            paper.make_figure(runs if not options else runs[:2], "training", **options)
 
 
 # ------------------------------------------------------------------------------------------------ words

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import __version__
 from ..results import Result, kind_of
+from .figures.record import LAMBDA_MAX, Panel, preconditioned
 from .numbers import count, given, interval, number, uncertain
 from .runs import Run
 
@@ -364,18 +365,20 @@ def _short(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------ training records
 
 
-def training(found: Sequence[tuple[Run, Any]]) -> tuple[str, str]:
-    """Return caption and methods for the figure of training records."""
-    steps = [int(s.steps[-1]) for _, h in found if (s := h.get("loss")) is not None and len(s.steps)]
+def training(found: Sequence[tuple[Run, Any]], panels: Sequence[Panel]) -> tuple[str, str, list[str]]:
+    """Return caption, methods and what they cite, for the figure of these panels of training records."""
+    steps = [
+        int(s.steps[-1]) for _, h in found for p in panels if (s := h.get(p.quantity)) is not None and len(s.steps)
+    ]
     told = f"The training{'' if len(found) == 1 else 's'}"
     told += f" over {_range(steps)} optimizer steps" if steps else ""
-    both = any(h.get("gradient_norm") is not None for _, h in found)
-    drawn = [f"loss of each step's batch{' and gradient norm' if both else ''} (faint) with running means"]
-    if any(h.get("learning_rate") is not None for _, h in found):
-        drawn.append("learning rate")
-    if any((s := h.get("curvature")) is not None and "lambda_max" in s.names for _, h in found):
-        drawn.append("λ max against the largest eigenvalue at which the optimizer is stable (dashed)")
-    told += f": {', '.join(drawn)}."
+    told += f": {', '.join(p.words for p in panels)}."
+    if any(p.averaged(h) for _, h in found for p in panels):
+        told += " Faint: each step; bold: running means over 2% of the steps."
+    moved = [r.name for r, h in found if preconditioned(h)] if LAMBDA_MAX in panels else []
+    if moved:
+        of = "" if len(moved) == len(found) else f" for {_listed(moved)}"
+        told += f" λ max is that of the preconditioned Hessian{of}."
     kinds: dict[str, int] = {}
     for _, history in found:
         for event in history.events:
@@ -386,8 +389,18 @@ def training(found: Sequence[tuple[Run, Any]]) -> tuple[str, str]:
         told += f" Marked: {_listed(marked)}."
     if len(found) > 1:
         told += f" Runs: {_listed([r.name for r, _ in found])}."
-    how = (
-        "Losses and gradients are those that went into each optimizer step, gradient norms as the optimizer used them "
-    )
-    how += r"(after clipping); stability thresholds as in \cite{cohen2021gradient}. "
-    return told, how + _software(found)
+    drawn = {p.quantity for p in panels}
+    how, keys = "", []
+    if "loss" in drawn:
+        how += "Losses are those that went into each optimizer step. "
+    if "gradient_norm" in drawn:
+        how += "Gradient norms are those that the optimizer used (after clipping). "
+    if LAMBDA_MAX in panels:
+        keys = ["cohen2021gradient"] * (len(moved) < len(found)) + ["cohen2022adaptive"] * bool(moved)
+        # What the last measurement of each run was held to.
+        last = [kept[-1].result for _, h in found for kept in h.probed.values() if kept[-1].kind == "eigenvalues"]
+        tols = sorted({float(e.settings["tol"]) for e in last if e.settings.get("tol")})
+        how += "λ max was measured between steps, on one fixed draw of the training data"
+        how += f", to a residual of at most {_listed([f'{100 * t:g}%' for t in tols])}" if tols else ""
+        how += f"; stability thresholds as in \\cite{{{','.join(keys)}}}. "
+    return told, how + _software(found), keys

@@ -95,7 +95,9 @@ def make_figure(
         column: "single" or "double"; by default double for several panels.
         overlay: all runs on one axis, or a panel each; by default overlaid where a run is a curve.
         projection, view, zlim, scale, quantity: of a plane or a line, as in `landscape.draw`. `view` (elevation,
-            azimuth in degrees) makes a plane a surface; several planes always share one scale.
+            azimuth in degrees) makes a plane a surface; several planes always share one scale. Of a training,
+            `quantity` names the panels, with commas between them: loss, learning_rate, gradient_norm, lambda_max
+            (against its threshold), or any that was recorded, such as "update.ratio".
         width, height: in inches, in place of the style's.
         titles: a name above each panel; by default where there are several.
 
@@ -112,22 +114,35 @@ def make_figure(
         projection = "3d"
     options = {"projection": projection, "view": view, "zlim": zlim, "quantity": quantity}
     options = {k: v for k, v in options.items() if v is not None}
-    if kind != "training":
+    panes: list[Any] = []
+    if kind == "training":
+        from .figures.record import panels_of
+
+        for name in options.keys() - {"quantity"}:
+            raise LandscapeError(f"the figure of a training has no {name}: leave --{name} out")
+        if overlay is False:
+            raise LandscapeError("the trainings share each panel: leave --beside out, or choose one with --checkpoint")
+        panes = panels_of(found, quantity)
+    else:
         options = _checked(kind, options, scale)
     together = kind in OVERLAID if overlay is None else overlay
     if together and kind not in OVERLAID | {"eigenvalues", "calibration", "layers"} and len(found) > 1:
         raise LandscapeError(f"{kind} results can't be laid over one another; leave --overlay out for a panel each")
     together = together and len(found) > 1
+    if together and len(found) > len(RUN_COLORS):
+        raise LandscapeError(
+            f"{len(found)} runs on one axis can't be told apart, at most {len(RUN_COLORS)}: choose with --checkpoint"
+        )
     if len(found) > MOST_PANELS and not together:
         raise LandscapeError(f"{len(found)} panels don't fit a figure, at most {MOST_PANELS}: choose with --checkpoint")
-    panels = 1 if together or kind == "training" else len(found)
-    inches = width or chosen.width(column or ("double" if panels > 1 or kind == "training" else "single"))
+    panels = len(panes) if kind == "training" else 1 if together else len(found)
+    inches = width or chosen.width(column or ("double" if panels > 1 else "single"))
     with styled(chosen):
         figure = empty_figure()
         if kind == "training":
             from .figures.record import draw_records
 
-            draw_records(figure, found, inches, height)
+            draw_records(figure, found, panes, inches, height, scale)
             words = ""
         elif together:
             words = _draw_over(figure, kind, found, options, (inches, height or 0.68 * inches))
@@ -140,8 +155,8 @@ def make_figure(
             figure.draw_without_rendering()
     results = [r for _, r in found]
     if kind == "training":
-        text, how = captions.training(found)
-        return Drawn(figure, text, how, bibtex(cited([], "cohen2021gradient")), chosen)
+        text, how, keys = captions.training(found, panes)
+        return Drawn(figure, text, how, bibtex(cited([], *keys)), chosen)
     text = captions.caption(found, quantity or "loss", words)
     return Drawn(figure, text, captions.methods(found), bibtex(cited(results)), chosen)
 

@@ -122,9 +122,10 @@ def fit(figure: Figure, style: Style) -> None:
         if ax.get_xscale() == "linear" and isinstance(ax.xaxis.get_major_locator(), AutoLocator):
             ax.locator_params(axis="x", nbins=5)
     own = {part for ax in figure.findobj(Axes) for part in _ticks(ax)}
+    named = {line for legend in figure.legends for line in legend.get_lines()}
     for line in figure.findobj(Line2D):
         assert isinstance(line, Line2D)
-        if line.axes is None or line in own:
+        if (line.axes is None and line not in named) or line in own:
             continue
         line.set_linewidth(line.get_linewidth() * style.stroke)
         line.set_markersize(line.get_markersize() * style.stroke)
