@@ -71,7 +71,7 @@ def transformers_task(model: Any, dataset: Any, collator: Any = None, *, test: A
     batch_size = settings.pop("batch_size", 8)
     train, held_out = (_loader(d, collate, batch_size) for d in (dataset, test))
     settings.setdefault("name", type(inner).__name__)
-    call = functools.partial(_call_transformer, takes_cache="use_cache" in _arguments(inner))
+    call = functools.partial(_call_transformer, takes_cache="use_cache" in _taken(inner))
 
     def own(model: nn.Module, batch: Any) -> torch.Tensor:
         outputs = call(model, batch)
@@ -237,9 +237,7 @@ class _Columns:
     """A collator that first drops the columns that the model's forward doesn't take, as Trainer does."""
 
     def __init__(self, model: nn.Module, collator: Callable[[list[Any]], Any]) -> None:
-        # A subclass's forward(*args, **kwargs) hides the names that its parent takes.
-        forwards = [vars(c)["forward"] for c in type(model).__mro__ if "forward" in vars(c)]
-        self.names = {name for f in forwards for name in _arguments(f)} | {"label", "label_ids"}
+        self.names = _taken(model) | {"label", "label_ids"}
         self.collator = collator
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
@@ -316,6 +314,14 @@ def _one(loader: Any, name: str) -> Any:
 def _arguments(function: Any) -> tuple[str, ...]:
     """Return the names of what a function, or a module's forward, takes."""
     return tuple(inspect.signature(getattr(function, "forward", function)).parameters)
+
+
+def _taken(model: nn.Module) -> set[str]:
+    """Return the names of what a model's forward takes, those that a forward(*args, **kwargs) hides included."""
+    inner = getattr(model, "get_base_model", None)  # PEFT's wrapper passes all on
+    base = inner() if callable(inner) else model
+    forwards = [vars(c)["forward"] for m in (model, base) for c in type(m).__mro__ if "forward" in vars(c)]
+    return {name for f in forwards for name in _arguments(f)}
 
 
 def _need(*packages: str) -> Any:

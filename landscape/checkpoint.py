@@ -18,7 +18,7 @@ from torch import nn
 from .checkpoints.contents import Contents, NeedsPickle, take_apart, without_ema
 from .checkpoints.files import Found, read_file, unpickle_in_full
 from .checkpoints.fit import Fitted, fit
-from .checkpoints.folders import read_folder, read_index, shard_of
+from .checkpoints.folders import ADAPTERS, read_adapter, read_folder, read_index, shard_of
 from .errors import CheckpointError, MeasurementError, TaskError
 from .parameters import unwrap
 from .plain import check_plain, plain_copy
@@ -255,6 +255,8 @@ def _find(path: Path, trust: bool) -> Found:
         return read_folder(path, trust_pickle=trust)
     if path.name.endswith(".index.json") and path.is_file():
         return read_index(path, trust_pickle=trust)
+    if path.name in ADAPTERS:
+        return read_adapter(path, trust_pickle=trust)
     return read_file(path, trust_pickle=trust)
 
 

@@ -121,6 +121,8 @@ def task_file_text(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def _parts(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
+    if found.data == "adapter":
+        return _adapter(checkpoint, found, path)
     if found.auto_class:
         return _transformers(checkpoint, found, path)
     if found.lightning:
@@ -293,16 +295,7 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
         f"FOLDER = Path(__file__).parent / {_quoted(folder)}",
         "",
         "",
-        "def data():",
-        '    """The training and the held-out data, as a Trainer takes them."""',
-        "    # >>> fill in: a Dataset (or a datasets.Dataset) whose rows are dicts with",
-        f"    #   {', '.join(fields)}" + (f"   ({_clean(problem)})" if problem else ""),
-        "    # >>> and the collator of your training, such as",
-        f"    #   {collator}; None takes the default",
-        "    train = test = collator = None",
-        "    if train is None:",
-        f'        raise NotImplementedError("fill in data(): rows with {", ".join(fields)}")',
-        "    return train, test, collator",
+        *_rows(fields, collator, f"   ({_clean(problem)})" if problem else ""),
         "",
         "",
         "@task  # only a function with this mark is ever called",
@@ -312,6 +305,71 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
         f"    model = {found.auto_class}.from_config(AutoConfig.from_pretrained(FOLDER))",
         "    # the loss is the model's own, as in training",
         f"    return Task.from_transformers(model, train, collator, test=test, name={name})",
+    ]
+
+
+def _rows(fields: list[str], collator: str, more: str = "") -> list[str]:
+    """Return the function that gives the data as a Trainer takes them."""
+    return [
+        "def data():",
+        '    """The training and the held-out data, as a Trainer takes them."""',
+        "    # >>> fill in: a Dataset (or a datasets.Dataset) whose rows are dicts with",
+        f"    #   {', '.join(fields)}{more}",
+        "    # >>> and the collator of your training, such as",
+        f"    #   {collator}; None takes the default",
+        "    train = test = collator = None",
+        "    if train is None:",
+        f'        raise NotImplementedError("fill in data(): rows with {", ".join(fields)}")',
+        "    return train, test, collator",
+    ]
+
+
+def _adapter(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
+    where = Path(checkpoint.path)
+    folder = where if where.is_dir() else where.parent
+    about = checkpoint.facts.get("adapter_config")
+    base = about.get("base_model_name_or_path") if isinstance(about, dict) else None
+    known = isinstance(base, str) and base != ""
+    collator = "DataCollatorWithPadding(AutoTokenizer.from_pretrained(BASE))"
+    if found.auto_class == "AutoModelForCausalLM":
+        collator = "DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(BASE), mlm=False)"
+    return [
+        "from __future__ import annotations",
+        "",
+        "from pathlib import Path",
+        "",
+        "from peft import PeftModel",
+        f"from transformers import {found.auto_class}",
+        "",
+        "from landscape import Task, task",
+        "",
+        f"ADAPTER = Path(__file__).parent / {_quoted(os.path.relpath(folder, path.parent or '.'))}",
+        f"BASE = {_quoted(str(base))}  # as the adapter names its base model"
+        if known
+        else "BASE = None  # >>> fill in: the folder or the name of the base model, which the adapter does not name",
+        "",
+        "",
+        *_rows(["input_ids", "attention_mask", "labels"], collator),
+        "",
+        "",
+        "@task  # only a function with this mark is ever called",
+        f"def {_NAME}() -> Task:",
+        "    train, test, collator = data()",
+        *(
+            []
+            if known
+            else [
+                "    if BASE is None:",
+                '        raise NotImplementedError("fill in BASE: the folder or the name of the base model")',
+            ]
+        ),
+        f"    base = {found.auto_class}.from_pretrained(BASE)"
+        + ("  # >>> the class of your training" if found.auto_class == "AutoModel" else ""),
+        "    # is_trainable: curvature and surface are those of the adapter's parameters, the base model stays as it is",
+        "    # one file serves all adapters of this rank and these layers: each checkpoint's own is put in",
+        "    model = PeftModel.from_pretrained(base, ADAPTER, is_trainable=True)",
+        "    # the loss is the model's own, as in training",
+        f"    return Task.from_transformers(model, train, collator, test=test, name={_quoted(folder.name)})",
     ]
 
 

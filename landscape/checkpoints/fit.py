@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import CheckpointError
+from .adapters import PREFIX, adapter_of, is_adapter_file
 
 # Names that torch puts inside a module's names when it is compiled, checkpointed or sharded; nobody else uses them.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -36,7 +37,8 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:
     One common prefix on either side whose removal makes the names equal is removed, and so are the names that
     torch.compile and other wrappers put inside. Tied weights stored once are filled in from their tie; buffers
     that the model does not save, and `num_batches_tracked` missing in old files, are no difference. All of
-    these are said in the notes. Dtypes are left as they are in the file. Cost: names only, no pass over data.
+    these are said in the notes. A file of an adapter alone (PEFT) is completed by the base model's tensors as `model`
+    has them. Dtypes are left as they are in the file. Cost: names only, no pass over data.
 
     Raises CheckpointError naming the missing, extra and misshapen names (at most six of each, with shapes, and
     the nearest names), and where the model has no storage (meta device) or ties what differs in the file.
@@ -44,6 +46,8 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:
     expected = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
     if any(v.is_meta for v in expected.values()):
         raise CheckpointError("the task's model is on the meta device, where weights have no values; build it on cpu")
+    if not expected.keys() <= weights.keys() and (completed := _adapter_alone(weights, expected, model)) is not None:
+        return completed
     target = _Target(expected, _unsaved_buffers(model, expected))
     names, said = _rename(list(weights), target)
     notes = [said] if said else []
@@ -91,6 +95,33 @@ class _Target:
                 key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, value.device)
                 groups.setdefault(key, []).append(name)
         return {n: [m for m in group if m != n] for group in groups.values() if len(group) > 1 for n in group}
+
+
+def _adapter_alone(
+    weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], model: nn.Module
+) -> Fitted | None:
+    """Return the adapter of a file beside the base model's own tensors; None where the file is no adapter's."""
+    adapter = adapter_of(model)
+    given = {k.removeprefix(PREFIX): v for k, v in weights.items()}
+    if adapter is None and is_adapter_file(weights):
+        raise CheckpointError(
+            f"holds an adapter alone (PEFT), and {type(model).__name__} has none: put it around the base model in the "
+            "task file: peft.PeftModel.from_pretrained(base, folder, is_trainable=True)"
+        )
+    if adapter is None or adapter.names.keys().isdisjoint(given):
+        return None
+    wanted = {k: expected[name] for k, name in adapter.names.items()}
+    missing = [k for k in wanted if k not in given]
+    extra = [k for k in given if k not in wanted and k not in adapter.beside]
+    wrong = [k for k, v in given.items() if k in wanted and not _same_shape(v, wanted[k])]
+    if missing or extra or wrong:
+        raise CheckpointError(_difference(given, wanted, missing, extra, wrong, given, model))
+    fitted = {{**adapter.beside, **adapter.names}[k]: v for k, v in given.items()}
+    base = {k: v.detach() for k, v in expected.items() if k not in fitted}
+    note = f"an adapter alone (PEFT): {len(fitted)} tensors; the base model's {len(base)} are as the task makes them"
+    if adapter.made_from_config:
+        note += ", from its config: make it with from_pretrained where its weights lie in a file"
+    return Fitted({**base, **fitted}, (note, *_types(fitted, expected)))
 
 
 # Names --------------------------------------------------------------------------------------------------------

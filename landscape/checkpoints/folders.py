@@ -19,9 +19,12 @@ _INDEXES = (
     "pytorch_model.bin.index.json",
     "diffusion_pytorch_model.safetensors.index.json",
 )
+#: What PEFT calls the file of an adapter.
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _SINGLES = (
     *("model.safetensors", "pytorch_model.bin", "pytorch_model.safetensors", "diffusion_pytorch_model.safetensors"),
     *("diffusion_pytorch_model.bin", "model.pt", "pytorch_model.pt"),
+    *ADAPTERS,
 )
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 _ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -122,9 +125,19 @@ def _with_neighbors(folder: Path, names: list[str], found: Found) -> Found:
         other = read_file(folder / beside)
         value["optimizer"] = other.value
         notes += other.notes
-    if "adapter_config.json" in names:
-        notes.append("an adapter (PEFT): it holds the adapter's weights only, not the base model's")
-    return Found(value, tuple(notes), facts)
+    return Found(value, tuple(notes), facts | _adapter_config(folder))
+
+
+def read_adapter(path: Path, *, trust_pickle: bool = False) -> Found:
+    """Return what an adapter's own file holds, with its configuration from beside it. Raises CheckpointError."""
+    found = read_file(path, trust_pickle=trust_pickle)
+    return Found(found.value, found.notes, {**found.facts, **_adapter_config(path.parent)})
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    path = folder / "adapter_config.json"
+    config = _json(path) if path.is_file() else None
+    return {"adapter_config": config} if isinstance(config, dict) else {}
 
 
 def _json(path: Path) -> Any:

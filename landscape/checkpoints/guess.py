@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ..checkpoint import Checkpoint
+from .adapters import is_adapter_file
 
-Data = Literal["images", "volumes", "signals", "tokens", "rows", "sequences", "unknown"]
+Data = Literal["images", "volumes", "signals", "tokens", "rows", "sequences", "adapter", "unknown"]
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _HEAD = re.compile(r"(^|[._])(fc|head|heads|classifier|output|out|logits|lm_head|score|predictor|cls)([._]|\d|$)")
@@ -37,6 +38,14 @@ _AUTO_CLASSES = {
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForCausalLM": "AutoModelForCausalLM",
     "LMHeadModel": "AutoModelForCausalLM",
+}
+# Auto classes of transformers by what PEFT calls an adapter's task.
+_TASK_TYPES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
 
 
@@ -68,6 +77,7 @@ class Guess:
             "tokens": f"tokens from a vocabulary of {self.inputs}",
             "rows": f"rows of {self.inputs} features",
             "sequences": f"sequences of {self.inputs} features",
+            "adapter": "an adapter (PEFT), without its base model",
             "unknown": "inputs unknown",
         }[self.data]
         if self.inputs == 1:
@@ -79,6 +89,11 @@ class Guess:
 def guess(checkpoint: Checkpoint) -> Guess:
     """Return what the names and shapes say. Never raises: what is not recognized is said to be unknown."""
     weights = _in_order(checkpoint)
+    if is_adapter_file(checkpoint.weights):
+        about = checkpoint.facts.get("adapter_config")
+        kind = about.get("task_type") if isinstance(about, dict) else None
+        auto = _TASK_TYPES.get(kind, "AutoModel") if isinstance(kind, str) else "AutoModel"
+        return Guess("adapter", None, None, auto_class=auto)
     data, inputs = _inputs(weights)
     classes, tied = _classes(weights), _tied(weights)
     if tied is not None:
