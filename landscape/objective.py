@@ -115,10 +115,8 @@ class Objective:
                     seed=task.seed,
                 )
             )
-            # The parameters' tensors are ours until the end: what they hold now is the centre.
-            self.center = tuple(p.data for p in self.parameters)
-            for p in self.parameters:
-                p.data = p.data.clone()
+            # The parameters keep the memory that they have now, into which views of the model's own may look.
+            self.center = tuple(p.data.clone() for p in self.parameters)
             self._batches = self._regrouped(self._load())
             self.largest = max(batch_size_of(b) or 1 for b in self._batches)
             self._weights: list[float | None] = [None] * len(self._batches)

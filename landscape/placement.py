@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .aliases import held_fixed
 from .batch import to_device
 from .errors import TaskError
 from .parameters import trainable
@@ -40,6 +41,12 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
     if any(p.requires_grad and id(p) not in own for p in theirs):
         notes.append("the loss has parameters of its own, which are held fixed")
+    fixed = held_fixed(model)
+    if fixed:
+        notes.append(
+            f"{', '.join(fixed[:3])} share memory with parameters in a way that can't be followed: they stay as they "
+            "are where the weights are moved"
+        )
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes

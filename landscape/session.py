@@ -15,6 +15,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .aliases import following, refuse_shared_memory
 from .batch import in_precision
 from .errors import ObjectiveError
 from .seeding import seeded
@@ -45,8 +46,10 @@ def prepared(
         stack.enter_context(_exact_arithmetic())
         stack.enter_context(twice_differentiable(model))
         stack.enter_context(_own_tensors(model, device, dtype))
+        stack.enter_context(_plain_attributes(model))
         if isinstance(loss, nn.Module):
             stack.enter_context(_own_tensors(loss, device, dtype))
+            stack.enter_context(_plain_attributes(loss))
         stack.enter_context(_mode(model, mode, batchnorm))
         yield
 
@@ -151,16 +154,23 @@ class _NotReentrant:
 @contextlib.contextmanager
 def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Let the model work on copies of its tensors; hooks on its parameters stay out of the measurement."""
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise ObjectiveError("the model is, or holds, a TorchScript module: give the module that was scripted")
+    if any(p.is_meta for p in model.parameters()):
+        raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
+    refuse_shared_memory(model)
+    with following(model) as follow, _copies(model, device, dtype):
+        follow()
+        yield
 
+
+@contextlib.contextmanager
+def _copies(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     def own(t: torch.Tensor) -> torch.Tensor:
         return t.detach().to(device, in_precision(t.dtype, dtype), copy=True)
 
     parameters = list(model.parameters())
     modules = list(model.modules())
-    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
-        raise ObjectiveError("the model is, or holds, a TorchScript module: give the module that was scripted")
-    if any(p.is_meta for p in parameters):
-        raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
     kept = [(p, p.data, p.grad, p._backward_hooks) for p in parameters]
     # A graph that somebody made before remembers how often its tensors had been changed: they will not have been.
     unchanged = _unsafe_preserve_version_counter(tuple(parameters))
@@ -198,16 +208,40 @@ def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
 
 @contextlib.contextmanager
-def _mode(model: nn.Module, mode: str, batchnorm: str) -> Iterator[None]:
-    flags = [(m, m.training) for m in model.modules()]
+def _plain_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back the numbers, strings and flags that the modules hold as attributes: what they count, or remember to have
+    done to weights that are put back, too.
+    """
+
+    def plain(m: nn.Module) -> dict[str, Any]:
+        return {k: v for k, v in vars(m).items() if v is None or isinstance(v, bool | int | float | complex | str)}
+
+    kept = [(m, plain(m)) for m in model.modules()]
     try:
-        model.train(mode == "train")
-        for m in batchnorm_layers(model):
-            m.train(batchnorm == "batch")
         yield
     finally:
-        for m, training in flags:
-            m.training = training
+        for m, found in kept:
+            for name in [k for k in plain(m) if k not in found]:
+                del vars(m)[name]
+            vars(m).update(found)
+
+
+@contextlib.contextmanager
+def _mode(model: nn.Module, mode: str, batchnorm: str) -> Iterator[None]:
+    """Set the modules' modes; `_plain_attributes` puts them back.
+
+    For "eval" only the flags: a train() of the model's own may write to its weights (LoRA layers merge theirs in it,
+    and the loss would no longer depend on what is trained). For "train" it is called, since it is there that layers
+    are kept frozen.
+    """
+    if mode == "train":
+        model.train()
+    else:
+        for m in model.modules():
+            m.training = False
+    for m in batchnorm_layers(model):
+        m.training = batchnorm == "batch"
+    yield
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:

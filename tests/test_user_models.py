@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from landscape import GaussNewton, Hessian, Objective, Task, sharpness
+from landscape import GaussNewton, Hessian, Objective, Task, interpolate, sharpness
 from landscape.errors import ObjectiveError, TaskError
 
 
@@ -521,3 +521,171 @@ class TestParameters:
             model = torch.jit.script(linear())
         with pytest.raises(ObjectiveError, match="TorchScript"), Objective(Task(model, nn.CrossEntropyLoss(), data())):
             pass
+
+
+class Merging(nn.Linear):
+    """A LoRA layer as loralib writes it: eval() merges the product of its two factors into the weight."""
+
+    def __init__(self):
+        torch.manual_seed(3)
+        super().__init__(5, 3, dtype=torch.float64)
+        self.down, self.up = nn.Parameter(torch.randn(2, 5).double()), nn.Parameter(torch.randn(3, 2).double())
+        self.weight.requires_grad_(False)
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.up @ self.down
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        out = F.linear(x, self.weight, self.bias)
+        return out if self.merged else out + x @ self.down.T @ self.up.T
+
+
+class TestModes:
+    def test_layers_that_merge_their_weights_in_eval_are_measured_unmerged_and_left_as_they_were(self):
+        model, (x, y) = Merging(), data()
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5)))
+        assert not model.merged
+        assert model.training
+        loss = F.cross_entropy(model(x), y)
+        model.weight.requires_grad_(False)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, trained, create_graph=True)])
+        rows = [torch.autograd.grad(g, trained, retain_graph=True, materialize_grads=True) for g in gradient]
+        assert close(found, torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows]))
+
+    def test_what_a_train_of_the_models_own_freezes_is_frozen(self):
+        class Net(nn.Sequential):
+            def train(self, mode=True):
+                super().train(mode)
+                self[1].eval()
+                return self
+
+        model = Net(linear(), nn.Dropout(0.5)).double()
+        with Objective(Task(model, nn.CrossEntropyLoss(), data(), mode="train")) as objective:
+            assert model[0].training
+            assert not model[1].training
+            assert objective.evaluate().loss > 0
+
+    def test_counters_of_model_and_loss_are_put_back(self):
+        class Counting(nn.Module):
+            def __init__(self, inner):
+                super().__init__()
+                self.inner, self.calls = inner, 0
+
+            def forward(self, *args):
+                self.calls += 1
+                self.latest = self.calls
+                return self.inner(*args)
+
+        model, loss = Counting(linear()), Counting(nn.CrossEntropyLoss())
+        with Objective(Task(model, loss, data())):
+            assert model.calls > 0
+        for counting in (model, loss):
+            assert counting.calls == 0
+            assert not hasattr(counting, "latest")
+
+
+class Flat(nn.Module):
+    """All weights in one parameter, of which the layers are views that were made once."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.flat = nn.Parameter(torch.randn(18, dtype=torch.float64))
+        views = [self.flat[:15].view(3, 5), self.flat[15:]]
+        if kind == "attributes":
+            self.weight, self.bias = views
+        self.views = {"list": views, "dict": dict(zip("wb", views, strict=True))}.get(kind)
+
+    def forward(self, x):
+        if self.views is None:
+            return F.linear(x, self.weight, self.bias)
+        return F.linear(x, *(self.views.values() if isinstance(self.views, dict) else self.views))
+
+
+class TestSharedMemory:
+    @pytest.mark.parametrize("kind", ["attributes", "list", "dict"])
+    @pytest.mark.parametrize("dtype", [None, torch.float32])
+    def test_views_of_a_parameter_that_were_made_once_move_with_it(self, kind, dtype):
+        x, y = data()
+        model, step = Flat(kind), torch.linspace(-1, 1, 18).double()
+        held = [v for k, v in vars(model).items() if isinstance(v, torch.Tensor | list | dict) and k[0] != "_"]
+        task = Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5, dtype=dtype)
+        with Objective(task) as objective:
+            objective.move([[step.to(objective.dtype)]], [1.0])
+            found = objective.evaluate().loss
+            slope = torch.cat([g.reshape(-1) for g in objective.gradient()])
+        assert all(any(v is w for w in vars(model).values()) for v in held)
+        h = matrix(Hessian(task))
+        exact = torch.allclose if dtype is None else functools.partial(torch.allclose, atol=1e-6, rtol=1e-6)
+        same = Flat(kind)
+        assert exact(h.double(), dense(same, F.cross_entropy(same(x), y)))
+        with torch.no_grad():
+            model.flat += step
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        assert exact(torch.tensor(found).double(), loss.detach())
+        assert exact(slope.double(), model.flat.grad)
+
+    def test_a_path_between_two_states_of_such_a_model(self):
+        x, y = data()
+        model, ends = Flat("list"), [{"flat": torch.randn(18).double()} for _ in range(2)]
+        found = interpolate(Task(model, nn.CrossEntropyLoss(), (x, y)), *ends, points=3)
+        for loss, share in zip(found.loss[0], (0.0, 0.5, 1.0), strict=True):
+            model.load_state_dict({"flat": (1 - share) * ends[0]["flat"] + share * ends[1]["flat"]})
+            assert loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
+
+    def test_a_buffer_that_is_a_view_of_a_parameter_moves_with_it(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+                self.register_buffer("columns", self.head.weight.data.T)
+
+            def forward(self, x):
+                return self.head(x) + x @ self.columns
+
+        model, (x, y) = Net(), data()
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y))) as objective:
+            objective.move([[torch.ones(3, 5).double().tril(), torch.zeros(3).double()]], [1.0])
+            found = objective.evaluate().loss
+            assert not objective.notes
+        with torch.no_grad():
+            model.head.weight += torch.ones(3, 5).double().tril()
+        assert found == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
+
+    def test_a_view_of_several_parameters_is_said_to_stay(self):
+        model, whole = linear(), torch.randn(18).double()
+        model.weight.data, model.bias.data, model.whole = whole[:15].view(3, 5), whole[15:], whole
+        with Objective(Task(model, nn.CrossEntropyLoss(), data())) as objective:
+            assert "whole share memory with parameters in a way that can't be followed" in objective.notes[0]
+
+    def test_two_parameters_in_one_memory_are_refused(self):
+        model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)).double()
+        model[1].weight.data = model[0].weight.data
+        with pytest.raises(ObjectiveError, match=r"0\.weight and 1\.weight lie in the same memory .* make them one"):
+            Objective(Task(model, nn.CrossEntropyLoss(), data())).__enter__()
+
+    @pytest.mark.parametrize(
+        ("shape", "cut"),
+        [((6, 5), lambda t: (t[:3], t[3:])), ((3, 10), lambda t: (t[:, :5], t[:, 5:]))],
+        ids=["rows", "columns"],
+    )
+    def test_parameters_beside_each_other_in_one_memory_are_two(self, shape, cut):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.a, self.b = map(nn.Parameter, cut(torch.randn(shape).double()))
+
+            def forward(self, x):
+                return x @ self.a.T + (x @ self.b.T).tanh()
+
+        model, (x, y) = Net(), data()
+        found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5)))
+        assert close(found, dense(model, F.cross_entropy(model(x), y)))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..aliases import following
 from ..checkpoint import Checkpoint, read_checkpoint
 from ..checkpoints.contents import take_apart
 from ..checkpoints.fit import fit
@@ -88,14 +89,19 @@ def holding(model: nn.Module, state: State) -> Iterator[None]:
     """
     own = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor)}
     kept = {id(v): (v, v.data) for v in own.values()}
-    try:
-        for name, value in state.weights.items():
-            held = own[name]
-            held.data = value.detach().to(held.device, held.dtype)
-        yield
-    finally:
-        for held, data in kept.values():
-            held.data = data
+    with following(model) as follow:
+        try:
+            for name, value in state.weights.items():
+                held = own[name]
+                data = value.detach().to(held.device, held.dtype)
+                if data.stride() != held.stride():  # what follows a parameter relies on its layout
+                    data = torch.empty_like(held.data).copy_(data)
+                held.data = data
+            follow()
+            yield
+        finally:
+            for held, data in kept.values():
+                held.data = data
 
 
 def others(state: State, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
