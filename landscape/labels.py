@@ -15,6 +15,8 @@ from .reduction import torch_loss_settings
 IGNORE_INDEX = -100
 #: What the labels of a dict batch are called, the first one that is there.
 LABEL_NAMES = ("labels", "label", "targets", "target", "y")
+# Losses that take each logit (or probability) for a decision of its own.
+_SIGMOIDS = (nn.BCELoss, nn.BCEWithLogitsLoss, nn.SoftMarginLoss, nn.MultiLabelSoftMarginLoss)
 _REGRESSIONS = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 
 
@@ -42,12 +44,14 @@ def logits_of(outputs: Any) -> torch.Tensor | None:
 
 
 def default_prediction(
-    outputs: Any, labels: Any, loss: Any, ignore_index: int = IGNORE_INDEX
+    outputs: Any, labels: Any, loss: Any, ignore_index: int = IGNORE_INDEX, several: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return (logits, labels) with one row a prediction, None where these are no classes.
 
     (n, classes) with (n,) integer labels; (n, classes, ...) with (n, ...) for segmentation; (n, length, classes)
-    with (n, length) for tokens; (n,) or (n, 1) with labels 0 and 1 for a binary task. Rows to ignore are left out.
+    with (n, length) for tokens; (n,) or (n, 1) with labels 0 and 1 for a binary task; (n, labels) with the same for
+    several labels that are each there or not, where the loss takes them so or `several` says that they are meant
+    (else they may be one-hot): n * labels rows, those of a sample together. Rows to ignore are left out.
     """
     logits = logits_of(outputs)
     if logits is None or not isinstance(labels, torch.Tensor):
@@ -59,10 +63,10 @@ def default_prediction(
     if kind is not None and issubclass(kind, nn.BCELoss):
         logits = torch.logit(logits.double())  # BCELoss takes probabilities: the same predictions as logits
     if labels.is_floating_point() or labels.shape == logits.shape:
-        return _binary(logits, labels, kind)
+        return _binary(logits, labels, kind, several)
     if logits.ndim == 2 and labels.ndim == 1 and len(labels) == len(logits):
         if logits.shape[1] == 1:
-            return _binary(logits, labels, kind)
+            return _binary(logits, labels, kind, several)
         return _kept(logits, labels, ignore_index)
     if logits.ndim >= 3 and labels.shape == logits.shape[:1] + logits.shape[2:]:
         classes = logits.shape[1]
@@ -73,17 +77,16 @@ def default_prediction(
 
 
 def _binary(
-    logits: torch.Tensor, labels: torch.Tensor, kind: type[nn.Module] | None
+    logits: torch.Tensor, labels: torch.Tensor, kind: type[nn.Module] | None, several: bool
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return a binary task's flat logits and labels; None for a regression or soft labels."""
+    """Return flat logits and labels of a binary task, or of several labels; None for a regression or soft labels."""
     if kind is not None and issubclass(kind, _REGRESSIONS):
         return None
-    if logits.numel() != labels.numel() or (logits.ndim > 1 and logits.shape[-1] != 1 and logits.ndim == 2):
+    classifies = kind is not None and issubclass(kind, _SIGMOIDS)
+    if logits.numel() != labels.numel() or (logits.ndim == 2 and logits.shape[1] != 1 and not (classifies or several)):
         return None
-    if labels.is_floating_point():
-        classifies = kind is not None and issubclass(kind, nn.BCELoss | nn.BCEWithLogitsLoss | nn.SoftMarginLoss)
-        if not classifies:
-            return None
+    if labels.is_floating_point() and not classifies:
+        return None
     if not bool(((labels == 0) | (labels == 1)).all()):
         return None
     return logits.reshape(-1), labels.reshape(-1).long()
@@ -114,6 +117,12 @@ def rows_of_samples(labels: Any, rows: int, ignore_index: int = IGNORE_INDEX) ->
     if not labels.is_floating_point() and len(own) != rows:
         own = own[labels.reshape(-1) != ignore_index]
     return own if len(own) == rows else None
+
+
+def labels_of_each(labels: Any, logits: torch.Tensor) -> int:
+    """Return how many labels, each there or not, a sample has by `labels` (n, labels) and flat `logits`; else 1."""
+    several = isinstance(labels, torch.Tensor) and labels.ndim == 2 and logits.ndim == 1
+    return labels.shape[1] if several and labels.numel() == len(logits) else 1
 
 
 def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

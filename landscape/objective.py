@@ -21,7 +21,7 @@ from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from .labels import hits_of_samples, known_ignore_index, rights_of_samples
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
-from .passes import Evaluation, evaluate, grouped_predictions
+from .passes import Evaluation, Predicted, all_predictions, evaluate
 from .placement import place, placed
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .seeding import seed_all
@@ -502,16 +502,16 @@ class Objective:
 
         Positions to be ignored are left out. Raises MeasurementError for a task without labels.
         """
-        logits, labels, _ = self.grouped_predictions()
-        return logits, labels
+        found = self.all_predictions()
+        return found.logits, found.labels
 
-    def grouped_predictions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return (logits, labels, groups): as `predictions`, and which sample of the draw each row (n,) comes from.
+    def all_predictions(self) -> Predicted:
+        """Return the predictions of the draw, which sample each comes from, and how many labels a sample has.
 
         The groups are None where that isn't known: a `predict` that returns another number of rows than of samples
         (pixels, tokens) without their shape.
         """
-        return grouped_predictions(self)
+        return all_predictions(self)
 
     def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Return (right, all) of batch i, or of each of its samples where these hold several predictions.

@@ -51,7 +51,7 @@ def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target
         logits, labels = pair
         if isinstance(labels, torch.Tensor) and labels.is_floating_point() and bool((labels == labels.round()).all()):
             labels = labels.long()  # predict says that these are class labels
-        return default_prediction(logits, labels, None, ignore), labels
+        return default_prediction(logits, labels, None, ignore, several=True), labels
     if task.batch_loss is not None:
         return None, None
     labels, logits = default_target(target), logits_of(outputs)

@@ -11,7 +11,7 @@ import torch
 
 from .batch import batch_size_of
 from .errors import MeasurementError, ObjectiveError
-from .labels import known_ignore_index, rows_of_samples
+from .labels import known_ignore_index, labels_of_each, rows_of_samples
 from .outputs import lacking_labels, predicted
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .verification import BLOCKS, block_error, blocks
@@ -142,16 +142,31 @@ def _further(
     )
 
 
-def grouped_predictions(objective: Objective) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """See `Objective.grouped_predictions`."""
+@dataclass(frozen=True)
+class Predicted:
+    """The predictions of a draw on the CPU: logits (n, classes), or (n,) where each is a decision, and labels (n,).
+
+    `groups` (n,) numbers the sample that each comes from, None where that isn't known. `several` is the number of
+    labels that each sample has of its own, each there or not, in this order; 1 for what is no multi-label task.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    groups: torch.Tensor | None
+    several: int
+
+
+def all_predictions(objective: Objective) -> Predicted:
+    """See `Objective.all_predictions`."""
     if not objective.has_labels:
         raise MeasurementError(lacking_labels(objective.task, objective.split))
-    found, groups, seen = [], [], 0
+    found, groups, several, seen = [], [], set(), 0
     with objective.measuring():
         for i in range(len(objective)):
             pair, given = predicted(objective, i)
             assert pair is not None
             found.append((pair[0].detach().cpu(), pair[1].cpu()))
+            several.add(labels_of_each(given, pair[0]))
             size = batch_size_of(objective.batch(i))
             rows = rows_of_samples(given, len(pair[1]), known_ignore_index(objective.task.loss))
             # Labels that are no longer one entry a sample don't tell which sample a row is of.
@@ -161,4 +176,9 @@ def grouped_predictions(objective: Objective) -> tuple[torch.Tensor, torch.Tenso
     objective.passes += 1
     logits, labels = zip(*found, strict=True)
     known = [g for g in groups if g is not None]
-    return torch.cat(logits), torch.cat(labels), torch.cat(known) if len(known) == len(groups) else None
+    return Predicted(
+        torch.cat(logits),
+        torch.cat(labels),
+        torch.cat(known) if len(known) == len(groups) else None,
+        several.pop() if len(several) == 1 else 1,
+    )

@@ -109,7 +109,8 @@ class Task:
             torch's cross entropy.
         batch_loss: `(model, batch) -> loss` for models that compute their own; `(mean, weight)` is accepted.
             The Hessian works, Gauss-Newton and Fisher refuse with a line.
-        predict: `(model, batch) -> (logits, labels)` for calibration and accuracy; by default from `forward`.
+        predict: `(model, batch) -> (logits, labels)` for calibration and accuracy; by default from `forward`. Logits
+            and labels of one shape (n, labels) are those of several labels that are each there or not.
         mode: "eval" (default: what is deployed), or "train" for models that return a loss only there.
         batchnorm: "eval" uses the running statistics, "batch" those of each batch, "recompute" estimates them
             anew over the draw wherever the weights are moved; derivatives take them for constants there.

@@ -68,10 +68,11 @@ class Between:
     def gather(self) -> None:
         """Bring together what all processes observed. The logits kept for a temperature stay those of the first."""
         told: list[Any] = [None] * self._world
-        own = {s: o.accumulator.settings.ignore_index for s, o in self._run.observed.items()}
+        settings = {s: o.accumulator.settings for s, o in self._run.observed.items()}
+        own = {s: (how.ignore_index, how.kind) for s, how in settings.items()}
         torch.distributed.all_gather_object(told, own)
-        for split, ignore_index in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
-            seen = self._run.observed.setdefault(split, Observed(ignore_index))
+        for split, how in {s: i for seen in reversed(told) for s, i in seen.items()}.items():
+            seen = self._run.observed.setdefault(split, Observed(*how))
             seen.accumulator.all_reduce()
 
     def _record_seconds(self, step: int, spent: Mapping[str, float]) -> None:

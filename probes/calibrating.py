@@ -198,7 +198,6 @@ def calibrate_files(
                 # A task's predictions come without what it ignores, one row each.
                 ignore_index=ignore_index if source.ready is None else None,
                 class_dim=class_dim if source.ready is None else 1,
-                kind=kind if source.ready is None else None,
                 strict=strict,
                 seed=_seed(source, seed),
                 must_recalibrate=method is not None or out is not None,
@@ -284,7 +283,7 @@ def _saved(path: str, named: Mapping[str, str | None], ignore_index: int | None,
     # The labels in their order stand for the samples: whoever saved two models' predictions on one set has them equal.
     mark = hashlib.sha256(f"{truth.shape} {ignore_index}".encode() + truth.astype(np.int64).tobytes()).hexdigest()
     judged = Judged(
-        found.kind, found.scores, found.labels, found.groups, fingerprint=f"labels {mark}", notes=found.notes
+        found.kind, found.scores, found.labels, found.groups, kind, fingerprint=f"labels {mark}", notes=found.notes
     )
     facts = {"predictions": Path(path).name, "input": found.kind}
     return Source(path, judged, Subject(checkpoint=path, name=_stem(path), facts=facts))

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from landscape.batch import as_tensor
 from landscape.calibration.accumulator import CalibrationAccumulator
+from landscape.calibration.inputs import Form
 
 #: Numbers of logits that are kept for the fit of a temperature (chosen by us: 16 MB; 400,000 samples of ten classes,
 #: 4,000 of a thousand, where its standard error is about 0.02).
@@ -24,8 +25,8 @@ class Observed:
     The accumulator sees all of them; `logits` and `labels` are the first `KEPT` numbers of logits, on their device.
     """
 
-    def __init__(self, ignore_index: int | None = None) -> None:
-        self.accumulator = CalibrationAccumulator(ignore_index=ignore_index)
+    def __init__(self, ignore_index: int | None = None, kind: Form | None = None) -> None:
+        self.accumulator = CalibrationAccumulator(ignore_index=ignore_index, kind=kind)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._numbers = 0
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from landscape.archive.compaction import compact
 from landscape.archive.history import History
 from landscape.archive.segments import live_folder
+from landscape.calibration.inputs import Form
 from landscape.errors import ArchiveError, MeasurementError
 from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
@@ -212,6 +213,7 @@ class Recorder:
         *,
         split: str = "val",
         ignore_index: int | None = IGNORE_INDEX,
+        kind: Form | None = None,
         everywhere: bool = False,
         **more: Any,
     ) -> None:
@@ -220,14 +222,15 @@ class Recorder:
         In a distributed training those of the first process are counted, or `everywhere` those of each; see
         `end_evaluation`. Takes what `CalibrationAccumulator.update` takes: logits or probabilities, labels, groups;
         those of a language model as (n, length, classes) and (n, length), so that the tokens of a sequence are known to
-        depend on each other. `ignore_index` is torch's -100. Costs no forward pass.
+        depend on each other. `ignore_index` is torch's -100, `kind` as in `calibration_error` ("multilabel" for labels
+        that are each there or not, whole numbers). Both hold from the first batch on. Costs no forward pass.
         Raises MeasurementError for predictions that can't be counted.
         """
         started = time.perf_counter()
         if not self.closed and (self._rank == 0 or everywhere):
             self._warn_unevaluated()
             if split not in self._run.observed:
-                self._run.observed[split] = Observed(ignore_index)
+                self._run.observed[split] = Observed(ignore_index, kind)
             self._run.observed[split].update(logits, labels, **more)
         self.recording += time.perf_counter() - started
 

@@ -177,11 +177,11 @@ def test_tokens_of_one_sequence_are_a_group() -> None:
     kept = y != -100
     groups = torch.arange(40).unsqueeze(1).expand(40, 6)[kept]
     with Objective(task, "test") as objective:
-        found = objective.grouped_predictions()
-        assert torch.equal(found[1], y[kept])
-        assert torch.allclose(found[0], logits[kept])
-        assert found[2] is not None
-        assert torch.equal(found[2], groups)
+        found = objective.all_predictions()
+        assert torch.equal(found.labels, y[kept])
+        assert torch.allclose(found.logits, logits[kept])
+        assert found.groups is not None
+        assert torch.equal(found.groups, groups)
     result = measure_calibration(task)
     by_hand = calibration_error(logits=logits[kept], labels=y[kept], groups=groups)
     assert (result.ece, result.groups) == (by_hand.ece, 40)
@@ -200,7 +200,7 @@ def test_one_prediction_a_sample_needs_no_groups() -> None:
     torch.manual_seed(0)
     task = Task(nn.Linear(3, 4), nn.CrossEntropyLoss(), None, (torch.randn(50, 3), torch.randint(4, (50,))))
     with Objective(task, "test") as objective:
-        groups = objective.grouped_predictions()[2]
+        groups = objective.all_predictions().groups
         assert groups is not None
         assert torch.equal(groups, torch.arange(50))
     assert measure_calibration(task).groups == 0

@@ -92,14 +92,14 @@ def of(loss, data: list[Batch] | None = None, model: nn.Module | None = None) ->
 def test_a_loss_that_shifts_its_labels_has_them_shifted_for_calibration_too(loss) -> None:
     task = of(loss)
     with Objective(task, "test") as objective:
-        logits, labels, groups = objective.grouped_predictions()
+        found = objective.all_predictions()
         accuracy = objective.evaluate(accuracy=True).accuracy
     expected = pairs(task.model, batches())
-    assert torch.equal(logits, expected[0])
-    assert torch.equal(labels, expected[1])
+    assert torch.equal(found.logits, expected[0])
+    assert torch.equal(found.labels, expected[1])
     assert accuracy == (expected[0].argmax(1) == expected[1]).double().mean().item()
-    assert groups is not None
-    assert groups.bincount().tolist() == [int(m.sum()) - 1 for b in batches() for m in b["attention_mask"]]
+    assert found.groups is not None
+    assert found.groups.bincount().tolist() == [int(m.sum()) - 1 for b in batches() for m in b["attention_mask"]]
 
 
 def test_a_loss_of_each_positions_own_label_keeps_it() -> None:

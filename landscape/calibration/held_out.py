@@ -31,9 +31,10 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
         )
     with as_objective(task, split) as objective:
         before = objective.passes
-        logits, labels, groups = objective.grouped_predictions()
+        found = objective.all_predictions()
         passes = objective.passes - before
         samples, notes, fingerprint = objective.samples, objective.notes, objective.fingerprint
+    logits, labels, groups = found.logits, found.labels, found.groups
     several = len(labels) > samples
     if several and groups is None:
         warnings.append(
@@ -45,12 +46,16 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
     loss = torch_loss_settings(own.loss) if own.predict is None else None
     if logits.ndim == 1 and loss is not None and issubclass(loss[0], nn.BCELoss):
         kind, logits = "probabilities", torch.sigmoid(logits)  # back to what the model returned
+    # Predictions of one sample depend on each other; one each are independent, and need no groups.
+    groups = groups if several else None
+    if found.several > 1:  # the labels of one sample are a group by themselves
+        logits, labels, groups = logits.view(-1, found.several), labels.view(-1, found.several), None
     return Judged(
         kind=kind,
         scores=logits,
         labels=labels,
-        # Predictions of one sample depend on each other; one each are independent, and need no groups.
-        groups=groups if several else None,
+        form="multilabel" if found.several > 1 else None,
+        groups=groups,
         split=split,
         fingerprint=fingerprint,
         passes=passes,

@@ -25,13 +25,14 @@ class Judged:
     """Scores and labels (as `calibration_error` takes them) with where they come from and what must be said of them.
 
     `groups` numbers what samples depend on each other. `fingerprint` is of the data behind them: predictions with the
-    same one are of the same samples in the same order.
+    same one are of the same samples in the same order. `form` None: by shape.
     """
 
     kind: Kind
     scores: Any
     labels: Any
     groups: Any = None
+    form: Form | None = None
     split: str = ""
     fingerprint: str = ""
     passes: float = 0.0
@@ -54,7 +55,6 @@ def calibrate(
     folds: int | None = None,
     ignore_index: int | None = None,
     class_dim: int = 1,
-    kind: Form | None = None,
     strict: bool | None = None,
     seed: int = 0,
     must_recalibrate: bool = False,
@@ -70,7 +70,7 @@ def calibrate(
         "ignore_index": ignore_index,
         "class_dim": class_dim,
         "groups": judged.groups,
-        "kind": kind,
+        "kind": judged.form,
     }
     result = calibration_error(**judged.given, bins=bins, convention=convention, seed=seed, strict=strict, **layout)
     settings = {"split": judged.split} if judged.split else {}
