@@ -12,6 +12,8 @@ from landscape.report.numbers import count, interval, number, uncertain
 
 #: Layers that are named, those with the most curvature (chosen by us: one line of a terminal).
 NAMED = 3
+#: Classes up to which each is named (chosen by us: one line of a terminal).
+WRITTEN_OUT = 8
 
 
 def told(value: float, stderr: float, name: str = "") -> str:
@@ -115,11 +117,21 @@ def _threshold(result: Any) -> list[str]:
     return [f"threshold {number(threshold)} at learning rate {number(float(result.lr))}"]
 
 
+def class_scores(result: Any) -> list[str]:
+    """The means stand in the columns of the report's table; these are the classes."""
+    iou = np.asarray(result.iou, dtype=float)
+    if len(iou) <= WRITTEN_OUT:
+        return ["IoU of each class " + ", ".join(number(x, 3) for x in iou)]
+    known = np.flatnonzero(np.isfinite(iou))
+    worst = known[np.argsort(iou[known])][:NAMED]
+    return [f"{count(len(known))} classes, the least IoU", *(f"class {i} {number(float(iou[i]), 3)}" for i in worst)]
+
+
 #: Kind -> its words; every other kind is told by its own description.
 WORDS: Mapping[str, Callable[[Any], list[str]]] = {
     f.__name__: f
     for f in (
         *(density, frobenius, layers, diagonal, sampling, stability, batch_sharpness, coherence),
-        *(trajectory, path, eigenvalue_map, basin),
+        *(trajectory, path, eigenvalue_map, basin, class_scores),
     )
 }

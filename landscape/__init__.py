@@ -82,6 +82,7 @@ _NAMES = {
     "Archive": "landscape.archive.reader",
     "open_archive": "landscape.archive.reader",
     "save_archive": "landscape.archive.writer",
+    "ClassScores": "landscape.class_scores",
     "draw": "landscape.report.figures",
     "write_report": "landscape.report.page",
     "losses": "landscape.training.registries",
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from .calibration.table import Calibration, QuantileCalibration
     from .calibration.temperature import fit_temperature
     from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+    from .class_scores import ClassScores
     from .curvature.density import spectral_density
     from .curvature.diagonals import diagonal
     from .curvature.estimates import SamplingError, SpectralDensity

@@ -283,6 +283,14 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         )
         for kind, name in sharpness_names(runs)
     ]
+    if any(r.results.get("class_scores") for r in runs):
+        columns += [
+            _bounded("mean_iou", "mean IoU", "Classes", "class_scores", "mean over the classes of their IoU"),
+            _bounded("mean_f1", "macro F1", "Classes", "class_scores", "mean over the classes of their F1"),
+            _bounded(
+                "balanced_accuracy", "balanced", "Classes", "class_scores", "mean over the classes of their recall"
+            ),
+        ]
     columns += [
         Measure(
             "ece",
@@ -304,6 +312,20 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         ),
     ]
     return columns + recorded_columns(runs)
+
+
+def _bounded(name: str, label: str, group: str, kind: str, note: str) -> Measure:
+    """Return the column of a share whose result holds a 95% interval for it."""
+
+    def read(run: Run) -> Value:
+        result: Any = run.get(kind)
+        if result is None:
+            return Value(missing=run.missing(kind))
+        low, high = (float(b) for b in getattr(result, f"{name}_interval"))
+        x = float(getattr(result, name))
+        return Value(x, math.nan, low, high, "interval", missing="" if math.isfinite(x) else "no labels")
+
+    return Measure(name, label, group, read, f"{note}, with its 95% interval over the samples", limits=(0.0, 1.0))
 
 
 def _accuracy(split: str, note: str, rank: int) -> Measure:

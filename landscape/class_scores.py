@@ -1,0 +1,77 @@
+"""How well each class is found: overlap, precision and recall, from counts by group of samples. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .grouped import mean_of_shares, shares
+from .results import Result, array
+
+
+def _share(doc: str) -> Any:
+    name = doc.split(":")[0]
+    return array("class", units="share", interval=f"{name}_interval", doc=doc.partition(": ")[2])
+
+
+def _bounds(name: str, *dims: str) -> Any:
+    return array(*dims, "bound", units="share", doc=f"95% interval of {name}, over the samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores(Result, kind="class_scores", section="performance"):
+    """How well each class is found by the predicted labels (of several labels a sample: by logits above 0).
+
+    With TP right predictions of a class, P predictions of it and L labels of it, over all predictions of the split's
+    draw: `iou` TP / (P + L - TP) (intersection over union, Jaccard's index), `f1` 2 TP / (P + L) (Dice's), `precision`
+    TP / P, `recall` TP / L; NaN where the denominator is 0. Means are over the classes that have the number. Intervals
+    are over samples: pixels, tokens and labels of one depend on each other.
+    """
+
+    mean_iou: float = array(units="share", interval="mean_iou_interval", doc="mean of the classes' iou")
+    mean_f1: float = array(units="share", interval="mean_f1_interval", doc="mean of the classes' f1 (macro F1)")
+    balanced_accuracy: float = array(
+        units="share", interval="balanced_accuracy_interval", doc="mean of the classes' recall"
+    )
+    mean_iou_interval: np.ndarray = _bounds("mean_iou")
+    mean_f1_interval: np.ndarray = _bounds("mean_f1")
+    balanced_accuracy_interval: np.ndarray = _bounds("balanced_accuracy")
+    iou: np.ndarray = _share("iou: intersection over union of predicted and true")
+    f1: np.ndarray = _share("f1: harmonic mean of precision and recall")
+    precision: np.ndarray = _share("precision: share of the predictions of a class that is right")
+    recall: np.ndarray = _share("recall: share of a class's labels that is found")
+    iou_interval: np.ndarray = _bounds("iou", "class")
+    f1_interval: np.ndarray = _bounds("f1", "class")
+    precision_interval: np.ndarray = _bounds("precision", "class")
+    recall_interval: np.ndarray = _bounds("recall", "class")
+    labels: np.ndarray = array("class", doc="labels of each class")
+    predicted: np.ndarray = array("class", doc="predictions of each class")
+    groups: int = array(doc="groups of predictions that the intervals take for independent")
+    split: str = ""
+    fingerprint: str = field(default="", metadata={"doc": "of the split's draw"})
+
+    def summary(self) -> dict[str, Any]:
+        means = ("mean_iou", "mean_f1", "balanced_accuracy")
+        found: dict[str, Any] = {}
+        for name in means:
+            found[name] = getattr(self, name)
+            found[f"{name}_ci"] = getattr(self, f"{name}_interval").tolist()
+        return found | {name: getattr(self, name).tolist() for name in ("iou", "f1", "precision", "recall")}
+
+
+def score_classes(hits: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Return the numbers of a ClassScores from counts of right predictions, predictions and labels, (groups, classes).
+
+    Intervals are those of `grouped.shares`. Cost: O(groups x classes).
+    """
+    tp, p, y = (x.astype(np.float64) for x in (hits, predicted, labels))
+    found: dict[str, Any] = {"labels": labels.sum(axis=0), "predicted": predicted.sum(axis=0), "groups": len(hits)}
+    parts = {"iou": (tp, p + y - tp), "f1": (2 * tp, p + y), "precision": (tp, p), "recall": (tp, y)}
+    means = {"iou": "mean_iou", "f1": "mean_f1", "recall": "balanced_accuracy"}
+    for name, (above, below) in parts.items():
+        found[name], found[f"{name}_interval"] = shares(above, below)
+        if name in means:
+            found[means[name]], found[f"{means[name]}_interval"] = mean_of_shares(above, below)
+    return found

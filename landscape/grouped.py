@@ -1,0 +1,62 @@
+"""Shares with their intervals where predictions come in groups that depend on each other. No torch here."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import t as student
+
+
+def shares(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sum(above) / sum(below) over the groups, (k,), and 95% intervals (k, 2), of sums (groups, k).
+
+    Standard errors are delete-one-group jackknife (Efron and Stein 1981, doi:10.1214/aos/1176345462), intervals
+    symmetric on the scale of logits with Student's quantile; its degrees of freedom are those of the groups in which
+    there is something below (chosen by us: a class in few images is known from few). A share of exactly 0 or 1 has the
+    Clopper-Pearson bound of as many groups. NaN where nothing is below; no interval where it is in one group alone.
+    Covered 93 to 97% in simulated pictures, 20 to 200 groups, where pixels as independent ones cover half
+    (tests/test_class_scores.py). Cost: O(groups x k).
+    """
+    found = _ratio(above.sum(axis=0), below.sum(axis=0))
+    each, held = _without_each(above, below), (below > 0).sum(axis=0)
+    bounds = [_interval(s, w, int(h)) for s, w, h in zip(found, each.T, held, strict=True)]
+    return found, np.array(bounds).reshape(-1, 2)
+
+
+def mean_of_shares(above: np.ndarray, below: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the mean of those `shares` that there are, and its 95% interval (2,).
+
+    Degrees of freedom are those of the rarest of them that is in several groups; one that is in a single group is taken
+    as it is. NaN where there is none.
+    """
+    found, held = _ratio(above.sum(axis=0), below.sum(axis=0)), (below > 0).sum(axis=0)
+    there = held > 0
+    if not there.any():
+        return np.nan, np.full(2, np.nan)
+    each = _without_each(above, below)
+    each = np.where(np.isfinite(each), each, found)[:, there]
+    several = held[held > 1]
+    mean = float(found[there].mean())
+    return mean, _interval(mean, each.mean(axis=1), int(several.min()) if several.size else 0)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
+
+
+def _without_each(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Return the shares over all groups but one, (groups, k)."""
+    return _ratio(above.sum(axis=0) - above, below.sum(axis=0) - below)
+
+
+def _interval(share: float, without: np.ndarray, held: int) -> np.ndarray:
+    """Return a 95% interval (2,) from the share without each group, of which `held` have a say."""
+    if held < 2 or not np.isfinite(share):
+        return np.full(2, np.nan)
+    if share <= 0 or share >= 1:
+        bound = 0.025 ** (1 / held)
+        return np.array([0.0, 1 - bound]) if share <= 0 else np.array([bound, 1.0])
+    n = len(without)
+    error = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+    half = student.ppf(0.975, held - 1) * error / (share * (1 - share))
+    return expit(logit(share) + np.array([-half, half]))
