@@ -365,7 +365,7 @@ def _adapter(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
         ),
         f"    base = {found.auto_class}.from_pretrained(BASE)"
         + ("  # >>> the class of your training" if found.auto_class == "AutoModel" else ""),
-        "    # is_trainable: curvature and surface are those of the adapter's parameters, the base model stays as it is",
+        "    # is_trainable: curvature and surface are those of the adapter's parameters, the base model stays so",
         "    # one file serves all adapters of this rank and these layers: each checkpoint's own is put in",
         "    model = PeftModel.from_pretrained(base, ADAPTER, is_trainable=True)",
         "    # the loss is the model's own, as in training",
