@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,41 +12,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from landscape.archive.compaction import compact
-from landscape.archive.history import History
 from landscape.archive.segments import live_folder
 from landscape.calibration.inputs import Form
-from landscape.errors import ArchiveError, MeasurementError
+from landscape.errors import MeasurementError
 from landscape.labels import IGNORE_INDEX
 from landscape.parameters import unwrap
 from landscape.tasks import Task
 
-from .attachment import Attachment
-from .between import Between
-from .calibration import CalibrationProbe
-from .clipping import Clipping
+from .chosen import check_probes, default_probes
 from .ending import close_at_exit
-from .following import Optimizers, difference, follow, named_optimizers
-from .gradients import GradientNorms
-from .logged import Logged
+from .following import Optimizers, follow, named_optimizers
 from .observed import Observed
 from .opening import open_together, settings_of
-from .probe import Followed, Now, Probe, Quantity, Run
-from .rates import LearningRate
+from .probe import Followed, Probe, Run
+from .recording import Recording, is_recorded
 from .saving import Saving, named_by
 from .sink import Sink
-from .terms import LossTerms
-from .timing import Timed
-from .updates import Updates
 from .when import When
-
-#: Models that a recorder is attached to.
-_RECORDED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def default_probes() -> tuple[Probe, ...]:
-    """Return the probes of a recorder that was not told which: what costs a few passes over the weights a step."""
-    return (GradientNorms(), Updates(), LearningRate(), CalibrationProbe())
 
 
 class Recorder:
@@ -117,12 +97,12 @@ class Recorder:
     ) -> None:
         self.path = Path(os.path.realpath(path))
         inner = unwrap(model)
-        if inner in _RECORDED:
+        if is_recorded(inner):
             raise MeasurementError("this model has a recorder already; close it before making another one")
-        self._optimizers = named_optimizers(optimizer)
-        followed = follow(model, self._optimizers)
+        optimizers = named_optimizers(optimizer)
+        followed = follow(model, optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
-        _check_probes(chosen)
+        check_probes(chosen)
         if task_reference is None and (known := named_by(task, inner)):
             task_reference, task_settings = known
         settings = settings_of(followed, facts or {}, task_reference)
@@ -132,7 +112,6 @@ class Recorder:
         if task is not None and unwrap(task.model) is not inner:
             task = task.replace(model=inner)
         self._run = Run(model, inner, followed, task, seed, self._sink)
-        self._logged = Logged(self._run)
         self._saving = Saving(
             self.path.parent,
             self._run,
@@ -143,28 +122,19 @@ class Recorder:
             facts=settings,
             run_id=self._opened.run_id,
         )
-        self._first = followed[0].name
-        self.recording = 0.0
-        self.all_steps = 0
-        self.closed = self.began = self._told_unevaluated = False
         #: Whether a probe evaluates what `observe` is shown; the same in every process, whichever measures.
         self.evaluates = any(p.evaluates for p in chosen)
-        self._probes: list[Timed] = []
-        self._attached: dict[str, Attachment] = {}
-        _RECORDED.add(inner)
+        self._told_unevaluated = False
+        self._recording = Recording(
+            self.path, self._run, self._sink, self._saving, self._opened, optimizers, self._rank, self._world
+        )
         try:
-            self._start(chosen)
-            self._attached = {f.name: Attachment(self, self._run, f, self._probes) for f in followed}
-            self._clipping = Clipping(self._run, self._probes, self._attached)
-            if self._opened.taken:
-                self._go_on_from(self._opened.taken[self._first], self._opened.epoch, self._opened.taken)
-            self._opened.earlier = History()  # a long run's record is large, and nobody needs it any more
-            self._prepare()
+            self._recording.start(chosen)
         except BaseException:
-            self._detach()
+            self._recording.detach()
             self._opened.undo()
             raise
-        close_at_exit(self, self._sink, self._opened)
+        close_at_exit(self._recording, self._sink, self._opened)
 
     # --------------------------------------------------------------------------------------- what a loop calls
 
@@ -179,16 +149,13 @@ class Recorder:
 
         Raises TypeError and ValueError for values that are no numbers.
         """
-        started = time.perf_counter()
-        if not self.closed:
-            if not self.began:
-                self.begin()
-            terms = self._logged.add(values)
+        started, recording = time.perf_counter(), self._recording
+        if not recording.closed:
+            recording.begin()
+            terms = recording.logged.add(values)
             if terms:
-                for timed in self._terms:
-                    if timed.due(self._run.step + 1):
-                        timed.call(lambda p: p.terms(self._run, self._run.step + 1, terms))
-        self.recording += time.perf_counter() - started
+                recording.terms(terms)
+        recording.seconds += time.perf_counter() - started
 
     def log_at(self, step: int, values: Mapping[str, Any], *, bookkeeping: bool = False) -> None:
         """Record named values of a step that was taken already, for loops that learn them later or elsewhere.
@@ -197,14 +164,14 @@ class Recorder:
         they are about the run and not the model (seconds, samples a second): they are kept as `bookkeeping`, and stand
         in no table.
         """
-        started = time.perf_counter()
-        if not self.closed:
-            self.begin()
+        started, recording = time.perf_counter(), self._recording
+        if not recording.closed:
+            recording.begin()
             if bookkeeping:
-                self._logged.keep_books(step, values)
+                recording.logged.keep_books(step, values)
             else:
-                self._logged.add_at(step, values)
-        self.recording += time.perf_counter() - started
+                recording.logged.add_at(step, values)
+        recording.seconds += time.perf_counter() - started
 
     def observe(
         self,
@@ -232,7 +199,7 @@ class Recorder:
             if split not in self._run.observed:
                 self._run.observed[split] = Observed(ignore_index, kind)
             self._run.observed[split].update(logits, labels, **more)
-        self.recording += time.perf_counter() - started
+        self._recording.seconds += time.perf_counter() - started
 
     def _warn_unevaluated(self) -> None:
         if not self.evaluates and not self._told_unevaluated:
@@ -246,8 +213,10 @@ class Recorder:
     def scheduled(self, values: Mapping[str, float]) -> None:
         """Record the values in force at the coming step, as `landscape.training.driver.drive` returns them."""
         if not self.closed:
-            self.begin()
-            self._logged.record("scheduled", self._run.step + 1, values, "values in force, driven by schedules")
+            self._recording.begin()
+            self._recording.logged.record(
+                "scheduled", self._run.step + 1, values, "values in force, driven by schedules"
+            )
 
     def clip_grad_norm_(
         self, max_norm: float, norm_type: float = 2.0, *, optimizer: str | None = None, **options: Any
@@ -262,7 +231,7 @@ class Recorder:
                 f"clip_grad_norm_ of a recorder takes the largest norm alone, got a {type(max_norm).__name__}: it "
                 "knows the optimizer's parameters; write rec.clip_grad_norm_(1.0)"
             )
-        return self._clip(
+        return self._recording.clip(
             optimizer,
             lambda parameters: nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, **options),
             float(max_norm),
@@ -271,7 +240,7 @@ class Recorder:
 
     def clip_grad_value_(self, clip_value: float, *, optimizer: str | None = None, **options: Any) -> None:
         """Clip as torch.nn.utils.clip_grad_value_ does, and record the norms before."""
-        self._clip(
+        self._recording.clip(
             optimizer,
             lambda parameters: nn.utils.clip_grad_value_(parameters, clip_value, **options),
             float(clip_value),
@@ -283,40 +252,31 @@ class Recorder:
 
         The norms before are those after it over its coefficient (exact, save where a gradient became 0).
         """
-        f = self._clipped(optimizer)
+        f = self._recording.about_to_clip(optimizer)
         if not self.closed:
-            self._clipping.done(f, total_norm, float(max_norm))
+            self._recording.clipping.done(f, total_norm, float(max_norm))
 
     def clipping(self, limit: float, *, by_norm: bool = True, optimizer: str | None = None) -> None:
         """Tell that the gradients are about to be clipped to this norm (or this value), where others do the clipping.
 
         They have to be unscaled by then. Records the norms before; those after are measured when the step is taken.
         """
-        f = self._clipped(optimizer)
+        f = self._recording.about_to_clip(optimizer)
         started = time.perf_counter()
         if not self.closed:
-            self._clipping.coming(f, float(limit), by_norm=by_norm)
-        self.recording += time.perf_counter() - started
+            self._recording.clipping.coming(f, float(limit), by_norm=by_norm)
+        self._recording.seconds += time.perf_counter() - started
 
     def skipped_step(self, *, optimizer: str | None = None) -> None:
         """Tell that the coming step is skipped (GradScaler found an overflow), in a loop that doesn't call zero_grad of
         the optimizer, where the recorder would see it by itself.
         """
-        name = self._named(optimizer).name
-        if not self.closed:
-            self._attached[name].skipped()
+        self._recording.skipped(optimizer)
 
     def end_epoch(self) -> None:
         """Say that an epoch has ended: what was observed is evaluated, and probes that count epochs measure."""
-        if self.closed:
-            return
-        started, before = time.perf_counter(), self.recording
-        self.begin()
-        self._run.epoch += 1
-        self._sink.declare([Quantity("epoch", ("epoch",), "", "epochs ended at this step", "epoch")])
-        self._sink.record("epoch", self._run.step, (float(self._run.epoch),))
-        self._pause(ends_epoch=True)
-        self.recording = before + time.perf_counter() - started
+        if not self.closed:
+            self._recording.end_epoch()
 
     def end_evaluation(self, *, everywhere: bool = False) -> None:
         """Evaluate what was observed, where an evaluation does not end an epoch.
@@ -326,8 +286,8 @@ class Recorder:
         """
         if not self.closed:
             if everywhere and self._world > 1:
-                self._between.gather()
-            self._between.evaluate()
+                self._recording.between.gather()
+            self._recording.between.evaluate()
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
         """Write a checkpoint of the model and every optimizer, by default `step-<number>.pt` beside the archive.
@@ -354,7 +314,7 @@ class Recorder:
     @property
     def steps(self) -> dict[str, int]:
         """Steps taken so far by each optimizer, by its name; one alone is called ""."""
-        return {name: attached.taken for name, attached in self._attached.items()}
+        return self._recording.steps
 
     @property
     def epoch(self) -> int:
@@ -364,36 +324,26 @@ class Recorder:
     @property
     def seconds(self) -> float:
         """Seconds spent recording so far, expensive probes included."""
-        return self.recording
+        return self._recording.seconds
+
+    @property
+    def closed(self) -> bool:
+        """Whether the recorder is closed: it then records nothing more."""
+        return self._recording.closed
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values: put it into your checkpoint.
 
         Every row so far is written first: a run that goes on from the checkpoint after a kill would miss them for good.
         """
-        if not self.closed:
-            self.flush()
-        return {
-            "step": self._run.step,
-            "epoch": self._run.epoch,
-            "taken": {name: a.taken for name, a in self._attached.items()},
-            "probes": {t.probe.name: {**t.state_dict(), "own": t.probe.state_dict()} for t in self._probes},
-        }
+        return self._recording.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call it before the first step of the resumed run.
 
         Raises MeasurementError once steps were taken or anything was logged.
         """
-        if self.began:
-            raise MeasurementError("load_state_dict comes before the first step or log of a resumed run, not after it")
-        self._go_on_from(int(state["step"]), int(state["epoch"]), state.get("taken"))
-        for timed in self._probes:
-            saved = state.get("probes", {}).get(timed.probe.name)
-            if saved is not None:
-                timed.load_state_dict(saved)
-                timed.probe.load_state_dict(saved.get("own", {}))
-        self._prepare()
+        self._recording.load_state_dict(state)
 
     # --------------------------------------------------------------------------------------- beginning and end
 
@@ -414,205 +364,4 @@ class Recorder:
 
     def close(self, status: str = "complete") -> None:
         """Detach, and finish the archive with this status; a second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        self._detach()
-        if self._rank:
-            return
-        self._sink.open()
-        for told in filter(None, (t.over_budget(self._sink.elapsed) for t in self._probes)):
-            self._sink.event(self._run.step, "over_budget", told)
-        if self._sink.lost:
-            self._sink.event(self._run.step, "lost_rows", f"{self._sink.lost} rows could not be written")
-        problem = self._sink.close()
-        elapsed = self._sink.elapsed
-        try:
-            compact(
-                self.path,
-                status,
-                lost_rows=self._sink.lost,
-                sessions=self._opened.session + 1,
-                steps=self._run.step,
-                epochs=self._run.epoch,
-                seconds=round(elapsed, 3),
-                seconds_recording=round(self.recording, 3),
-            )
-        except ArchiveError as error:
-            problem = str(error)
-        finally:
-            self._opened.release()  # not before: a reader shall not take a run for a killed one while it is compacted
-        if problem is not None:
-            warnings.warn(problem, RuntimeWarning, stacklevel=2)
-
-    def withdraw(self) -> None:
-        """Detach from a loop that never began, and leave the disk as it was before this recorder; see `ending`."""
-        if not self.closed:
-            self.closed = True
-            self._detach()
-            self._opened.undo()
-
-    def _go_on_from(self, step: int, epoch: int, taken: Mapping[str, int] | None = None) -> None:
-        self._run.step, self._run.epoch = step, epoch
-        for name, attached in self._attached.items():
-            attached.taken = int((taken or {}).get(name, step))
-
-    def _start(self, probes: Sequence[Probe]) -> None:
-        own = (
-            Quantity("time", ("elapsed", "recording"), "s", "seconds since the run began, and those spent recording"),
-        )
-        self._sink.declare(own)
-        decided = self._opened.decisions()
-        for probe in probes:
-            if self._rank and not probe.everywhere(self._run):
-                continue
-            timed = Timed(probe, self._run, decided.get(probe.name, {}), self._world)
-            self._sink.declare(timed.start())
-            self._probes.append(timed)
-        results = live_folder(self.path) if self._rank == 0 else None
-        self._between = Between(self._run, self._sink, self._probes, results, self._opened.session, self._world)
-        self._to_prepare = [t for t in self._probes if t.wants_ready]
-        self._terms = [t for t in self._probes if isinstance(t.probe, LossTerms)]
-        #: Whether something may happen between any two steps.
-        self._pauses = bool(
-            self._between.budgeted or self._between.slow or self._saving.when is not None or self._to_prepare
-        )
-
-    def _prepare(self) -> None:
-        """Let probes prepare for the step that comes."""
-        for timed in self._to_prepare:
-            if timed.due(self._run.step + 1):
-                timed.call(lambda p: p.ready(self._run, self._run.step + 1))
-
-    def begin(self) -> None:
-        """Before the first step: note where the training starts, and measure there."""
-        if self.began:
-            return
-        self.began = True
-        if self._opened.session:
-            by = {f.suffix: self._attached[f.name].taken for f in self._run.followed if f.suffix}
-            self._sink.facts(resumed_at=self._run.step, resumed_by=by)
-            self._run.event("resumed", f"goes on from step {self._run.step}")
-        tensors = sum(len(f.parameters) for f in self._run.followed)
-        self._run.event("start", f"{type(self._run.model).__name__}, {tensors} parameter tensors")
-        if self._run.step == 0:
-            self._between.measure(Now(0, 0))
-
-    # --------------------------------------------------------------------------------------- what attachments tell
-
-    def stepped(self, followed: Followed, number: int, closure: bool, started: float) -> None:
-        """Record what was logged for a step that was taken, and let probes between steps have their turn."""
-        before, sink = self.recording, self._sink
-        self.all_steps += 1
-        if followed.name == self._first:
-            self._run.step = number
-            self._logged.commit(number, closure=closure)
-            if self._pauses:
-                self._after_step(number)
-            now = time.perf_counter()
-            sink.record("time", number, (now - sink.began, before + now - started))
-        sink.commit()
-        self.recording = before + time.perf_counter() - started
-
-    def zeroed(self, name: str) -> None:
-        """An optimizer's gradients were zeroed, behind a step or before the first."""
-        if name == self._first:
-            self._logged.zeroed(thrown=False)
-
-    def thrown_away(self, followed: Followed, number: int) -> None:
-        """Gradients were zeroed without a step: GradScaler skipped it."""
-        if self._sink.columns(f"skipped{followed.suffix}"):
-            self._sink.record(f"skipped{followed.suffix}", number, (1.0, math.nan))
-        self._run.event("skipped_step", "gradients were thrown away without a step", number)
-        if followed.name == self._first:
-            self._logged.zeroed(thrown=True)
-        for timed in self._probes:
-            timed.discard()
-
-    def changed(self, name: str) -> None:
-        """Follow parameters that came or went: layers that were unfrozen into a group of their own, or replaced."""
-        old = self._followed(name)
-        try:
-            self._run.followed = follow(self._run.wrapped, self._optimizers)
-        except MeasurementError as error:
-            self._run.event("parameters_changed", f"recorded as before: {error}")
-            return
-        new = self._followed(name)
-        for f in self._run.followed:
-            self._attached[f.name].followed = f
-        self._run.event("parameters_changed", f"parameters of the optimizer: {difference(old, new)}")
-        for timed in self._probes:
-            self._sink.declare(timed.start())
-
-    # --------------------------------------------------------------------------------------- between steps
-
-    def _after_step(self, number: int) -> None:
-        if self._between.budgeted:
-            self._between.stepped(number)
-        if self._between.slow or self._saving.when is not None:
-            self._pause(ends_epoch=False)
-        if self._to_prepare:
-            self._prepare()
-
-    def _pause(self, *, ends_epoch: bool) -> None:
-        now = Now(self._run.step, self._run.epoch, ends_epoch)
-        if ends_epoch:
-            self._between.evaluate()
-        self._between.measure(now)
-        if self._rank == 0 and self._saving.due(now):
-            self._saving.along_the_way(self.state_dict())
-
-    def _clipped(self, optimizer: str | None) -> Followed:
-        """Return what this optimizer moves now: the step's own hook, which would notice a change, comes too late."""
-        name = self._named(optimizer).name
-        if not self.closed:
-            self._attached[name].look_anew()
-        return self._followed(name)
-
-    def _clip(self, optimizer: str | None, clip: Any, limit: float, *, by_norm: bool) -> Any:
-        f = self._clipped(optimizer)
-        started = time.perf_counter()
-        before = None if self.closed else self._clipping.before(f)
-        self.recording += time.perf_counter() - started
-        total = clip([p for p in f.parameters if p.grad is not None])
-        started = time.perf_counter()
-        if not self.closed:
-            self._clipping.after(f, before, total if by_norm else None, limit)
-        self.recording += time.perf_counter() - started
-        return total
-
-    # --------------------------------------------------------------------------------------- small things
-
-    def _followed(self, name: str) -> Followed:
-        return next(f for f in self._run.followed if f.name == name)
-
-    def _named(self, optimizer: str | None) -> Followed:
-        if optimizer is None:
-            if len(self._optimizers) > 1:
-                raise MeasurementError(
-                    f"there are several optimizers; say which: optimizer={next(iter(self._optimizers))!r}"
-                )
-            return self._run.followed[0]
-        if optimizer not in self._optimizers:
-            raise MeasurementError(f"no optimizer {optimizer!r}; there are {', '.join(self._optimizers)}")
-        return self._followed(optimizer)
-
-    def _detach(self) -> None:
-        for attached in self._attached.values():
-            attached.remove()
-        for timed in self._probes:
-            timed.call(lambda p: p.close())
-        _RECORDED.discard(self._run.model)
-
-
-def _check_probes(probes: Sequence[Probe]) -> None:
-    for probe in probes:
-        if not isinstance(probe, Probe):
-            what = (
-                f"the class {probe.__name__}; make one: {probe.__name__}()" if isinstance(probe, type) else repr(probe)
-            )
-            raise TypeError(f"probes are instances of landscape.probes.Probe, got {what}")
-    names = [p.name for p in probes]
-    twice = {n for n in names if names.count(n) > 1}
-    if twice:
-        raise MeasurementError(f"two probes are called {sorted(twice)[0]!r}: give one of them another name")
+        self._recording.close(status)

@@ -364,7 +364,7 @@ class TestResuming:
         if killed:
             rec._sink.close()
             rec._opened.release()
-            rec._detach()
+            rec._recording.detach()
         else:
             rec.close()
         again = recorder(resume=True)

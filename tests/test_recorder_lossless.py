@@ -243,7 +243,7 @@ class TestEnds:
         steps(model, optimizer, 3, rec)
         if killed:
             rec.flush()
-            rec._detach()
+            rec._recording.detach()
             rec._sink.close()
             rec._opened.release()
         else:
