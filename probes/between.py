@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,23 @@ class Between:
             writes.
         session: how often the run was resumed, which tells files of the same step apart.
         world: processes of a distributed training.
+        budget: the share of the run's time that all recording may take, for expensive probes to keep to; None: no such
+            limit.
+        spent: tells the seconds that recording took so far.
     """
 
     def __init__(
-        self, run: Run, sink: Sink, probes: Sequence[Timed], results: Path | None, session: int, world: int
+        self,
+        run: Run,
+        sink: Sink,
+        probes: Sequence[Timed],
+        results: Path | None,
+        session: int,
+        world: int,
+        budget: float | None,
+        spent: Callable[[], float],
     ) -> None:
+        self._budget, self._spent = budget, spent
         self._run, self._sink = run, sink
         self._results, self._session, self._world = results, session, world
         self._evaluate = [t for t in probes if t.evaluates]
@@ -55,9 +68,15 @@ class Between:
         spent: dict[str, float] = {}
         for timed in self.slow:
             if timed.on_lattice(now):
-                spent[timed.probe.name] = self._take(timed, now, timed.measure)
+                # What the probes before it took at this moment is not among the recording's seconds yet.
+                room = self._room() - sum(s for s in spent.values() if not math.isnan(s))
+                spent[timed.probe.name] = self._take(timed, now, partial(timed.measure, room=room))
         if spent:
             self._record_seconds(now.step, spent)
+
+    def _room(self) -> float:
+        """Return the seconds that the whole recording's budget leaves now."""
+        return math.inf if self._budget is None else self._budget * self._sink.elapsed - self._spent()
 
     def evaluate(self) -> None:
         """Evaluate what was observed since the last time."""

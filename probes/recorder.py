@@ -28,7 +28,7 @@ from .probe import Followed, Probe, Run
 from .recording import Recording, is_recorded
 from .saving import Saving, named_by
 from .sink import Sink
-from .when import When
+from .when import When, share_of_time
 
 
 class Recorder:
@@ -68,6 +68,10 @@ class Recorder:
         force: replace an archive that is there.
         seed: of sketches and of the probes' random vectors.
         flush_seconds: what a kill may cost, 2 s by default.
+        budget: the largest share of the run's time for all recording together (0.05: 5%), where a probe's own budget,
+            as in log_spaced(budget=0.05), is about that probe alone. Probes that cost time are left out where what
+            recording took so far, cheap probes included, and what they took last would exceed it, their first points
+            excepted; what looks at every step is never left out. An event ("over_budget") says where it was not kept.
 
     In a distributed training every process makes a Recorder with the same arguments; the first one writes.
 
@@ -94,6 +98,7 @@ class Recorder:
         force: bool = False,
         seed: int = 0,
         flush_seconds: float = 2.0,
+        budget: float | None = None,
     ) -> None:
         self.path = Path(os.path.realpath(path))
         inner = unwrap(model)
@@ -103,6 +108,7 @@ class Recorder:
         followed = follow(model, optimizers)
         chosen = tuple(default_probes() if probes is None else probes)
         check_probes(chosen)
+        share_of_time(budget)
         if task_reference is None and (known := named_by(task, inner)):
             task_reference, task_settings = known
         settings = settings_of(followed, facts or {}, task_reference)
@@ -126,7 +132,7 @@ class Recorder:
         self.evaluates = any(p.evaluates for p in chosen)
         self._told_unevaluated = False
         self._recording = Recording(
-            self.path, self._run, self._sink, self._saving, self._opened, optimizers, self._rank, self._world
+            self.path, self._run, self._sink, self._saving, self._opened, optimizers, self._rank, self._world, budget
         )
         try:
             self._recording.start(chosen)
@@ -285,9 +291,7 @@ class Recorder:
         process then has to call it.
         """
         if not self.closed:
-            if everywhere and self._world > 1:
-                self._recording.between.gather()
-            self._recording.between.evaluate()
+            self._recording.end_evaluation(everywhere=everywhere)
 
     def save(self, path: str | os.PathLike[str] | None = None, **facts: Any) -> Path:
         """Write a checkpoint of the model and every optimizer, by default `step-<number>.pt` beside the archive.

@@ -48,6 +48,7 @@ class Recording:
         opened: the archive as it was made or found.
         optimizers: by name.
         rank, world: this process of a distributed training, and how many there are.
+        budget: the share of the run's time that all recording may take; None for no such limit.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Recording:
         optimizers: Mapping[str, torch.optim.Optimizer],
         rank: int,
         world: int,
+        budget: float | None,
     ) -> None:
+        self._budget = budget
         self._path, self._run, self._sink, self._saving, self._opened = path, run, sink, saving, opened
         self._optimizers, self._rank, self._world = optimizers, rank, world
         self._first = run.followed[0].name
@@ -89,7 +92,8 @@ class Recording:
             self._sink.declare(timed.start())
             self._probes.append(timed)
         results = live_folder(self._path) if self._rank == 0 else None
-        self.between = Between(self._run, self._sink, self._probes, results, self._opened.session, self._world)
+        session, spent = self._opened.session, lambda: self.seconds
+        self.between = Between(self._run, self._sink, self._probes, results, session, self._world, self._budget, spent)
         self._to_prepare = [t for t in self._probes if t.wants_ready]
         self._terms = [t for t in self._probes if isinstance(t.probe, LossTerms)]
         #: Whether something may happen between any two steps.
@@ -218,6 +222,14 @@ class Recording:
         self._pause(ends_epoch=True)
         self.seconds = before + time.perf_counter() - started
 
+    def end_evaluation(self, *, everywhere: bool) -> None:
+        """Evaluate what was observed, by all processes of a distributed training or by the first."""
+        started, before = time.perf_counter(), self.seconds
+        if everywhere and self._world > 1:
+            self.between.gather()
+        self.between.evaluate()
+        self.seconds = before + time.perf_counter() - started
+
     # --------------------------------------------------------------------------------------- between steps
 
     def _after_step(self, number: int) -> None:
@@ -292,10 +304,21 @@ class Recording:
         self.detach()
         if self._rank:
             return
-        told = [t.over_budget(self._sink.elapsed) for t in self._probes]
+        told = [*(t.over_budget(self._sink.elapsed) for t in self._probes), self._over_budget()]
         problem = finish(self._path, self._run, self._sink, self._opened, status, filter(None, told), self.seconds)
         if problem is not None:
             warnings.warn(problem, RuntimeWarning, stacklevel=3)
+
+    def _over_budget(self) -> str:
+        """Return in words that recording took more than its budget; "" where it did not."""
+        elapsed = self._sink.elapsed
+        if self._budget is None or self.seconds <= self._budget * elapsed:
+            return ""
+        return (
+            f"recording took {self.seconds:.3g} s, {self.seconds / elapsed:.1%} of the run's {elapsed:.3g} s, more "
+            f"than its budget of {self._budget:.1%}: what looks at every step is never left out, nor is the first "
+            "point of a probe that costs time; let probes look less often, as GradientNorms(every(steps=10)) does"
+        )
 
     def withdraw(self) -> None:
         """Detach from a loop that never began, and leave the disk as it was before this recorder; see `ending`."""

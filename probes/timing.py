@@ -63,10 +63,15 @@ class Timed:
         """Whether this moment is one of an expensive probe's, whatever it costs."""
         return not self.off and self.probe.when.on_lattice(Moment(now.step, now.epoch, now.ends_epoch))
 
-    def measure(self, now: Now, elapsed: float) -> tuple[Found | None, float]:
-        """Let an expensive probe measure, if its budget allows, and return what it found and the seconds it took."""
+    def measure(self, now: Now, elapsed: float, room: float = math.inf) -> tuple[Found | None, float]:
+        """Let an expensive probe measure, if its budget allows, and return what it found and the seconds it took.
+
+        `room` are the seconds that the budget of the whole recording has left. Like a probe's own, it lets the first
+        point be measured whatever it costs.
+        """
         moment = Moment(now.step, now.epoch, now.ends_epoch, elapsed, self._spent, self._cost)
-        if not self._agreed(self._decided.get(now.step, self.probe.when.affordable(moment))):
+        affordable = self.probe.when.affordable(moment) and (self._cost == 0 or self._cost <= room)
+        if not self._agreed(self._decided.get(now.step, affordable), limited=room < math.inf):
             return None, 0.0
         return self.forced(now, elapsed)
 
@@ -151,8 +156,8 @@ class Timed:
         if not self.off:
             self.call(lambda p: p.discard(self._run))
 
-    def _agreed(self, decision: bool) -> bool:
-        if not self._together or self.probe.when.budget is None:
+    def _agreed(self, decision: bool, *, limited: bool = False) -> bool:
+        if not self._together or not (limited or self.probe.when.budget is not None):
             return decision
         told = [decision]
         torch.distributed.broadcast_object_list(told, src=0)

@@ -98,7 +98,7 @@ def every(*, steps: int | None = None, epochs: int | None = None, budget: float 
     if (steps is None) == (epochs is None):
         raise MeasurementError("give every(steps=...) or every(epochs=...), one of the two")
     _whole(steps if steps is not None else epochs, "steps" if steps is not None else "epochs")
-    return When(steps=steps, epochs=epochs, budget=_share(budget))
+    return When(steps=steps, epochs=epochs, budget=share_of_time(budget))
 
 
 def at(points: Iterable[int], *, budget: float | None = None) -> When:
@@ -107,13 +107,13 @@ def at(points: Iterable[int], *, budget: float | None = None) -> When:
     bad = [p for p in found if isinstance(p, bool) or not isinstance(p, int) or p < 0]
     if bad or not found:
         raise MeasurementError(f"at({list(found)}) needs whole numbers of steps, 0 or more, at least one")
-    return When(points=found, budget=_share(budget))
+    return When(points=found, budget=share_of_time(budget))
 
 
 def log_spaced(per_decade: int = PER_DECADE, *, budget: float | None = None) -> When:
     """Measure at step 0, at step 1, and `per_decade` times in every tenfold of the steps, evenly in the logarithm."""
     _whole(per_decade, "per_decade")
-    return When(per_decade=per_decade, budget=_share(budget))
+    return When(per_decade=per_decade, budget=share_of_time(budget))
 
 
 def _is_log_spaced(step: int, per_decade: int) -> bool:
@@ -129,7 +129,8 @@ def _whole(value: Any, name: str) -> None:
         raise MeasurementError(f"{name}={value!r} must be a whole number of at least 1")
 
 
-def _share(budget: float | None) -> float | None:
+def share_of_time(budget: float | None) -> float | None:
+    """Return a budget as it is; MeasurementError for what is no share."""
     if budget is not None and not (isinstance(budget, int | float) and 0 < budget <= 1):
         raise MeasurementError(f"budget={budget!r} must be a share of the run's time, above 0 and up to 1")
     return budget

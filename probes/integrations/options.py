@@ -26,6 +26,7 @@ class RecorderOptions(TypedDict, total=False):
     force: bool
     seed: int
     flush_seconds: float
+    budget: float | None
 
 
 #: Given by the integration itself.
