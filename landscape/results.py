@@ -244,11 +244,15 @@ F = TypeVar("F", bound=Callable[..., Result])
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of a measurement that the command line and the archive know: default, meaning, source."""
+    """One setting of a measurement that the command line and the archive know: default, meaning, source.
+
+    With `choices` any other value is refused before anything is measured.
+    """
 
     default: Any
     doc: str
     source: str = "chosen by us"
+    choices: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -278,6 +282,10 @@ class Measurement:
         chosen = {k: o.default for k, o in self.options.items()}
         chosen.update(self.presets.get(preset, {}))
         chosen.update(given)
+        for key, value in chosen.items():
+            choices = self.options[key].choices
+            if choices and value not in choices:
+                raise MeasurementError(f"{self.name}.{key}={value!r} is not one of {', '.join(map(str, choices))}")
         return chosen
 
 

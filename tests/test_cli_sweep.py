@@ -115,6 +115,11 @@ def test_rates_are_found_and_kept(world):
         (("--drive", "clip"), 2, "assigns nothing"),
         (("--track", "everything"), 1, "there is nothing to track called 'everything'"),
         (("--only", "curvatur"), 1, "no measurement 'curvatur'"),
+        (
+            ("--only", "sharpness", "--option", "sharpness.kind=sam+asam"),
+            1,
+            "kind 'sam+asam' is not one of sam, adaptive",
+        ),
         (("--cell", "9/3"), 1, "there is no share 9/3"),
         (("--set", "hiden=3"), 1, "has no setting 'hiden'"),
     ],

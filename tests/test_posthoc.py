@@ -183,6 +183,32 @@ def test_unknown_names_are_refused_with_the_nearest(world, how, said):
         choose(**how)
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, key) for name, m in registry.measurements().items() for key, o in m.options.items() if o.choices],
+)
+def test_a_value_that_is_none_of_the_choices_is_refused_before_anything_is_measured(world, name, option):
+    choices = registry.measurements()[name].options[option].choices
+    with pytest.raises(MeasurementError, match=f"{option}='nonsense' is not one of {choices[0]}"):
+        choose(only=[name], options={name: {option: "nonsense"}})
+    for value in choices:
+        choose(only=[name], options={name: {option: value}})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kind": "sam+asam"}, "kind 'sam\\+asam' is not one of sam, adaptive"),
+        ({"rho": {"sma": 1.0}}, "rho names 'sma'"),
+        ({"rho": -1.0}, "must be a positive number"),
+        ({"draws": 0}, "draws=0 must be at least 1"),
+    ],
+)
+def test_sharpness_that_can_not_be_measured_is_refused_before_anything_is(world, options, said):
+    with pytest.raises(MeasurementError, match=said):
+        choose(only=["sharpness"], options={"sharpness": options})
+
+
 def test_options_come_from_default_preset_and_user_in_that_order(world):
     def k(**how):
         return next(c.options["k"] for c in choose(**how) if c.measurement.name == "eigenvalues")

@@ -9,7 +9,7 @@ from ..objective import Objective
 from ..results import Cost, Option, measurement
 from ..tasks import Task
 from .held_out import held_out_predictions
-from .maps import Method
+from .maps import METHODS, Method
 from .table import Calibration
 from .together import calibrate
 
@@ -18,8 +18,12 @@ from .together import calibrate
     "calibration",
     options={
         "bins": Option(15, "confidence bins of equal width", "Guo et al. 2017, arXiv:1706.04599"),
-        "split": Option("test", "data to judge on; train where the task has no test data, with a warning"),
-        "method": Option("temperature", "recalibration: temperature, vector, isotonic or histogram", "Guo et al. 2017"),
+        "split": Option(
+            "test", "data to judge on; train where the task has no test data, with a warning", choices=("train", "test")
+        ),
+        "method": Option(
+            "temperature", "recalibration: temperature, vector, isotonic or histogram", "Guo et al. 2017", METHODS
+        ),
     },
     order=20,
     estimate=lambda *_, **__: 1.0,

@@ -30,7 +30,7 @@ from .thresholds import BatchSharpness
     options={
         "batch": Option(128, "size of the batches: that of the training", "as for sharpness"),
         "lr": Option(None, "learning rate; None: the optimizer's own, which the checkpoint carries"),
-        "split": Option("train", "the data whose batches are taken"),
+        "split": Option("train", "the data whose batches are taken", choices=("train", "test")),
     },
     # A gradient and a product for each batch.
     estimate=lambda **_: 3.0 + 6.0 + 2,

@@ -26,10 +26,12 @@ from .spectrum import Eigenpairs
         "tol": Option(
             1e-2, "residual allowed, as a share of |lambda_1|", "chosen by us: float32 gradients give no more"
         ),
-        "which": Option("largest", "largest, smallest, both or magnitude"),
+        "which": Option(
+            "largest", "largest, smallest, both or magnitude", choices=("largest", "smallest", "both", "magnitude")
+        ),
         "step": Option(None, "length of the move in weight space; None: measured"),
-        "order": Option(2, "2, or 4 for Richardson's extrapolation"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "order": Option(2, "2, or 4 for Richardson's extrapolation", choices=(2, 4)),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     # Two gradients a product, and 12 to find the step.
     estimate=lambda k=5, order=2, **_: 3.0 * order * (6 + 2.4 * k) + 36.0,

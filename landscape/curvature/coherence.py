@@ -37,7 +37,7 @@ MOST_OUTPUTS, MEMORY, GROUPS = 256, 1 << 30, 16
         "samples": Option(128, "samples whose Gauss-Newton matrices are compared"),
         "batch": Option(128, "B, the batch size of the training", "as for sharpness"),
         "lr": Option(None, "learning rate; None: the optimizer's own, which the checkpoint carries"),
-        "split": Option("train", "the data whose samples are taken"),
+        "split": Option("train", "the data whose samples are taken", choices=("train", "test")),
     },
     # In passes over the draw: a forward and a backward pass for each output (10, say) of each sample taken.
     estimate=lambda samples=128, draw_samples=128, **_: 21.0 * samples / max(draw_samples, 1) + 2,

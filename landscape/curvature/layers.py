@@ -100,9 +100,11 @@ def _doubts(found: dict[str, Eigenpairs]) -> list[Check]:
     order=27,
     default=False,
     options={
-        "by": Option("layer", "layer: a module's parameters together; tensor: each by itself"),
+        "by": Option(
+            "layer", "layer: a module's parameters together; tensor: each by itself", choices=("layer", "tensor")
+        ),
         "tol": Option(1e-2, "residual allowed, as a share of each block's |lambda_1|"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     needs=("second derivative",),
 )

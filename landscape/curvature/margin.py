@@ -32,7 +32,7 @@ from .thresholds import Stability
         "optimizer": Option(None, "sgd, adam, adamw, adagrad or rmsprop, where the checkpoint's settings don't tell"),
         "which": Option(None, "of several optimizers, the name of the one that is meant"),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "as for eigenvalues"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     # The largest eigenpair alone, with its audit: about 10 products.
     estimate=lambda **_: 6 * 10.0 + 2,

@@ -45,15 +45,25 @@ def _trace_passes(*, draws: int = 32, **_: object) -> float:
         "k": Option(10, "largest eigenvalues"),
         "k_smallest": Option(1, 'smallest eigenvalues, with which="both"'),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "the published tools' tolerance"),
-        "stop": Option("residual", "residual: within tol; value: each eigenvalue proven to tol, its vector less so"),
-        "which": Option("both", "largest, smallest, both or magnitude"),
-        "operator": Option("hessian", "hessian, gauss-newton or fisher (type 2)"),
+        "stop": Option(
+            "residual",
+            "residual: within tol; value: each eigenvalue proven to tol, its vector less so",
+            choices=("residual", "value"),
+        ),
+        "which": Option(
+            "both", "largest, smallest, both or magnitude", choices=("largest", "smallest", "both", "magnitude")
+        ),
+        "operator": Option(
+            "hessian", "hessian, gauss-newton or fisher (type 2)", choices=("hessian", "gauss-newton", "fisher")
+        ),
         "parameters": Option(None, "names or prefixes of the parameters to differentiate in, separated by +; or all"),
-        "method": Option("lanczos", "lanczos, arpack or pyhessian (by magnitude)"),
+        "method": Option(
+            "lanczos", "lanczos, arpack or pyhessian (by magnitude)", choices=("lanczos", "arpack", "pyhessian")
+        ),
         "precision": Option(
             None, "take as few samples as give the first eigenvalue to this share, all errors together"
         ),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     estimate=_eigenvalue_passes,
     needs=("second derivative",),
@@ -112,8 +122,13 @@ def measure_eigenvalues(
     options={
         "draws": Option(32, "random vectors"),
         "precision": Option(None, "go on until the standard error is this share of the trace"),
-        "method": Option("hutchinson", "hutchinson, hutch++, xtrace or pyhessian", "Hutchinson 1990"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "method": Option(
+            "hutchinson",
+            "hutchinson, hutch++, xtrace or pyhessian",
+            "Hutchinson 1990",
+            ("hutchinson", "hutch++", "xtrace", "pyhessian"),
+        ),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     estimate=_trace_passes,
     needs=("second derivative",),

@@ -16,7 +16,7 @@ from .sampling import sampling_error, to_precision
 
 #: Forward passes for one product, and beside all products: the gradients' graphs 3, to verify the task 2.
 _PRODUCT, _BESIDE = 6, 5
-_SPLIT = Option("train", "the data whose mean loss is differentiated")
+_SPLIT = Option("train", "the data whose mean loss is differentiated", choices=("train", "test"))
 _DRAWS = Option(32, "random vectors")
 
 
@@ -41,7 +41,7 @@ def _sampling_passes(**_: object) -> float:
     options={
         "steps": Option(64, "Lanczos steps for each random vector"),
         "draws": Option(8, "random vectors"),
-        "kernel": Option("gaussian", "gaussian, pyhessian or papyan"),
+        "kernel": Option("gaussian", "gaussian, pyhessian or papyan", choices=("gaussian", "pyhessian", "papyan")),
         "precision": Option(None, "go on until the density's standard error is this share of the eigenvalues"),
         "split": _SPLIT,
     },
@@ -100,7 +100,9 @@ def measure_frobenius(
     default=False,
     preset={"quick": {"draws": 16}, "standard": {}, "thorough": {"draws": 128}},
     options={
-        "method": Option("hutchinson", "hutchinson or xdiag", "Bekas, Kokiopoulou and Saad 2007"),
+        "method": Option(
+            "hutchinson", "hutchinson or xdiag", "Bekas, Kokiopoulou and Saad 2007", ("hutchinson", "xdiag")
+        ),
         "draws": _DRAWS,
         "precision": Option(None, "go on until the entries' standard errors are this share of the diagonal"),
         "split": _SPLIT,

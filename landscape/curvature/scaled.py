@@ -60,10 +60,14 @@ def _passes(*, draws: int = 32, scaling: Scaling = "both", **_: object) -> float
     order=42,
     preset={"quick": {"draws": 16}, "standard": {}, "thorough": {"draws": 128}},
     options={
-        "scaling": Option("both", "filter, none or both: with the filters' norms, without, or both"),
+        "scaling": Option(
+            "both",
+            "filter, none or both: with the filters' norms, without, or both",
+            choices=("filter", "none", "both"),
+        ),
         "draws": Option(32, "random vectors for trace and Frobenius norm"),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "as for eigenvalues"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     estimate=_passes,
     needs=("second derivative",),

@@ -53,7 +53,7 @@ class _Row:
         "k": Option(1, "eigenvalues of largest magnitude to compare"),
         "draws": Option(32, "random vectors of each trace"),
         "tol": Option(1e-3, "residual allowed, as a share of |lambda_1|", "the published tools' tolerance"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
     },
     # Products of the three searches, as measured on small nets, and of the two traces.
     estimate=lambda k=1, draws=32, **_: 6.0 * (10 + 20 + 40 * k + 2 * draws),

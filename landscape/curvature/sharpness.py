@@ -71,6 +71,24 @@ def _passes(
     return min(1.0, samples / max(draw_samples, 1)) * sum(cost[KINDS[name].search] for name in _names(kind))
 
 
+def check_sharpness(
+    *,
+    kind: str | Sequence[str] = DEFAULT,
+    rho: float | Mapping[str, float] | None = None,
+    samples: int = 1024,
+    batch: int | None = 128,
+    steps: int = 20,
+    draws: int = 20,
+    **_: object,
+) -> None:
+    """Refuse kinds, radii and numbers that nothing could be measured with, before anything is."""
+    for name in _names(kind):
+        _radius(name, rho)
+    for label, value in (("samples", samples), ("batch", batch), ("steps", steps), ("draws", draws)):
+        if value is not None and value < 1:
+            raise MeasurementError(f"{label}={value} must be at least 1")
+
+
 @measurement(
     "sharpness",
     order=40,
@@ -82,7 +100,7 @@ def _passes(
     options={
         "kind": Option(
             DEFAULT,
-            f"which of {', '.join(KINDS)}; a rescaling of ReLU layers changes all but "
+            f"one or more of {', '.join(KINDS)}, separated by commas; a rescaling of ReLU layers changes all but "
             f"{', '.join(name for name, kind in KINDS.items() if not kind.rescaling)}",
         ),
         "rho": Option(None, "radius for all kinds, or {kind: radius}; None: each kind's own", "the papers', per kind"),
@@ -91,9 +109,10 @@ def _passes(
         "steps": Option(20, "steps of ascent", "Andriushchenko et al. 2023"),
         "draws": Option(20, "random draws of the averages"),
         "normalize_logits": Option(False, "take the logits' scale out of the loss", "Andriushchenko et al. 2023"),
-        "split": Option("train", "the data whose loss rises"),
+        "split": Option("train", "the data whose loss rises", choices=("train", "test")),
     },
     estimate=_passes,
+    check=check_sharpness,
 )
 def sharpness(
     task: Task | Objective,
@@ -141,11 +160,9 @@ def sharpness(
     Raises MeasurementError for an unknown kind, a radius that is not positive, numbers below 1, missing logits.
     """
     start = time.perf_counter()
+    check_sharpness(kind=kind, rho=rho, samples=samples, batch=batch, steps=steps, draws=draws)
     names = _names(kind)
     radii = {name: _radius(name, rho) for name in names}
-    for label, value in (("samples", samples), ("batch", batch), ("steps", steps), ("draws", draws)):
-        if value is not None and value < 1:
-            raise MeasurementError(f"{label}={value} must be at least 1")
     if isinstance(task, Objective):
         task, split = task.task, task.split
     if samples < (task.max_samples or math.inf):

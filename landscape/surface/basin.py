@@ -130,7 +130,7 @@ def _basin_passes(*, rays: int = RAYS, side: int = SIDE, rises: Sequence[float] 
         "rises": Option(list(RISES), "rises of the loss at which the width is taken"),
         "tol": Option(TOL, "share of a radius up to which it is known"),
         "span": Option(SPAN, "how far the even steps go, for roughness", "Li et al. 2018"),
-        "split": Option("train", "data to take the loss over: train or test"),
+        "split": Option("train", "data to take the loss over: train or test", choices=("train", "test")),
         "ignore": Option("biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018"),
     },
     estimate=_basin_passes,

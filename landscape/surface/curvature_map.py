@@ -160,11 +160,19 @@ def _map_passes(*, grid: int = POINTS, **_: Any) -> float:
         "grid": Option(POINTS, "points of each side"),
         "span": Option(1.0, "steps run from -span to span", "Li et al. 2018"),
         "tol": Option(TOL, "residual allowed, as a share of |lambda_1|"),
-        "split": Option("train", "the data whose mean loss is differentiated"),
+        "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
         "normalize": Option(
-            "filter", "scale of the random directions: filter, layer, weight or None", "Li et al. 2018"
+            "filter",
+            "scale of the random directions: filter, layer, weight or None",
+            "Li et al. 2018",
+            ("filter", "layer", "weight", None),
         ),
-        "ignore": Option("biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018"),
+        "ignore": Option(
+            "biasbn",
+            "biasbn: biases and normalization layers stay in place; or None",
+            "Li et al. 2018",
+            ("biasbn", None),
+        ),
     },
     estimate=_map_passes,
     needs=("second derivative",),

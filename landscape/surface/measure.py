@@ -22,11 +22,18 @@ from .trajectory import check_last, trajectory_plane
 
 _SHARED = {
     "span": Option(1.0, "steps run from -span to span", "Li et al. 2018"),
-    "split": Option("train", "data to take the loss over: train or test"),
+    "split": Option("train", "data to take the loss over: train or test", choices=("train", "test")),
     "held_out": Option(False, "also the loss and accuracy on the other split, at the same points"),
     "autocast": Option(None, "bfloat16 or float16 for faster passes, their error checked; None: the task's precision"),
-    "normalize": Option("filter", "scale of the random directions: filter, layer, weight or None", "Li et al. 2018"),
-    "ignore": Option("biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018"),
+    "normalize": Option(
+        "filter",
+        "scale of the random directions: filter, layer, weight or None",
+        "Li et al. 2018",
+        ("filter", "layer", "weight", None),
+    ),
+    "ignore": Option(
+        "biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018", ("biasbn", None)
+    ),
 }
 #: Passes beside the points: two to verify the objective, one for the checkpoint, a gradient (3) for the check of the
 #: slope; and 4 for each direction; for the bend a gradient's graph (3) and 6 for each direction.
