@@ -27,6 +27,7 @@ from .reduction import known_weight, pieces, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
 from .sparse import shape_of
+from .stateful import Buffers
 from .tasks import Task
 from .verification import Verified, can_cut, verify
 
@@ -124,8 +125,10 @@ class Objective:
             self._plain: dict[int, Any] = {}
             self._stale_statistics = task.batchnorm == "recompute"
             self._loss = placed(task.loss, self.device, self.dtype)
+            self.buffers = Buffers(self.model)
             self._facts = self._verified()
             self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
+            self.buffers.changed.update(dict.fromkeys(self._facts.changed))
             self._stack = stack.pop_all()
         _OPEN.setdefault(self.model, []).append(self)
         return self
@@ -256,7 +259,9 @@ class Objective:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers should know about how they came about."""
         found = (*self._notes, *self.draw.notes)
-        return (*found, *self._facts.notes) if self.entered else found
+        if not self.entered:
+            return found
+        return (*found, *self._facts.notes, *filter(None, [self.buffers.note]))
 
     @property
     def has_labels(self) -> bool:
@@ -326,6 +331,7 @@ class Objective:
 
         What the task raises becomes a TaskError that names the exception and the batch's shapes.
         """
+        self.buffers.reset()
         return self.call(self._forward, batch)
 
     def _forward(self, batch: Any) -> tuple[Any, Any]:

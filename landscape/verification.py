@@ -16,6 +16,7 @@ from .reduction import known_weight, pieces, sample_weight, split_value, verify_
 from .seeding import seeded
 from .session import batchnorm_layers
 from .sparse import same
+from .stateful import written
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -30,7 +31,8 @@ class Verified:
 
     `weighing` says where the batches' weights come from: "own" (returned by the loss), "torch" (known), "samples"
     (verified) or "none" (a task without a loss). `inner_gradient` and `copies` say what the task needs: autograd
-    switched on in its forward pass, and batches that it may write into.
+    switched on in its forward pass, and batches that it may write into. `changed` are the buffers that a forward pass
+    changes.
     """
 
     weighing: str
@@ -38,6 +40,7 @@ class Verified:
     notes: tuple[str, ...]
     inner_gradient: bool = False
     copies: bool = False
+    changed: tuple[str, ...] = ()
 
 
 def verify(objective: Objective) -> Verified:
@@ -73,8 +76,10 @@ def _verify(objective: Objective) -> Verified:
             how = f"not verified: {'batches of one sample' if objective.can_cut() else 'no cutting'}"
         notes = (f"batches are weighed by their samples ({how})",)
     notes += tuple(f.doubt for f in found if f.doubt)
-    labels = labels_there(objective)
-    return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found))
+    if note := written(objective.model, objective.names, objective.parameters, objective.center):
+        notes += (note,)
+    labels, changed = labels_there(objective), tuple(objective.buffers.changed)
+    return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found), changed)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
     batch, outputs, target, value = objective.value(i)
     written = any(t._version or t.requires_grad for t in tensors_of(batch))  # it was a fresh copy
     batch = objective.batch(i)
+    objective.buffers.notice()
     mean, own, _ = split_value(value)
     first = float(mean.detach())
     again = float(split_value(objective.value(i)[3])[0].detach())

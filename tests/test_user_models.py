@@ -689,3 +689,54 @@ class TestSharedMemory:
         model, (x, y) = Net(), data()
         found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5)))
         assert close(found, dense(model, F.cross_entropy(model(x), y)))
+
+
+class TestForwardsThatWrite:
+    @pytest.mark.parametrize("turns", [0, 300], ids=["fresh", "converged"])
+    def test_the_loss_at_some_weights_does_not_depend_on_where_it_was_evaluated_before(self, turns):
+        """spectral_norm goes one power iteration on at each forward in train mode, from where the last one stopped."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 8)), nn.Tanh(), nn.Linear(8, 3))
+        model.double().train()
+        for _ in range(turns):
+            model(data()[0])
+        held = {k: v.clone() for k, v in model.state_dict().items()}
+        with Objective(Task(model, nn.CrossEntropyLoss(), data(), mode="train", batch_size=5)) as objective:
+            step = [torch.randn_like(p) for p in objective.parameters]
+            found = []
+            for share in (0.0, 1.0, -1.0, 1.0, 0.0):
+                objective.move([step], [share])
+                found.append(objective.evaluate().loss)
+            assert any("weight.0._u" in n and "starts from the checkpoint's own" in n for n in objective.notes)
+        assert found[0] == found[4]
+        assert found[1] == found[3]
+        assert all(torch.equal(v, held[k]) for k, v in model.state_dict().items())
+
+    @pytest.mark.parametrize("length", [1.0, 50.0], ids=["reached", "never reached"])
+    def test_derivatives_of_an_embedding_with_a_largest_norm_say_what_they_leave_out(self, length):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(7, 4, max_norm=length), nn.Flatten(), nn.Linear(12, 3)).double()
+        ids, y = torch.randint(7, (12, 3)), data()[1]
+        kept = model[0].weight.detach().clone()
+        A = Hessian(Task(model, nn.CrossEntropyLoss(), (ids, y), batch_size=5))
+        with A:
+            assert "writes to 0.weight (max_norm)" in A.notes[0]
+        assert torch.equal(model[0].weight, kept)
+
+    @pytest.mark.parametrize("strategy", ["auto", "rebuild", "forward"])
+    def test_a_buffer_that_counts_passes_is_the_checkpoints_in_each_of_them(self, strategy):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+                self.register_buffer("scale", torch.tensor(1.0).double())
+
+            def forward(self, x):
+                out = self.head(x) * self.scale
+                self.scale = self.scale * 0.5
+                return out
+
+        x, y = data()
+        found = matrix(Hessian(Task(Net(), nn.CrossEntropyLoss(), (x, y), batch_size=5), strategy=strategy))
+        plain = linear()
+        assert close(found, dense(plain, F.cross_entropy(plain(x), y)))

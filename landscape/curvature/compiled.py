@@ -64,6 +64,7 @@ class CompiledProducts:
             mean = torch.func.functional_call(holder, state, (map_tensors(batch, lambda t: next(given)),))
             return list(HessianGraph(mean, 1.0, leaves).product(v, last=True))
 
+        self._objective.buffers.reset()
         traced = make_fx(product)(values, [torch.zeros_like(p) for p in values], data)
         return torch.compile(traced, dynamic=False)
 
@@ -75,6 +76,8 @@ class _Mean(nn.Module):
         super().__init__()
         self.model = objective.model
         self._mean = lambda batch: split_value(objective.loss_value(*objective.forward(batch)))[0]
+        self._swapped = objective.buffers.swapped
 
     def forward(self, batch: Any) -> torch.Tensor:
-        return self._mean(batch)
+        with self._swapped():
+            return self._mean(batch)

@@ -246,6 +246,7 @@ class Hessian(Operator):
         holder = _Holder(self.objective, i)
 
         def loss(values: Tensors) -> torch.Tensor:
+            self.objective.buffers.reset()
             # A transformed function may not write into what it didn't make: BatchNorm counts its batches.
             state = {name: b.clone() for name, b in holder.named_buffers()} | dict(zip(names, values, strict=True))
             return torch.func.functional_call(holder, state, ())
@@ -267,9 +268,11 @@ class _Holder(nn.Module):
         super().__init__()
         self.model = objective.model
         self._loss = lambda: objective.batch_loss(i)[0]
+        self._swapped = objective.buffers.swapped
 
     def forward(self) -> torch.Tensor:
-        return self._loss()
+        with self._swapped():
+            return self._loss()
 
 
 class GaussNewton(Operator):
