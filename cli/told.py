@@ -127,11 +127,24 @@ def class_scores(result: Any) -> list[str]:
     return [f"{count(len(known))} classes, the least IoU", *(f"class {i} {number(float(iou[i]), 3)}" for i in worst)]
 
 
+def quantile_coverage(result: Any) -> list[str]:
+    found = []
+    for nominal, share, bounds in zip(result.nominal, result.coverage, result.coverage_interval, strict=True):
+        low, high = (100 * float(b) for b in bounds)
+        found.append(f"{number(100 * float(nominal), 3)}% interval holds {' '.join(interval(100 * share, low, high))}%")
+    if not found:
+        pairs = zip(result.level, result.frequency, strict=True)
+        found = [f"below {number(float(q), 3)}: {number(float(f), 3)}" for q, f in pairs]
+    p = float(result.calibration_p_value)
+    found += [f"p if right {number(p, 2)}"] if math.isfinite(p) else []
+    return [*found, *([f"{number(100 * float(result.crossing), 2)}% cross"] if result.crossing > 0 else [])]
+
+
 #: Kind -> its words; every other kind is told by its own description.
 WORDS: Mapping[str, Callable[[Any], list[str]]] = {
     f.__name__: f
     for f in (
         *(density, frobenius, layers, diagonal, sampling, stability, batch_sharpness, coherence),
-        *(trajectory, path, eigenvalue_map, basin, class_scores),
+        *(trajectory, path, eigenvalue_map, basin, class_scores, quantile_coverage),
     )
 }

@@ -70,6 +70,8 @@ _NAMES = {
     "CalibrationAccumulator": "landscape.calibration.accumulator",
     "calibration_error": "landscape.calibration.scores",
     "QuantileAccumulator": "landscape.calibration.quantiles",
+    "QuantileCoverage": "landscape.calibration.coverage",
+    "quantile_coverage": "landscape.calibration.quantile_heads",
     "QuantileCalibration": "landscape.calibration.table",
     "quantile_calibration": "landscape.calibration.quantiles",
     "Recalibration": "landscape.calibration.recalibrated",
@@ -100,6 +102,8 @@ if TYPE_CHECKING:
     from .archive.writer import save_archive
     from .calibration.accumulator import CalibrationAccumulator
     from .calibration.calibrated import Calibrated, load_recalibration, save_recalibration
+    from .calibration.coverage import QuantileCoverage
+    from .calibration.quantile_heads import quantile_coverage
     from .calibration.quantiles import QuantileAccumulator, quantile_calibration
     from .calibration.recalibrated import Recalibration
     from .calibration.recalibration import recalibrate

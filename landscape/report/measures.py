@@ -311,6 +311,24 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
             limits=(0.0, math.inf),
         ),
     ]
+    if any(r.results.get("quantile_coverage") for r in runs):
+        columns += [
+            Measure(
+                "pinball",
+                "pinball",
+                "Quantiles",
+                lambda r: _scalar(r, "quantile_coverage", "mean_pinball", "mean_pinball_stderr"),
+                "mean pinball loss over the levels, ± standard error over the samples",
+            ),
+            Measure(
+                "coverage_error",
+                "coverage error",
+                "Quantiles",
+                lambda r: _scalar(r, "quantile_coverage", "coverage_error"),
+                "mean distance between a quantile's level and the share of targets below it",
+                limits=(0.0, 1.0),
+            ),
+        ]
     return columns + recorded_columns(runs)
 
 

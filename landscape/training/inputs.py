@@ -75,6 +75,11 @@ def _same(outputs: Any, target: Any) -> str:
     return "" if fits else _got(outputs, target)
 
 
+def _quantiles(outputs: Any, target: Any) -> str:
+    fits = _floating(outputs) and _floating(target) and outputs.ndim >= 2 and outputs.shape[:-1] == target.shape
+    return "" if fits else _got(outputs, target)
+
+
 def _classified(outputs: Any, target: Any) -> str:
     fits = _floating(outputs) and outputs.ndim >= 2 and outputs.shape[1] >= 2 and _integers(target)
     if fits and target.shape == outputs.shape[:1] + outputs.shape[2:]:
@@ -170,6 +175,11 @@ def _detection_example(g: torch.Generator) -> tuple[Any, Any]:
 
 VALUES = Takes(
     "values and targets of one shape (n, ...)", _same, lambda g: (_normal(g, SAMPLES, 2), _normal(g, SAMPLES, 2))
+)
+QUANTILES = Takes(
+    "quantiles (n, ..., q), those of one target last, and targets (n, ...)",
+    _quantiles,
+    lambda g: (_normal(g, SAMPLES, 2, 3), _normal(g, SAMPLES, 2)),
 )
 TIMED_VALUES = Takes(
     "(values (n, ...), time in [0, 1] (n,)) and targets (n, ...)",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..inputs import TIMED_VALUES, VALUES
+from ...errors import ObjectiveError, TrainingError
+from ..inputs import QUANTILES, TIMED_VALUES, VALUES
 from ..loss import safe_sqrt
 from ..registries import losses
 
@@ -71,6 +73,29 @@ def pseudo_huber(outputs: torch.Tensor, target: torch.Tensor, delta: float = 1.0
     """Smooth Huber loss, delta^2 (sqrt(1 + (error / delta)^2) - 1)."""
     error = outputs - target
     return _pseudo_huber(error, error.new_tensor(delta)).mean()
+
+
+@losses.register(
+    "pinball",
+    kind="regression",
+    takes=QUANTILES,
+    source="Koenker and Bassett 1978, Regression Quantiles, doi:10.2307/1913643",
+    about={"levels": ("level of each quantile of the outputs, in their order", "chosen by us: median and 80%")},
+)
+def pinball(
+    outputs: torch.Tensor, target: torch.Tensor, levels: float | Sequence[float] = (0.1, 0.5, 0.9)
+) -> torch.Tensor:
+    """Pinball (quantile) loss, max(q e, (q - 1) e) of the error e = target - quantile, mean over levels and targets."""
+    level = torch.atleast_1d(outputs.new_tensor(levels))
+    if not bool(((level > 0) & (level < 1)).all()):
+        raise TrainingError(f"pinball: levels={levels!r} must lie within (0, 1), one for each quantile")
+    if outputs.shape[-1] != len(level):
+        raise ObjectiveError(
+            f"pinball has {len(level)} levels, and outputs of shape {tuple(outputs.shape)} hold {outputs.shape[-1]} "
+            "quantiles for each target; give levels=[...], one for each"
+        )
+    error = target.unsqueeze(-1) - outputs
+    return torch.maximum(level * error, (level - 1) * error).mean()
 
 
 @losses.register(
