@@ -169,11 +169,31 @@ def bytes_of(batch: Any) -> int:
 def batch_size_of(batch: Any) -> int | None:
     """Return the number of samples: the first dimension that all tensors share, None where they don't.
 
-    A packed sequence counts by its sequences. What a batch class of the user's own holds is not looked at: what its
+    Of a detector's batch, whose pictures have dicts of boxes and labels, it is the number of these. A packed sequence
+    counts by its sequences. What a batch class of the user's own holds is not looked at: what its
     rows are is its own affair.
     """
     sizes = _sizes(batch)
-    return sizes.pop() if len(sizes) == 1 else None
+    return _listed(batch, sizes) or (sizes.pop() if len(sizes) == 1 else None)
+
+
+def _listed(batch: Any, sizes: set[int]) -> int:
+    """Return how many samples a batch lists one by one: among its parts is a list of dicts (a detector's targets).
+
+    0 where it does not, where another part has not as many, or where all tensors have as many rows themselves: then
+    these are the samples, and the dicts say something else.
+    """
+    parts = [p for p in parts_of(batch) if isinstance(p, list | tuple | torch.Tensor | np.ndarray)]
+    counts = {len(p) for p in parts if _are_dicts(p)}
+    if len(counts) != 1 or sizes == counts:
+        return 0
+    (count,) = counts
+    return count if all(getattr(p, "ndim", 1) > 0 and len(p) == count for p in parts) else 0
+
+
+def _are_dicts(part: Any) -> bool:
+    plain = isinstance(part, list | tuple) and not hasattr(part, "_fields")
+    return plain and len(part) > 0 and all(isinstance(v, Mapping) for v in part)
 
 
 def _sizes(batch: Any) -> set[int]:
@@ -198,8 +218,17 @@ def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
     `stays_whole` is for nobody to cut.
     """
 
+    listed = _listed(batch, _sizes(batch)) == size
+    # The targets of such a batch by themselves.
+    rows = _are_dicts(batch) and len(batch) == size and _sizes(batch) != {size}
+
     def numbers() -> torch.Tensor:
         return index if isinstance(index, torch.Tensor) else torch.arange(size, device="cpu")[index]
+
+    def is_rows(part: Any) -> bool:
+        if part is batch:
+            return rows or (not listed and _is_rows(part, size))
+        return len(part) == size if listed else _is_rows(part, size)
 
     def cut(part: Any) -> Any:
         if isinstance(part, torch.Tensor):
@@ -213,7 +242,7 @@ def pick(batch: Any, index: slice | torch.Tensor, size: int) -> Any:
             return part[rows] if part.ndim > 0 and len(part) == size else part
         if isinstance(part, PackedSequence):
             return sequences.chosen(part, numbers()) if sequences.count(part) == size else part
-        if isinstance(part, list | tuple) and not hasattr(part, "_fields") and _is_rows(part, size):
+        if isinstance(part, list | tuple) and not hasattr(part, "_fields") and is_rows(part):
             return part[index] if isinstance(index, slice) else type(part)(part[i] for i in index.tolist())
         return _map_parts(part, cut)
 
@@ -237,26 +266,33 @@ def _object_in(batch: Any) -> str:
     return next((name for part in parts_of(batch) if (name := _object_in(part))), "")
 
 
-def join(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Return one batch of all these batches' samples; ValueError where they don't fit (lengths that differ, say)."""
+def join(batches: Sequence[Any], sizes: Sequence[int], *, within: bool = False) -> Any:
+    """Return one batch of all these batches' samples; ValueError where they don't fit (lengths that differ, say).
+
+    `within` a batch that lists its samples one by one every list is one of samples.
+    """
     first = batches[0]
+    pairs = list(zip(batches, sizes, strict=True))
+    listed = within or all(_listed(b, _sizes(b)) == n for b, n in pairs)
     if isinstance(first, torch.Tensor):
-        if not all(isinstance(t, torch.Tensor) and t.shape[:1] == (n,) for t, n in zip(batches, sizes, strict=True)):
+        if not all(isinstance(t, torch.Tensor) and t.shape[:1] == (n,) for t, n in pairs):
             raise ValueError("one of these batches holds something else than a row for each sample")
         if len({(t.dtype, t.device, t.layout, t.shape[1:]) for t in batches}) > 1:
             raise ValueError("the samples of these batches have different shapes")
         return sparse.joined(batches) if sparse.is_sparse(first) else torch.cat(list(batches))
     if isinstance(first, Mapping) and all(type(b) is type(first) and b.keys() == first.keys() for b in batches):
-        return mapping_like(first, {k: join([b[k] for b in batches], sizes) for k in first})
+        return mapping_like(first, {k: join([b[k] for b in batches], sizes, within=listed) for k in first})
     if isinstance(first, PackedSequence):
-        if any(type(b) is not type(first) or sequences.count(b) != n for b, n in zip(batches, sizes, strict=True)):
+        if any(type(b) is not type(first) or sequences.count(b) != n for b, n in pairs):
             raise ValueError("packed sequences beside something else can't be joined")
         return sequences.joined(batches)
     if isinstance(first, list | tuple) and all(type(b) is type(first) for b in batches):
-        if not hasattr(first, "_fields") and all(_is_rows(b, n) for b, n in zip(batches, sizes, strict=True)):
+        if not hasattr(first, "_fields") and all(
+            len(b) == n if within else not listed and _is_rows(b, n) for b, n in pairs
+        ):
             return type(first)(row for b in batches for row in b)
         if len({len(b) for b in batches}) == 1:
-            found = [join(column, sizes) for column in zip(*batches, strict=True)]
+            found = [join(column, sizes, within=listed) for column in zip(*batches, strict=True)]
             return type(first)(*found) if hasattr(first, "_fields") else type(first)(found)
     if isinstance(first, str | int | float | None) and all(type(b) is type(first) and b == first for b in batches):
         return first

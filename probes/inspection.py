@@ -142,6 +142,10 @@ def inspect_task(
     return Inspection(task, path, *place, tuple(findings), works, speed, presets)
 
 
+#: Tensors of a batch whose shapes are shown (chosen by us: a detector's batch has dozens).
+_SHOWN = 6
+
+
 def _obstacle(m: Measurement, lacking: Mapping[str, str]) -> str:
     return next((lacking[need] for need in m.needs if lacking[need]), "")
 
@@ -152,7 +156,10 @@ def _data(task: Task) -> list[Check]:
     for split in task.splits:
         draw = task.draw(split)
         size = "an unknown number of" if draw.available is None else f"{draw.available:,}"
-        shapes = ", ".join(map(shape_of, tensors_of(draw.batches[0])))
+        tensors = tensors_of(draw.batches[0])
+        shapes = ", ".join(map(shape_of, tensors[:_SHOWN]))
+        if len(tensors) > _SHOWN:
+            shapes += f" and {len(tensors) - _SHOWN} tensors more"
         found.append(Check(f"{split} data", "pass", f"{size} samples; a batch holds {shapes}"))
     if "test" not in task.splits:
         found.append(Check("test data", "warn", "none: calibration and the gap will be missing or measured on train"))
