@@ -255,20 +255,27 @@ def _target(found: Guess) -> str:
         return "y (n, length) int64: X itself or the token that follows each, -100 where none counts"
     if found.classes is None:
         return "y: what the loss compares with"
+    if found.dense:
+        n = "depth, height, width" if found.data == "volumes" else "height, width"
+        return f"y (n, 1, {n}) float32" if found.classes == 1 else f"y (n, {n}) int64, below {found.classes}"
     if found.classes == 1:
         return "y (n, 1) float32"
-    return f"y (n,) int64, below {found.classes}"
+    several = f"; (n, {found.classes}) float32 for several labels at once" if found.data != "tokens" else ""
+    return f"y (n,) int64, below {found.classes}{several}"
 
 
 def _loss(found: Guess) -> tuple[str, list[str]]:
     """Return the loss's line in the Task, and further arguments."""
     if _is_language_model(found):
         return "nn.functional.cross_entropy,", ["        forward=next_token,  # each position against the next label"]
+    if found.dense and found.classes != 1:
+        return "nn.CrossEntropyLoss(),  # >>> the loss of your training, with its ignore_index= and weight=", []
     if found.classes == 1:
         return "nn.MSELoss(),  # >>> the loss of your training; nn.BCEWithLogitsLoss() for two classes", []
     if found.classes is None:
         return "nn.MSELoss(),  # >>> the loss of your training", []
-    return "nn.CrossEntropyLoss(),  # >>> the loss of your training; nn.MSELoss() for regression", []
+    others = "nn.MSELoss() for regression, nn.BCEWithLogitsLoss() for several labels at once"
+    return f"nn.CrossEntropyLoss(),  # >>> the loss of your training; {others}", []
 
 
 def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:

@@ -200,6 +200,25 @@ class Recurrent(nn.Module):
         self.out = nn.Linear(4, 2)
 
 
+class Series(nn.Module):
+    """Values go through a linear layer that is called embed: no table of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.pos_emb = nn.Parameter(torch.zeros(48, 8))
+        self.enc = nn.TransformerEncoderLayer(8, 2, 16)
+        self.head = nn.Linear(8, 36)
+
+
+class Pixels(nn.Module):
+    def __init__(self, classes=4):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.head = nn.Conv2d(8, classes, 1)
+
+
 @pytest.mark.parametrize(
     ("net", "data", "inputs", "classes", "remark"),
     [
@@ -207,6 +226,8 @@ class Recurrent(nn.Module):
         (Language, "tokens", 50, 50, "attention layers"),
         (Rows, "rows", 13, 1, ""),
         (Recurrent, "sequences", 6, 2, "rnn: nn.LSTM(6, 4)"),
+        (Series, "sequences", 1, 36, "attention layers"),
+        (Pixels, "images", 3, 4, "BatchNorm layers"),
         (lambda: nn.ModuleDict({"a": nn.BatchNorm1d(2)}), "unknown", None, None, "BatchNorm layers"),
     ],
 )
@@ -214,6 +235,23 @@ def test_inputs_and_outputs_from_names_and_shapes(here, net, data, inputs, class
     found = guess(_checkpoint(net().state_dict()))
     assert (found.data, found.inputs, found.classes) == (data, inputs, classes)
     assert any(remark in r for r in (*found.remarks, ""))
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (Pixels, ["y (n, height, width) int64, below 4", "nn.CrossEntropyLoss(),", "ignore_index= and weight="]),
+        (lambda: Pixels(1), ["y (n, 1, height, width) float32", "nn.BCEWithLogitsLoss() for two classes"]),
+        (Series, ["X (n, length, 1) float32", "nn.MSELoss() for regression"]),
+        (
+            lambda: nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 6)),
+            ["(n, 6) float32 for several labels at once", "nn.BCEWithLogitsLoss() for several labels at once"],
+        ),
+    ],
+)
+def test_the_target_and_the_loss_are_those_of_the_last_layer(here, net, said):
+    text = task_file_text(_checkpoint(net().state_dict()), Path("x_task.py"))
+    assert [s for s in said if s not in text] == []
 
 
 def test_the_order_of_safetensors_does_not_matter(here):

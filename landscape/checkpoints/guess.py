@@ -18,6 +18,7 @@ Data = Literal["images", "volumes", "signals", "tokens", "rows", "sequences", "a
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _HEAD = re.compile(r"(^|[._])(fc|head|heads|classifier|output|out|logits|lm_head|score|predictor|cls)([._]|\d|$)")
 _EMBEDDING = re.compile(r"(^|[._])(emb|embed|embeds|embedding|embeddings|wte|tok|token|tokens|word|words)([._]|_|$)")
+_ATTENTION = re.compile(r"attn|attention|in_proj_weight")
 _POSITION = re.compile(r"pos|wpe|segment|token_type|type_emb|relative")
 # Blocks of torchvision's ResNets: https://doi.org/10.1109/CVPR.2016.90, table 1.
 _RESNETS: dict[tuple[int | bool, ...], str] = {
@@ -65,6 +66,8 @@ class Guess:
     imports: str = ""
     model: str = ""
     lightning: bool = False
+    #: `classes` are those of each pixel: the last layer is a convolution of size 1.
+    dense: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -96,12 +99,15 @@ def guess(checkpoint: Checkpoint) -> Guess:
         return Guess("adapter", None, None, auto_class=auto)
     data, inputs = _inputs(weights)
     classes, tied = _classes(weights), _tied(weights)
+    pixels = _classes_of_pixels(weights)
     if tied is not None:
         data, inputs, classes = "tokens", tied, tied
     config = checkpoint.facts.get("config")
     names = config.get("architectures") if isinstance(config, dict) else None
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    found = Guess(data, inputs, classes, remarks=_remarks(weights, tied is not None))
+    found = Guess(
+        data, inputs, pixels or classes, dense=pixels is not None, remarks=_remarks(weights, tied is not None)
+    )
     if re.fullmatch(r"[A-Za-z_]\w*", architecture):
         auto = next((a for end, a in _AUTO_CLASSES.items() if architecture.endswith(end)), "AutoModel")
         return _with(found, auto_class=auto, remarks=(f"architecture {architecture}", *found.remarks))
@@ -157,7 +163,7 @@ def _inputs(weights: Mapping[str, tuple[int, ...]]) -> tuple[Data, int | None]:
         first = next((s for s in matrices.values() if len(s) == dims), None)
         if first is not None:
             return data, first[1]
-    tables = [s for k, s in matrices.items() if len(s) == 2 and _EMBEDDING.search(k) and not _POSITION.search(k)]
+    tables = [s for k, s in matrices.items() if len(s) == 2 and _is_table(k, weights) and not _POSITION.search(k)]
     if tables:
         return "tokens", max(s[0] for s in tables)
     first = next((s for s in matrices.values() if len(s) == 3), None)
@@ -167,7 +173,21 @@ def _inputs(weights: Mapping[str, tuple[int, ...]]) -> tuple[Data, int | None]:
     if recurrent is not None:
         return "sequences", recurrent[1]
     first = next((s for s in matrices.values() if len(s) == 2), None)
-    return ("rows", first[1]) if first is not None else ("unknown", None)
+    if first is None:
+        return "unknown", None
+    return "sequences" if any(_ATTENTION.search(k) for k in weights) else "rows", first[1]
+
+
+def _is_table(name: str, weights: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a matrix embeds tokens: by its name, and without a bias beside it, which a linear layer has."""
+    return _EMBEDDING.search(name) is not None and f"{name.rpartition('.')[0]}.bias" not in weights
+
+
+def _classes_of_pixels(weights: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the outputs of a last convolution of size 1, behind which there is no matrix; None where there is none."""
+    layers = [s for k, s in weights.items() if k.rpartition(".")[2] == "weight" and len(s) >= 2]
+    spatial = bool(layers) and len(layers[-1]) in (4, 5) and all(len(s) > 2 for s in layers)
+    return layers[-1][0] if spatial and set(layers[-1][2:]) == {1} else None
 
 
 def _classes(weights: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -177,7 +197,7 @@ def _classes(weights: Mapping[str, tuple[int, ...]]) -> int | None:
     heads = [s for k, s in matrices.items() if _HEAD.search(".".join(k.split(".")[:2]))]
     if heads:
         return heads[-1][0]
-    tables = {k for k in matrices if _EMBEDDING.search(k)}
+    tables = {k for k in matrices if _is_table(k, weights)}
     rest = [s for k, s in matrices.items() if k not in tables]
     return rest[-1][0] if rest else None
 
@@ -203,7 +223,7 @@ def _remarks(weights: Mapping[str, tuple[int, ...]], tied: bool) -> tuple[str, .
     names = list(weights)
     if any(n.endswith("running_mean") for n in names):
         said.append("BatchNorm layers: measured with their running statistics (batchnorm='eval')")
-    if any(re.search(r"attn|attention|in_proj_weight", n) for n in names):
+    if any(_ATTENTION.search(n) for n in names):
         said.append("attention layers: measured on PyTorch's math kernel, which has a second derivative")
     if any(n.endswith("weight_ih_l0") for n in names):
         gates = {4: "nn.LSTM", 3: "nn.GRU", 1: "nn.RNN"}
