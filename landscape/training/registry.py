@@ -193,8 +193,8 @@ def options_of(make: Callable[..., Any], about: About | None, skip: int = 0) -> 
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or (foreign and p.name not in about):
             continue
         said = about.get(p.name, ("", "PyTorch's default" if foreign else "the signature's default"))
-        doc, *rest = (said, "chosen by us") if isinstance(said, str) else said
-        found[p.name] = Parameter(REQUIRED if p.default is p.empty else p.default, doc, *rest)
+        doc, source, limits, *_ = (said, "chosen by us", "") if isinstance(said, str) else (*said, "")
+        found[p.name] = Parameter(REQUIRED if p.default is p.empty else p.default, doc, source, limits=limits)
     unknown = set(about) - set(found)
     if unknown:
         raise TrainingError(f"{make.__name__} has no parameter {sorted(unknown)[0]!r}; it has {', '.join(found)}")
