@@ -9,6 +9,9 @@ import torch
 
 from .errors import MeasurementError
 
+#: Where wrappers keep the optimizer that they step.
+_INNER = ("optimizer", "base_optimizer", "base")
+
 
 def by_name(optimizers: Any) -> dict[str, Any]:
     """Return optimizers, or their states, by name: {name: optimizer} as it is, one alone as "", None as none.
@@ -35,13 +38,22 @@ def by_name(optimizers: Any) -> dict[str, Any]:
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return an optimizer without what other libraries wrapped around it, as Accelerate does."""
-    while type(optimizer).__name__ == "AcceleratedOptimizer" or not isinstance(optimizer, torch.optim.Optimizer):
-        inner = getattr(optimizer, "optimizer", None)
+    """Return an optimizer without what was wrapped around it: Accelerate's, and all whose steps torch knows nothing of.
+
+    Those are no torch.optim.Optimizer, or one that never called its __init__, as many a Lookahead.
+    """
+    while type(optimizer).__name__ == "AcceleratedOptimizer" or not hooked(optimizer):
+        held = (getattr(optimizer, name, None) for name in _INNER)
+        inner = next((o for o in held if o is not None and o is not optimizer), None)
         if inner is None:
             return optimizer
         optimizer = inner
     return optimizer
+
+
+def hooked(optimizer: Any) -> bool:
+    """Whether torch calls hooks at the steps of an optimizer."""
+    return isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 
 def _is_one(value: Any) -> bool:

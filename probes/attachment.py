@@ -30,6 +30,9 @@ class Owner(Protocol):
     def stepped(self, followed: Followed, number: int, closure: bool, started: float) -> None:
         """An optimizer has taken its step of this number; the time since `started` was spent inside its hooks."""
 
+    def cut_short(self, followed: Followed, number: int) -> None:
+        """A step was taken, and what was to be done behind it was interrupted."""
+
     def thrown_away(self, followed: Followed, number: int) -> None:
         """Gradients were zeroed without a step."""
 
@@ -184,11 +187,16 @@ class Attachment:
         step, number = self._step, self._taken + 1
         if step is not None:
             self._step = None  # it holds the gradients
-            if step.closure:
-                for timed, look in self._on_gradients:
+            try:
+                if step.closure:
+                    for timed, look in self._on_gradients:
+                        timed.show(look, step)
+                for timed, look in self._after_step:
                     timed.show(look, step)
-            for timed, look in self._after_step:
-                timed.show(look, step)
+            except BaseException:  # Ctrl-C: the step was taken all the same, and a notebook may go on
+                self.taken, self._stepped = number, True
+                owner.cut_short(self.followed, number)
+                raise
         self._taken, self._stepped = number, True
         if step is not None and self._due:
             if self._spacing is None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from landscape.errors import MeasurementError
 from landscape.parameters import unwrap
-from landscape.several import by_name, innermost
+from landscape.several import by_name, hooked, innermost
 
 from .probe import Followed
 
@@ -26,12 +26,31 @@ def named_optimizers(optimizer: Any) -> dict[str, torch.optim.Optimizer]:
     if not found:
         raise MeasurementError("the recorder got no optimizer; pass the one that trains the model")
     for one in found.values():
+        if isinstance(one, torch.optim.Optimizer) and not hooked(one):
+            raise MeasurementError(
+                f"{type(one).__name__} never called torch.optim.Optimizer.__init__, so that nothing tells of its "
+                "steps: let it call super().__init__(params, defaults), or pass the optimizer that it steps by"
+            )
         if not isinstance(one, torch.optim.Optimizer):
             within = one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ()
             holds = ", ".join(dict.fromkeys(type(v).__name__ for v in within))
             got = type(one).__name__ + (f" of {holds}" if holds else "")
             raise TypeError(f"expected a torch.optim.Optimizer, a list of them or {{name: optimizer}}, got {got}")
     return found
+
+
+def wrappers(optimizer: Any) -> tuple[str, ...]:
+    """Return in words which optimizers are recorded inside wrappers that may move the weights by themselves."""
+    told = []
+    for given in by_name(optimizer).values():
+        inner = innermost(given)
+        if inner is not given and type(given).__name__ != "AcceleratedOptimizer":
+            kind, own = type(given).__name__, type(inner).__name__
+            told.append(
+                f"steps are those of {own} inside {kind}: what {kind} does to the weights behind a step counts to the "
+                "next one"
+            )
+    return tuple(told)
 
 
 def follow(model: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> tuple[Followed, ...]:

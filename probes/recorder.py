@@ -21,7 +21,7 @@ from landscape.tasks import Task
 
 from .chosen import check_probes, default_probes
 from .ending import close_at_exit
-from .following import Optimizers, follow, named_optimizers
+from .following import Optimizers, follow, named_optimizers, wrappers
 from .observed import Observed
 from .opening import open_together, settings_of
 from .probe import Followed, Probe, Run
@@ -51,7 +51,8 @@ class Recorder:
         model: the model that trains, compiled, data-parallel or sharded as it is.
         optimizer: its optimizer, or several, as a list or {name: optimizer}; steps are those of the first, and the
             quantities of each carry its name (`update.generator`). Those of a list are called by their class ("muon",
-            "adamw") where each is of another, else by their place ("0", "1").
+            "adamw") where each is of another, else by their place ("0", "1"). Of a wrapper that torch calls no hooks of
+            (a Lookahead's, schedule-free) the steps are those of the optimizer inside, which an event says.
         task: a Task of this model for probes that need data of their own (curvature, surfaces).
         probes: see `landscape.probes`; by default gradient norms, updates, learning rates at every step, and the
             calibration of what `observe` is shown. A list of your own stands instead of these: add to them by
@@ -140,6 +141,8 @@ class Recorder:
             self._recording.detach()
             self._opened.undo()
             raise
+        for told in wrappers(optimizer):
+            self._run.event("wrapped_optimizer", told)
         close_at_exit(self._recording, self._sink, self._opened)
 
     # --------------------------------------------------------------------------------------- what a loop calls

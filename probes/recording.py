@@ -148,6 +148,13 @@ class Recording:
         sink.commit()
         self.seconds = before + time.perf_counter() - started
 
+    def cut_short(self, followed: Followed, number: int) -> None:
+        """Count a step whose hooks were interrupted, and record the loss that was logged for it."""
+        self.all_steps += 1
+        if followed.name == self._first:
+            self._run.step = number
+            self.logged.commit(number, closure=False)
+
     def zeroed(self, name: str) -> None:
         """An optimizer's gradients were zeroed, behind a step or before the first."""
         if name == self._first:

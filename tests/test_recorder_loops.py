@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import os
 import warnings
@@ -324,6 +325,103 @@ class TestSeveralOptimizers:
         np.testing.assert_array_equal(h["clip.g"].steps, [1, 2, 3])
         np.testing.assert_array_equal(h["gradient_norm_before.g"].steps, [1, 2, 3])
         assert (h["gradient_norm_before.g"].column("global") > 1e-3).all()
+
+
+class TestInterrupted:
+    def test_a_step_whose_hooks_were_interrupted_was_taken(self, tmp_path):
+        class Interrupted(Probe):
+            name = "interrupted"
+
+            def after(self, run, step) -> None:
+                if step.number == 3:
+                    raise KeyboardInterrupt
+
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer, probes=[GradientNorms(), Interrupted(), Updates()]) as rec:
+            norms, losses = [], []
+            for i in range(6):
+                x, y = batch(6, torch.Generator().manual_seed(i))
+                loss = nn.functional.cross_entropy(model(x), y)
+                rec.log(loss=loss)
+                losses.append(float(loss.detach()))
+                optimizer.zero_grad()
+                loss.backward()
+                norms.append(float(torch.cat([p.grad.double().reshape(-1) for p in model.parameters()]).norm()))
+                if i == 2:
+                    with pytest.raises(KeyboardInterrupt):
+                        optimizer.step()
+                else:
+                    optimizer.step()
+            assert rec.step == 6
+        h = history(tmp_path)
+        np.testing.assert_array_equal(h["gradient_norm"].steps, [1, 2, 3, 4, 5, 6])
+        np.testing.assert_allclose(h["gradient_norm"].column("global"), norms, rtol=1e-6)
+        np.testing.assert_array_equal(h["loss"].steps, [1, 2, 3, 4, 5, 6])
+        np.testing.assert_allclose(h["loss"].column("loss"), losses, rtol=1e-6)
+        assert set(h["update_norm"].steps) == {1, 2, 4, 5, 6}
+
+
+class TestWrappedOptimizers:
+    """Wrappers that torch calls no hooks of, and that move the weights behind the step of the optimizer inside."""
+
+    class Lookahead(torch.optim.Optimizer):
+        """As in many a repository: without torch's own __init__."""
+
+        def __init__(self, base, alpha: float = 0.5) -> None:
+            self.optimizer, self.alpha = base, alpha
+            self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
+            self.slow = [[p.detach().clone() for p in g["params"]] for g in base.param_groups]
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.optimizer.zero_grad(set_to_none)
+
+        def step(self, closure=None):
+            self.optimizer.step(closure)
+            with torch.no_grad():
+                for group, slow in zip(self.param_groups, self.slow, strict=True):
+                    for p, q in zip(group["params"], slow, strict=True):
+                        p.copy_(q.add_(p - q, alpha=self.alpha))
+
+    class Plain:
+        """As schedule-free's wrapper: no torch.optim.Optimizer."""
+
+        def __init__(self, base) -> None:
+            self.base = base
+
+        def zero_grad(self) -> None:
+            self.base.zero_grad()
+
+        def step(self) -> None:
+            self.base.step()
+            with torch.no_grad():
+                for p in self.base.param_groups[0]["params"]:
+                    p.mul_(0.9)
+
+    @pytest.mark.parametrize("kind", [Lookahead, Plain])
+    def test_what_they_do_behind_a_step_counts_to_the_next(self, tmp_path, kind):
+        model, base = small()
+        optimizer = kind(base)
+        inner = []
+        base.register_step_post_hook(
+            lambda *_: inner.append(torch.cat([p.detach().double().reshape(-1) for p in model.parameters()]))
+        )
+        inner.append(torch.cat([p.detach().double().reshape(-1) for p in model.parameters()]))
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            steps(model, optimizer, 5, rec)
+        h = history(tmp_path)
+        expected = [float((b - a).norm()) for a, b in itertools.pairwise(inner)]
+        np.testing.assert_allclose(h["update_norm"].column("global"), expected, rtol=1e-6)
+        (event,) = [e for e in h.events if e.kind == "wrapped_optimizer"]
+        assert event.message.startswith(f"steps are those of SGD inside {kind.__name__}: ")
+
+    def test_one_without_an_optimizer_inside_is_refused_with_the_way_out(self, tmp_path):
+        class Bare(torch.optim.Optimizer):
+            def __init__(self, parameters) -> None:
+                self.param_groups, self.state = [{"params": list(parameters)}], {}
+
+        model, _ = small()
+        with pytest.raises(MeasurementError, match=r"Bare never called torch.optim.Optimizer.__init__.*let it call"):
+            Recorder(tmp_path / "run.h5", model, Bare(model.parameters()))
 
 
 class TestResuming:
