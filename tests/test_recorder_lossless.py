@@ -552,7 +552,7 @@ class TestWhatWaitsIsLittleAndNotForLong:
         interval = 0.2
         model, optimizer = small()
         rec = Recorder(tmp_path / "run.h5", model, optimizer, flush_seconds=interval)
-        taken: list[float] = [time.monotonic()]  # when step i was taken
+        taken: list[float] = [time.monotonic()]  # when step i + 1 was taken
         lags, spreads, waiting = [], [], []
         steps(model, optimizer, 1, rec)
         with rec:
@@ -567,8 +567,9 @@ class TestWhatWaitsIsLittleAndNotForLong:
                     begun = time.monotonic()
                     h, _ = read_live(live_folder(tmp_path / "run.h5"))
                     last = [int(h[name].steps[-1]) for name in EVERY_STEP]
-                    lags.append(begun - taken[min(last)])
-                    spreads.append(taken[max(last)] - taken[min(last)])
+                    when = [*taken, begun]  # when[i] is when step i + 1 was taken; the last: nothing is missing
+                    lags.append(begun - when[min(last)])
+                    spreads.append(when[max(last)] - when[min(last)])
         assert len(lags) >= 5
         # A block is written when the thread gets its turn: the interval, and what a busy machine adds.
         assert sorted(lags)[len(lags) // 2] < interval + 0.3
