@@ -15,14 +15,16 @@ import pytest
 import report_samples as samples
 from click.testing import CliRunner
 from matplotlib.text import Text
+from test_surface_figures import path
 
+from landscape.archive.writer import save_archive
 from landscape.cli.main import main
 from landscape.errors import LandscapeError
 from landscape.report import paper
 from landscape.report.figures.record import _smoothed
 from landscape.report.figures.registry import new_axes
 from landscape.report.references import BY_KIND, _entries, bibtex, cited
-from landscape.report.runs import make_run
+from landscape.report.runs import gather, make_run
 from landscape.report.style import PAPER, STYLES, settings, style_of, styled
 
 KINDS = ("plane", "line", "eigenvalues", "trace", "sharpness", "calibration", "recalibration", "performance")
@@ -291,6 +293,29 @@ def test_every_reference_is_whole_and_every_kind_points_at_one() -> None:
 def test_a_kind_of_the_users_own_is_drawn_with_a_caption() -> None:
     drawn = paper.make_figure([make_run("a", [samples.curl()])], "test_curl")
     assert "a curve over time" in drawn.caption
+
+
+def test_straight_and_curved_paths_are_told_apart_and_share_their_heights() -> None:
+    low = path(0.1)
+    low = replace(low, barrier=np.array([[0.1, 0.3]] * 2), barrier_stderr=np.array([[0.05, 0.01]] * 2))
+    runs = [make_run("line", [path(0.4)]), make_run("curve", [replace(low, curve="bezier")])]
+    drawn = paper.make_figure(runs, "path")
+    assert "along a straight path and a trained Bezier curve between checkpoints" in drawn.caption
+    assert "Highest barriers: 0.400 ± 0.013 (train) and 0.300 ± 0.010 (train)." in drawn.caption
+    assert r"\cite{frankle2020linear,garipov2018loss} was evaluated at 9 points on 100 samples" in drawn.methods
+    assert "garipov2018loss" in drawn.bibtex
+    assert "frankle2020linear" in drawn.bibtex
+    assert "statistics" not in drawn.methods
+    assert len({ax.get_ylim() for ax in drawn.figure.axes}) == 1
+    alone = paper.make_figure(runs[:1], "path")
+    assert "Bezier" not in alone.caption
+    assert "recompute" in paper.make_figure([make_run("bn", [replace(path(), batchnorm="recompute")])], "path").methods
+
+
+def test_results_of_no_checkpoint_are_called_as_their_archive(tmp_path: Path) -> None:
+    for name in ("linear", "bezier"):
+        save_archive(tmp_path / f"{name}.h5", [path()])
+    assert [r.name for r in gather([tmp_path / "linear.h5", tmp_path / "bezier.h5"])] == ["linear", "bezier"]
 
 
 # ------------------------------------------------------------------------------------------------ bad input

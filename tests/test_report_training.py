@@ -258,3 +258,9 @@ class TestArchives:
         found = Page(write_report(path, tmp_path / "r.html").read_text("utf-8"))
         assert "steps/loss" in found.text
         assert "gradients" in found.charts
+
+
+def test_a_series_says_what_it_holds_in_one_line() -> None:
+    found = series("curvature", ("lambda_max", "threshold"), np.arange(0, 4000, 2), np.ones((2000, 2)), "loss")
+    assert repr(found) == "Series('curvature': 2,000 rows of lambda_max, threshold, step 0 to 3,998, in loss)"
+    assert repr(series("loss", ("loss",), np.zeros(0, int), np.zeros((0, 1)))) == "Series('loss': 0 rows of loss)"

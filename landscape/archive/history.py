@@ -34,7 +34,7 @@ COMPACTED = "compacted"
 _TRIES = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Series(Rows):
     """One quantity over a training: `names` of its columns (k,), `steps` (n,), `values` (n, k) in `units`.
 
@@ -46,6 +46,12 @@ class Series(Rows):
     units: str = ""
     doc: str = ""
     axis: str = "step"
+
+    def __repr__(self) -> str:
+        """Say what it holds, not every row of it."""
+        told = f"{len(self.steps):,} rows of {', '.join(self.names[:8])}{', ...' if len(self.names) > 8 else ''}"
+        reach = f", {self.axis} {self.steps.min():,} to {self.steps.max():,}" if len(self.steps) else ""
+        return f"Series({self.name!r}: {told}{reach}{f', in {self.units}' if self.units else ''})"
 
     def column(self, name: str) -> np.ndarray:
         """Return one column (n,); raises KeyError with the names there are."""

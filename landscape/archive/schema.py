@@ -59,6 +59,11 @@ class Subject:
         return self.name or os.path.basename(self.checkpoint.rstrip("/\\")) or self.fingerprint[:12] or "unnamed"
 
     @property
+    def named(self) -> bool:
+        """Whether anything says whose weights they are; what Python measured between checkpoints has no one's."""
+        return bool(self.name or self.checkpoint or self.fingerprint)
+
+    @property
     def key(self) -> str:
         """Return a text that two subjects share if they are the same, NaN among the facts included."""
         return json.dumps(_marked(self.to_dict()), sort_keys=True)

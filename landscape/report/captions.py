@@ -129,16 +129,17 @@ def _recalibration(found: Found, quantity: str, scale: str) -> str:
 
 
 def _path(found: Found, quantity: str, scale: str) -> str:
-    _, p = found[0]
-    told = [
-        "barrier {} ± {}".format(*uncertain(float(np.nanmax(x.barrier[0])), float(np.nanmax(x.barrier_stderr[0]))))
-        for _, x in found
-    ]
-    way = "straight path" if p.curve == "linear" else f"{p.curve} curve"
-    heights = _listed(told).capitalize()
+    told = []
+    for _, x in found:
+        highest = int(np.argmax(np.nan_to_num(x.barrier[0], nan=-np.inf)))
+        height = uncertain(float(x.barrier[0][highest]), float(x.barrier_stderr[0][highest]))
+        told.append(" ± ".join(t for t in height if t) + (f" ({x.splits[0]})" if len(x.splits) > 1 else ""))
+    names = {"linear": "a straight path", "bezier": "a trained Bezier curve"}
+    ways = list(dict.fromkeys(names.get(x.curve, f"a {x.curve} curve") for _, x in found))
     return (
-        f"{quantity.capitalize()} along a {way} between checkpoints (dots), ± standard error; a barrier is the height "
-        f"above the dashed line that joins them. {heights}."
+        f"{quantity.capitalize()} along {_listed(ways)} between checkpoints (dots), ± standard error; a barrier is the "
+        "height above the dashed line that joins them. "
+        f"Highest barrier{'' if len(told) == 1 else 's'}: {_listed(told)}."
     )
 
 
@@ -276,11 +277,13 @@ def _recalibration_methods(found: Found) -> str:
 
 
 def _path_methods(found: Found) -> str:
-    _, p = found[0]
-    key = "frankle2020linear" if p.curve == "linear" else "garipov2018loss"
+    keys = {"frankle2020linear" if x.curve == "linear" else "garipov2018loss": None for _, x in found}
+    points, sizes = [len(x.position) for _, x in found], [int(n) for _, x in found for n in x.samples]
+    statistics = sorted({x.batchnorm for _, x in found} - {"none"})
     return (
-        f"The path \\cite{{{key}}} was evaluated at {len(p.position)} points on {_range([int(n) for n in p.samples])} "
-        f"samples; standard errors of differences are paired. Running statistics: {p.batchnorm}."
+        f"{'The path' if len(found) == 1 else 'Each path'} \\cite{{{','.join(keys)}}} was evaluated at "
+        f"{_range(points)} points on {_range(sizes)} samples; standard errors of differences are paired."
+        + (f" BatchNorm's running statistics along it: {_listed(statistics)}." if statistics else "")
     )
 
 

@@ -362,6 +362,10 @@ def _draw_beside(
         axes.append(ax)
         if kind == "plane" and not solid:
             drawn = ax.collections[0]
+    if kind == "path":  # heights that are compared
+        low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
+        for ax in axes:
+            ax.set_ylim(min(low), max(high))
     if kind == "plane" and n > 1:
         _same_span(axes, found)
         for i, ax in enumerate(axes):

@@ -181,7 +181,7 @@ def _runs_of(archive: Any) -> list[Run]:
         about |= {"commands": tuple(commands)}
         runs.append(
             make_run(
-                subject.label,
+                subject.label if subject.named else _called(archive.path),
                 results,
                 task=str(subject.task or flat_run.get("task") or ""),
                 checkpoint=str(subject.checkpoint or ""),
