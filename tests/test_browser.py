@@ -347,6 +347,19 @@ def test_printing_opens_what_is_folded_and_closes_it_again(opened):
     assert page.value("document.querySelectorAll('details:not([open])').length") == closed
 
 
+def test_what_nobody_scrolled_to_is_printed(opened):
+    page = opened("four", fresh=True)
+    packed = "[...document.querySelectorAll('script[id^=data-][type=\"application/gzip\"]')]"
+    assert page.value(f"{packed}.length") > 0
+    page.wait(f"{packed}.every((d) => 'loaded' in document.getElementById('figure-' + d.id.slice(5)).dataset)")
+    page.value("dispatchEvent(new Event('beforeprint')); 0")
+    empty = page.value(
+        "[...document.querySelectorAll('figure[data-chart]')].filter((f) => ![...f.querySelectorAll('.plot')]"
+        ".some((p) => p._fullLayout)).map((f) => f.dataset.chart)"
+    )
+    assert empty == []
+
+
 # ------------------------------------------------------------------------------------------------ for everybody
 
 

@@ -143,6 +143,16 @@ class TestPictures:
         shown = ["step 7" in json.dumps(second[f"{k}.linear"]) for k in range(6)]
         assert shown == [False, False, True, True, False, False]
 
+    def test_many_measurements_are_a_line_without_marks(self):
+        for rows, mode in ((50, "lines+markers"), (100, "lines")):
+            steps = np.arange(rows)
+            found = series(
+                "curvature", ("lambda_max", "threshold"), steps, np.stack([steps + 1.0, steps + 2.0], axis=1)
+            )
+            view = page([make_run("a", [], history=History({"curvature": found}))]).charts["edge"]["panels"][0]["views"]
+            drawn = next(v for v in view.values() if isinstance(v, list))
+            assert [t["mode"] for t in drawn] == [mode, "lines"]
+
     def test_eigenvalues_have_their_residuals_and_the_threshold(self):
         h = history()
         eigenvalue, curvature = h["eigenvalue"], h["curvature"]
@@ -152,6 +162,7 @@ class TestPictures:
         top = next(v for k, v in view.items() if k.startswith("top") and isinstance(v, list))
         assert [t["error_y"]["array"]["ref"][1] for t in top[:3]] == [f"eigenvalue_residual.{k}" for k in "123"]
         assert top[3]["y"]["ref"][1] == "curvature.threshold"
+        assert [t["mode"] for t in top] == ["lines+markers"] * 3 + ["lines"]  # a threshold is a line
         trace = next(v for k, v in view.items() if k.startswith("trace") and isinstance(v, list))
         assert trace[0]["error_y"]["array"]["ref"][1] == "curvature.trace_stderr"
         # The threshold of an adaptive optimizer is one for another operator's eigenvalues.

@@ -18,6 +18,8 @@ from ..scales import Scale
 LINK = "steps"
 #: Buckets of all runs together in a chart (chosen by us: a page of 100 runs stays below its 15 MB).
 BUCKETS = 24_000
+#: Points of a curve that are marked one by one; more of them run into one another (chosen by us).
+MARKERS = 60
 #: A scale of more than this from smallest to largest is logarithmic at first (chosen by us, as for surfaces).
 LOG_ABOVE = 20.0
 
@@ -26,7 +28,8 @@ LOG_ABOVE = 20.0
 class Curve:
     """One column of a quantity in a chart: how it is dashed, what it is called, and the columns of its interval.
 
-    `error` is the (quantity, column) that holds what its bars reach over, up and down.
+    `markers` marks single points, where they are few, and joins them; `joined` joins them unmarked. `error` is the
+    (quantity, column) that holds what its bars reach over, up and down.
     """
 
     quantity: str
@@ -35,6 +38,7 @@ class Curve:
     dash: int = 0
     bounds: tuple[str, str] | None = None
     markers: bool = False
+    joined: bool = False
     error: tuple[str, str] | None = None
 
 
@@ -169,8 +173,8 @@ def _traces(run: Run, curve: Curve, view: View, at: dict[tuple[int, str], tuple[
         edge = {**base, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
         traces.append({**edge, "y": ref(i, edges[0])})
         traces.append({**edge, "y": ref(i, edges[1]), "fill": "tonexty", "fillcolor": run_css(run.index, 0.16)})
-    few = int(np.isfinite(kept.column(curve.column)[0]).sum()) <= 2
-    mode = "lines+markers" if curve.markers or few else "lines"
+    points = int(np.isfinite(kept.column(curve.column)[0]).sum())
+    mode = "lines+markers" if points <= (MARKERS if curve.markers else 2) else "lines"
     label = plotly_text(curve.label).replace("%{", "% {")
     traces.append(
         {
@@ -181,7 +185,7 @@ def _traces(run: Run, curve: Curve, view: View, at: dict[tuple[int, str], tuple[
             "customdata": ref(i, "step"),
             "hovertemplate": (f"{label} " if label else "") + "%{text} at step %{customdata}",
             "named": run.index,
-            "connectgaps": curve.markers,
+            "connectgaps": curve.markers or curve.joined,
             "line": {"color": run_css(run.index), "width": 1.7, "dash": PLOTLY_DASHES[curve.dash % len(PLOTLY_DASHES)]},
             "marker": {"color": run_css(run.index), "size": 5},
             **_bars(run, curve, kept, at),

@@ -117,7 +117,7 @@ def edge(runs: Sequence[Run]) -> Chart | None:
     if "lambda_max" in columns(runs, "curvature"):
         curves = (
             Curve("curvature", "lambda_max", "λ max", markers=True),
-            Curve("curvature", "threshold", "threshold", 1, markers=True),
+            Curve("curvature", "threshold", "threshold", 1, joined=True),
         )
         views.append(View("edge", "λ max and threshold", "eigenvalue (loss / parameter²)", curves))
         views.append(View("margin", "Margin", "1 − λ max / threshold", (_marked("curvature", "margin"),), 0.0))
@@ -128,7 +128,7 @@ def edge(runs: Sequence[Run]) -> Chart | None:
             for i, n in enumerate(names[:8])
         )
         if _of_the_hessian(runs):
-            curves += (Curve("curvature", "threshold", "threshold", len(curves), markers=True),)
+            curves += (Curve("curvature", "threshold", "threshold", len(curves), joined=True),)
         views.append(View("top", "Largest eigenvalues", "eigenvalue (loss / parameter²)", curves))
     trace = Curve("curvature", "trace", "trace", markers=True, error=("curvature", "trace_stderr"))
     views.append(View("trace", "Trace", "trace (loss / parameter²)", (trace,)))

@@ -328,6 +328,7 @@
 
     take(spec) {
       this.loaded = true;
+      this.element.dataset.loaded = "";
       this.loading = undefined;
       this.spec = spec;
       // A column is decoded when it is first drawn: with many runs most never are.
@@ -734,6 +735,15 @@
   });
   document.addEventListener("draw-runs", (event) => pickOnly(event.detail));
   resized.observe(document.body);
+
+  // Printing can't wait until figures are unpacked that nobody has scrolled to: that is done before, in quiet moments.
+  const quiet = window.requestIdleCallback || ((then) => setTimeout(then, 50));
+  function unpackNext() {
+    const next = charts.find((c) => !c.loaded && document.getElementById("data-" + c.element.dataset.chart).type !== "application/json");
+    // By then it may have been scrolled to.
+    if (next) quiet(() => Promise.resolve(next.load()).then(unpackNext));
+  }
+  ready.then(unpackNext);
 
   const here = new IntersectionObserver(
     (entries) => {
