@@ -392,6 +392,18 @@ def test_a_running_mean_lies_at_the_middle_of_its_window() -> None:
     np.testing.assert_allclose(y, 2 * x, atol=1.0)  # a line is its own mean; half a step where the window is even
 
 
+def test_the_labels_of_surfaces_in_a_talk_are_not_cut_and_lie_over_no_name() -> None:
+    figure = paper.make_figure(samples.sample_runs(6, points=9), "plane", style="talk", view=(30, -60)).figure
+    figure.canvas.draw()
+    axes: list[Any] = figure.axes
+    names = [ax.title.get_window_extent() for ax in axes]
+    for ax in axes:
+        for label in (ax.xaxis.label, ax.yaxis.label):
+            box = label.get_window_extent()
+            assert box.y0 >= 0
+            assert not any(box.overlaps(name) for name in names)
+
+
 def test_a_long_name_above_a_small_surface_is_not_cut() -> None:
     runs = [replace(r, name=f"label_smoothing-constant-{i}") for i, r in enumerate(samples.sample_runs(4))]
     drawn = paper.make_figure(runs, "plane", width=6.9, projection="3d", view=(30, -60))

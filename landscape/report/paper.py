@@ -414,7 +414,9 @@ def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: St
     if label:
         below = 0.97 - lines * 1.3 * style.font / 72 / inches
         ax.text2D(0.0, below, label, transform=ax.transAxes, fontsize=style.small, va="top")
-    ax.set_box_aspect((1, 1, 0.8), zoom=(0.9 if inches > 2 else 0.84) - 0.06 * lines)
+    # Large letters reach further down, beyond the box that the layout knows.
+    zoom = 0.78 if style.font >= 12 else 0.9 if inches > 2 else 0.84
+    ax.set_box_aspect((1, 1, 0.8), zoom=zoom - 0.06 * lines)
 
 
 def _one_scale(found: list[tuple[Run, Any]], options: dict[str, Any]) -> tuple[dict[str, Any], Scale]:
