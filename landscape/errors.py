@@ -31,5 +31,9 @@ class MeasurementError(LandscapeError):
     """A measurement asked for something that it cannot give."""
 
 
+class MissingSplitError(TaskError, MeasurementError):
+    """A measurement needs data of a split that the task has not: others may be measured."""
+
+
 class TrainingError(LandscapeError):
     """A loss, schedule or optimizer that there is none of, or that is asked for what it cannot give."""

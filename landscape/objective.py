@@ -18,7 +18,7 @@ from torch import nn
 from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
 from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
-from .labels import hits_of_samples, known_ignore_index, rights_of_samples
+from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Predicted, all_predictions, evaluate
@@ -449,6 +449,7 @@ class Objective:
                 f"the task failed on a {self.split} batch: {type(error).__name__}: {first_line(error)}"
                 + (f" (tensors: {shapes})" if shapes else "")
                 + self._about_precision(error)
+                + _about_labels(error, args, known_ignore_index(self.task.loss))
             ) from error
 
     def _about_precision(self, error: Exception) -> str:
@@ -564,6 +565,20 @@ def as_objective(task: Task | Objective, split: str = "train") -> Iterator[Objec
         return
     with Objective(task, split) as objective:
         yield objective
+
+
+def _about_labels(error: Exception, args: tuple[Any, ...], ignore_index: int) -> str:
+    """Say which labels there are, and which there may be, where torch's loss met one outside its classes."""
+    if not isinstance(error, IndexError) or "out of bounds" not in str(error) or len(args) != 2:
+        return ""
+    logits, labels = logits_of(args[0]), default_target(args[1])
+    if logits is None or logits.ndim < 2 or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return ""
+    kept = labels[labels != ignore_index]
+    return (
+        f"; labels of {logits.shape[1]} classes run from 0 to {logits.shape[1] - 1}, these from {int(kept.min())} to "
+        f"{int(kept.max())} (but for {ignore_index}, which the loss ignores): mend them, or give the model more classes"
+    )
 
 
 def _shown(args: tuple[Any, ...]) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .data import Draw, Replay, draw_batches
-from .errors import TaskError
+from .errors import MissingSplitError, TaskError
 from .plain import check_plain, plain_copy
 
 Mode = Literal["eval", "train"]
@@ -231,12 +231,15 @@ class Task:
     def draw(self, split: str = "train", *, max_samples: int | None = None, seed: int | None = None) -> Draw:
         """Return the one fixed draw of a split; the same arguments give the same draw, taken only once.
 
-        Raises TaskError where the split has no data.
+        Raises MissingSplitError, a TaskError, where the split has no data.
         """
         data = getattr(self, split, None) if split in ("train", "test") else None
         if data is None:
             have = " and ".join(self.splits) or "none"
-            raise TaskError(f"the task has no {split!r} data (it has: {have}); give Task(..., {split}=...)")
+            other = f", or measure with split={self.splits[0]!r}" if self.splits else ""
+            raise MissingSplitError(
+                f"the task has no {split!r} data (it has: {have}); give Task(..., {split}=...){other}"
+            )
         max_samples = self.max_samples if max_samples is None else max_samples
         seed = self.seed if seed is None else seed
         key = (split, id(data), max_samples, seed, self.batch_size, self.rebatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
     written = any(t._version or t.requires_grad for t in tensors_of(batch))  # it was a fresh copy
     batch = objective.batch(i)
     objective.buffers.notice()
-    mean, own, _ = split_value(value)
+    mean, own, terms = split_value(value)
     first = float(mean.detach())
     again = float(split_value(objective.value(i)[3])[0].detach())
     if not _same(first, again, mean.dtype):
@@ -121,12 +122,18 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
         return _Found("own", weight, False, written, doubt)
     if known is not None:
         return _Found("torch", known, False, written)
-    compared = _compare_with_parts(objective, batch, outputs, target, first, mean.dtype)
+    compared = _compare_with_parts(objective, batch, outputs, target, first, terms, mean.dtype)
     return _Found("samples", 1.0, compared, written)
 
 
 def _compare_with_parts(
-    objective: Objective, batch: Any, outputs: Any, target: Any, whole: float, dtype: torch.dtype
+    objective: Objective,
+    batch: Any,
+    outputs: Any,
+    target: Any,
+    whole: float,
+    terms: Mapping[str, Any],
+    dtype: torch.dtype,
 ) -> bool:
     """Check that a batch's mean is that of its parts; return whether it could be compared."""
     size = batch_size_of(batch)
@@ -142,7 +149,7 @@ def _compare_with_parts(
     cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
     try:
         parts = [
-            (float(split_value(value)[0].detach()), float(stop - start))
+            (float(stop - start), split_value(value))
             for start, stop, value in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])
         ]
     except LandscapeError as error:
@@ -151,7 +158,18 @@ def _compare_with_parts(
             "it. Return (mean, weight), where weight is the mean's own denominator; or set rebatch=False if the loss "
             "couples the samples of a batch"
         ) from error
-    verify_mean(whole, parts, objective.what, relative=_tolerance(dtype))
+
+    def compare(mean: float, means: list[float], what: str) -> None:
+        pairs = [(m, n) for m, (n, _) in zip(means, parts, strict=True)]
+        verify_mean(mean, pairs, what, relative=_tolerance(dtype))
+
+    try:
+        compare(whole, [float(mean.detach()) for _, (mean, _, _) in parts], objective.what)
+    except ObjectiveError:
+        # Of several terms, say which: boxes may be averaged over, where the others are means over pictures.
+        for name, value in terms.items():
+            compare(float(value), [float(of.get(name, math.nan)) for _, (_, _, of) in parts], f"the term {name!r}")
+        raise
     return True
 
 

@@ -129,7 +129,7 @@ def inspect_task(
         "outputs": "" if loaded.batch_loss is None else "a batch_loss task gives no outputs",
     }
     chosen = choose()
-    works = {c.measurement.name: _obstacle(c.measurement, lacking) for c in chosen}
+    works = {c.measurement.name: _obstacle(c.measurement, lacking) or _no_data(loaded, c.options) for c in chosen}
     speed = measure_speed(small)
     presets = {}
     available = small.draw(small.splits[0]).available
@@ -140,6 +140,12 @@ def inspect_task(
         if sizes:
             presets[preset] = (min(sizes), tuple(predict(usable, speed, min(sizes))))
     return Inspection(task, path, *place, tuple(findings), works, speed, presets)
+
+
+def _no_data(task: Task, options: Mapping[str, Any]) -> str:
+    """Say that a measurement is of a split without data; calibration takes what there is, and says so."""
+    there = options.get("split") != "train" or "train" in task.splits
+    return "" if there else "the task has no train data; give Task(..., train=...), or measure with split=test"
 
 
 #: Tensors of a batch whose shapes are shown (chosen by us: a detector's batch has dozens).

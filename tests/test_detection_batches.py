@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from landscape.batch import batch_size_of, join, slice_batch
+from landscape.errors import ObjectiveError
 from landscape.objective import Objective
 from landscape.probes.inspection import inspect_task
 from landscape.tasks import Task
@@ -116,3 +117,15 @@ def test_check_shows_a_few_shapes_and_counts_the_rest(tmp_path, monkeypatch) -> 
     assert found.ok
     assert found.speed is not None
     assert found.speed.samples == 8
+
+
+def test_the_term_that_is_no_mean_over_the_pictures_is_named() -> None:
+    def losses(model: nn.Module, batch: tuple) -> dict[str, torch.Tensor]:
+        found = model(*batch)
+        boxes = sum(len(t["boxes"]) for t in batch[1])
+        return {"kind": found["kind"], "box": found["box"] * len(batch[1]) / max(boxes, 1)}
+
+    with pytest.raises(ObjectiveError, match=r"the term 'box' can't say its weight: .*rebatch=False"):
+        Objective(detector().replace(batch_loss=losses)).__enter__()
+    with Objective(detector().replace(batch_loss=losses, rebatch=False)) as objective:
+        assert objective.samples == 20

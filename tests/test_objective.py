@@ -391,6 +391,14 @@ class TestFormsOfData:
         with pytest.raises(TaskError, match=r"train data failed while being read: OSError: no such image"):
             Task(net(), nn.CrossEntropyLoss(), Broken()).draw("train")
 
+    def test_a_label_outside_the_classes_is_told_with_what_there_may_be(self):
+        x, y = torch.randn(6, 3, 2, 2), torch.full((6, 2, 2), 255)
+        y[:, 0, 0] = torch.tensor([0, 4, 1, 2, 3, 0])
+        loss = nn.CrossEntropyLoss(ignore_index=255)
+        said = r"labels of 4 classes run from 0 to 3, these from 0 to 4 \(but for 255"
+        with pytest.raises(TaskError, match=said):
+            Objective(Task(nn.Conv2d(3, 4, 1), loss, (x, y))).__enter__()
+
     def test_a_split_that_is_not_there(self):
         with pytest.raises(TaskError, match=r"has no 'test' data \(it has: train\)"):
             Objective(Task(net(), nn.CrossEntropyLoss(), data()), "test")

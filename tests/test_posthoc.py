@@ -472,6 +472,23 @@ def test_a_task_without_labels_or_held_out_data_is_told_what_will_be_missing(wor
     assert "no class labels" in inspection.works["calibration"]
 
 
+def test_what_needs_train_data_is_left_out_where_there_are_test_data_only(world, tmp_path):
+    (tmp_path / "held_out.py").write_text(
+        "from landscape import task\nfrom tasks import tiny\n\n\n@task\ndef held_out():\n    made = tiny()\n"
+        "    return made.replace(train=None, test=made.train)\n"
+    )
+    inspection = inspect_task("held_out.py:held_out", "tiny.pt")
+    assert [n for n, why in inspection.works.items() if not why] == ["performance", "calibration"]
+    assert "no train data" in inspection.works["eigenvalues"]
+    how = {"task": "held_out.py:held_out", "only": ["performance", "eigenvalues"]}
+    (outcome,) = probe_checkpoints(["tiny.pt"], **how)
+    assert list(outcome.results) == ["performance"]
+    assert "split='test'" in outcome.missing["eigenvalues"]
+    how["options"] = {"eigenvalues": {"split": "test"}}
+    (outcome,) = probe_checkpoints(["tiny.pt"], force=True, **how)
+    assert list(outcome.results) == ["performance", "eigenvalues"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("noisy", "not deterministic"), ("weightless", "weight"), ("empty", "empty")]
 )
