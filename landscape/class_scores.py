@@ -1,4 +1,4 @@
-"""How well each class is found: overlap, precision and recall, from counts by group of samples. No torch here."""
+"""The result of counting how well each class is found: overlap, precision and recall. No torch here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .grouped import mean_of_shares, shares
 from .results import Result, array
 
 
@@ -59,19 +58,3 @@ class ClassScores(Result, kind="class_scores", section="performance"):
             found[name] = getattr(self, name)
             found[f"{name}_ci"] = getattr(self, f"{name}_interval").tolist()
         return found | {name: getattr(self, name).tolist() for name in ("iou", "f1", "precision", "recall")}
-
-
-def score_classes(hits: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Return the numbers of a ClassScores from counts of right predictions, predictions and labels, (groups, classes).
-
-    Intervals are those of `grouped.shares`. Cost: O(groups x classes).
-    """
-    tp, p, y = (x.astype(np.float64) for x in (hits, predicted, labels))
-    found: dict[str, Any] = {"labels": labels.sum(axis=0), "predicted": predicted.sum(axis=0), "groups": len(hits)}
-    parts = {"iou": (tp, p + y - tp), "f1": (2 * tp, p + y), "precision": (tp, p), "recall": (tp, y)}
-    means = {"iou": "mean_iou", "f1": "mean_f1", "recall": "balanced_accuracy"}
-    for name, (above, below) in parts.items():
-        found[name], found[f"{name}_interval"] = shares(above, below)
-        if name in means:
-            found[means[name]], found[f"{means[name]}_interval"] = mean_of_shares(above, below)
-    return found

@@ -37,7 +37,9 @@ RESULT_MODULES = (
     "landscape.calibration.table",
     "landscape.calibration.recalibrated",
     "landscape.calibration.samples",
+    "landscape.calibration.coverage",
     "landscape.performance",
+    "landscape.class_scores",
     "landscape.training.rates",
 )
 #: Packages that are searched for `@measurement` functions. A new file in one of them is found by itself.

@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 from torch import nn
 
-from landscape.class_measure import count_classes, measure_classes
-from landscape.class_scores import ClassScores, score_classes
+from landscape.class_measure import count_classes, measure_classes, score_classes
+from landscape.class_scores import ClassScores
 from landscape.objective import Objective
 from landscape.passes import Predicted
 from landscape.results import measurements

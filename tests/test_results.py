@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import get_type_hints
+
 import numpy as np
 from torch import nn
 from untouched import data, net
 
 from landscape import Task, plane
 from landscape.curvature.thresholds import StabilityThreshold
-from landscape.results import StoredResult, Variable, rebuild
+from landscape.results import RESULT_MODULES, Result, StoredResult, Variable, measurements, rebuild
 
 
 def test_printing_shows_the_summary_not_the_arrays():
@@ -29,3 +33,16 @@ def test_an_unknown_kind_comes_back_with_its_numbers():
     assert found.x.tolist() == [0, 1, 2]
     assert (found.s, found.who) == (2.0, "me")
     assert "s: 2" in str(found)
+
+
+def test_what_any_measurement_gives_is_read_as_its_own_class_without_torch():
+    given = {
+        m.name: get_type_hints(m.run)["return"] for m in measurements().values() if "landscape" in m.run.__module__
+    }
+    unknown = {n: c.__module__ for n, c in given.items() if c.__module__ not in RESULT_MODULES and c is not Result}
+    assert unknown == {}
+    code = (
+        f"import sys, importlib; [importlib.import_module(m) for m in {RESULT_MODULES!r}]; print(sorted(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"'torch'", "'scipy.stats'", "'sklearn'"} & set(loaded.strip("[]\n").split(", "))
