@@ -51,4 +51,8 @@ def command(
         return
     if out is None:
         raise click.UsageError("Say which file to write: -o surface.vtp; or --format wandb or mlflow.")
+    if str(out) == "-":
+        raise click.UsageError(
+            "An export is a file or a folder, got the standard output (-): name one, such as run.csv."
+        )
     click.echo(export_archive(archive, out, name, checkpoint=checkpoint, force=force, **chosen))

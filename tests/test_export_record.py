@@ -253,3 +253,10 @@ class TestBadInput:
         done = CliRunner().invoke(main, ["export", str(run), "-o", str(tmp_path / "out"), "--format", "csv"])
         assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'out'}\n")
         assert {"csv", "parquet", "tensorboard", "vtp"} <= set(formats())
+
+    def test_the_standard_output_is_no_folder(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        done = CliRunner().invoke(main, ["export", str(run), "-o", "-", "--format", "csv"])
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert "name one, such as run.csv" in done.stderr
+        assert not (tmp_path / "-").exists()
