@@ -141,6 +141,8 @@ def known_weight(loss: Callable[..., Any] | None, outputs: Any, target: Any) -> 
         if outputs.ndim != target.ndim:
             return None  # (n, 1) against (n,) pairs every sample with every other: verified, not trusted
         return float(math.prod(torch.broadcast_shapes(outputs.shape, target.shape)))
+    if issubclass(kind, nn.CTCLoss):  # (length, n, classes), or (length, classes) of one sample
+        return float(outputs.shape[1]) if outputs.ndim == 3 else 1.0
     return float(len(outputs)) if outputs.ndim else 1.0
 
 

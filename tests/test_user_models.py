@@ -740,3 +740,73 @@ class TestForwardsThatWrite:
         found = matrix(Hessian(Task(Net(), nn.CrossEntropyLoss(), (x, y), batch_size=5), strategy=strategy))
         plain = linear()
         assert close(found, dense(plain, F.cross_entropy(plain(x), y)))
+
+
+class TestWhatIsLeftOutIsSaid:
+    def test_gauss_newton_of_a_loss_with_a_penalty_on_the_weights(self):
+        model, (x, y) = linear(), data()
+
+        def loss(outputs, y):
+            return F.cross_entropy(outputs, y) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+        for penalized in (True, False):
+            A = GaussNewton(Task(model, loss if penalized else F.cross_entropy, (x, y), batch_size=5))
+            with A:
+                A @ torch.ones(18).double()
+                found = [n for n in A.notes if "a penalty on the weights?" in n]
+            assert len(found) == penalized
+
+    @pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+    def test_a_hook_on_a_tensor_of_the_forward_pass(self, kind):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = linear()
+
+            def forward(self, x):
+                h = self.head(x).tanh()
+                if h.requires_grad:
+                    h.register_hook(lambda g: g * 0.5)
+                return h
+
+        register = torch.Tensor.register_hook
+        A = kind(Task(Net(), nn.CrossEntropyLoss(), data(), batch_size=5))
+        with A:
+            A @ torch.ones(18).double()
+            assert sum("puts a hook on a tensor" in n for n in A.notes) == 1
+        assert torch.Tensor.register_hook is register
+
+
+class TestTorchFunc:
+    @pytest.mark.parametrize("strategy", ["auto", "keep", "rebuild"])
+    def test_a_loss_with_derivatives_by_torch_func(self, strategy):
+        """They refuse the hooks by which the size of a graph is measured."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+
+        def residual(model, batch):
+            slope = torch.func.vmap(torch.func.grad(lambda t: model(t[None])[0, 0]))(batch[0])
+            return (slope + model(batch[0])).square().mean()
+
+        t = torch.linspace(0, 1, 11).double()[:, None]
+        with Hessian(Task(model, batch_loss=residual, train=(t,), batch_size=4), strategy=strategy) as A:
+            found = matrix(A)
+            assert ("torch.func" in A.how) == (strategy == "auto")
+        loss = residual(model, (t,))
+        parameters = list(model.parameters())
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        flat = torch.cat([g.reshape(-1) for g in gradient])
+        rows = [torch.autograd.grad(g, parameters, retain_graph=True, materialize_grads=True) for g in flat]
+        assert close(found, torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows]))
+
+
+def test_ctc_counts_sequences_not_the_length_of_their_outputs():
+    lengths = torch.tensor([6, 5])
+    loss = functools.partial(nn.CTCLoss(), input_lengths=lengths, target_lengths=torch.tensor([2, 2]))
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 2, 5).double(), torch.randint(1, 3, (2, 2))) for n in (6, 12)]
+    model = nn.Sequential(linear(), nn.LogSoftmax(-1))
+    with Objective(Task(model, loss, batches, rebatch=False)) as objective:
+        found = objective.evaluate().loss
+    each = [loss(model(x), y).item() for x, y in batches]
+    assert found == pytest.approx(sum(each) / 2, rel=1e-12)

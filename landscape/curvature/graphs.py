@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -141,6 +142,27 @@ def loss_curvature(objective: Objective, i: int, seen: Any) -> tuple[Tensors, fl
         )
 
     return outputs, weight, multiply
+
+
+def depends_on(tensor: torch.Tensor, inputs: Tensors) -> bool:
+    """Say whether a tensor's graph leads to one of the inputs."""
+    return bool(_between([tensor], inputs))
+
+
+@contextlib.contextmanager
+def noticing_hooks() -> Iterator[list[str]]:
+    """Yield a list that gets an entry for each hook that somebody registers on a tensor inside."""
+    original, found = torch.Tensor.register_hook, list[str]()
+
+    def register(self: torch.Tensor, hook: Any) -> Any:
+        found.append(getattr(hook, "__name__", type(hook).__name__))
+        return original(self, hook)
+
+    torch.Tensor.register_hook = register  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        torch.Tensor.register_hook = original  # type: ignore[method-assign]
 
 
 def custom_functions(tensors: Sequence[torch.Tensor], inputs: Tensors) -> tuple[list[str], list[str]]:

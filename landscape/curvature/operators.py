@@ -15,7 +15,17 @@ from ..parameters import trainable
 from ..session import batchnorm_layers
 from ..tasks import Task
 from .compiled import CompiledProducts
-from .graphs import BatchGraph, HessianGraph, JacobianGraph, NoGraph, Tensors, custom_functions, loss_curvature
+from .graphs import (
+    BatchGraph,
+    HessianGraph,
+    JacobianGraph,
+    NoGraph,
+    Tensors,
+    custom_functions,
+    depends_on,
+    loss_curvature,
+    noticing_hooks,
+)
 from .products import Products, Strategy
 
 By = Literal["layer", "tensor"]
@@ -196,12 +206,22 @@ class Operator:
                 "FiniteDifferences(task), or --only eigenvalues_by_differences"
             )
         if customs:
-            self._customs = (
+            self._customs += (
                 f"the second derivative of {', '.join(customs)} (torch.autograd.Function) is taken from its own "
                 "backward: a tensor detached in there would be missing without a word; `landscape check`, or A @ v "
                 "beside FiniteDifferences(task) @ v, shows whether it is",
             )
         self._seen = True
+
+    def _see_hooks(self, hooks: Sequence[str]) -> None:
+        """Note, once for each operator, hooks on tensors that the forward pass registered."""
+        if hooks and not self._seen:
+            self._customs += (
+                f"the forward pass puts a hook on a tensor ({hooks[0]}): derivatives go through what it returns, "
+                "and where it changes gradients, or computes them without create_graph=True, they are others than the "
+                "loss's without a word; `landscape check`, or A @ v beside FiniteDifferences(task) @ v, shows whether "
+                "they are",
+            )
 
     def to_scipy(self) -> Any:
         """Return a scipy LinearOperator over NumPy vectors; one product and two copies across devices a call."""
@@ -235,9 +255,11 @@ class Hessian(Operator):
     joinable = True
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
-        mean, weight = self.objective.batch_loss(i)
+        with noticing_hooks() as hooks:
+            mean, weight = self.objective.batch_loss(i)
         if weight == 0:
             return NoGraph()
+        self._see_hooks(hooks)
         self._see_through([mean], parameters)
         return HessianGraph(mean, weight, parameters)
 
@@ -289,9 +311,16 @@ class GaussNewton(Operator):
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         def seen(tensors: Tensors, leaves: Tensors) -> None:
+            if not self._seen and depends_on(tensors[-1], parameters):
+                self._customs += (
+                    "the loss depends on the weights beside the model's outputs (a penalty on the weights?): that is "
+                    f"not in {self.title}, which has the part through the outputs alone; Hessian has both",
+                )
+            self._see_hooks(hooks)
             self._see_through(tensors, [*parameters, *leaves])
 
-        outputs, weight, middle = loss_curvature(self.objective, i, seen)
+        with noticing_hooks() as hooks:
+            outputs, weight, middle = loss_curvature(self.objective, i, seen)
         return JacobianGraph(outputs, weight, parameters, middle) if weight else NoGraph()
 
 

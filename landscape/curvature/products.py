@@ -254,11 +254,21 @@ class Products:
         if not keep or self._strategy in ("rebuild", "forward"):
             return
         batch = tensors_of(objective.batch(0))  # lives anyway, as a view of all data often
-        self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), [*parameters, *batch])
-        objective.passes += 3 / len(objective)
         self._budget = free_memory(objective.device) if self._memory is None else self._memory
+        unmeasured = False
+        try:
+            self._bytes = graph_bytes(lambda: self._operator.graph(0, parameters), [*parameters, *batch])
+        except TaskError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            unmeasured = True  # torch.func inside the task refuses them
+        objective.passes += 3 / len(objective)
         self._to_keep = len(objective)
         if self._strategy == "keep":
+            return
+        if unmeasured:
+            self._to_keep = 0
+            self._why = " (the task uses torch.func, so that nobody knows how large a graph is; 'keep' keeps them all)"
             return
         # Batches differ in size only at the end of the draw: the first one is the measure.
         self._to_keep = min(len(objective), self._budget // max(1, self._bytes))
