@@ -34,10 +34,11 @@ def print_cells(sweep: Sweep, as_json: bool) -> None:
 
 def print_estimate(sweep: Sweep, workers: int, as_json: bool) -> None:
     """Print what each cell will take, and all of them."""
-    from landscape.report.numbers import count, seconds
+    from landscape.report.numbers import count
 
+    from ..probes.prediction import RESTS_ON
     from ..probes.sweep.estimate import total_seconds
-    from .probe import memory
+    from .probe import expected, memory
 
     found = sweep.estimate()
     total = total_seconds(found, workers)
@@ -49,13 +50,13 @@ def print_estimate(sweep: Sweep, workers: int, as_json: bool) -> None:
                 "name": e.cell.name,
                 "label": e.cell.label,
                 "steps": e.steps,
-                "training_seconds": e.training,
-                "measuring_seconds": e.measuring,
+                "training_seconds": [e.training.low, e.training.high],
+                "measuring_seconds": [e.measuring.low, e.measuring.high],
                 "bytes": e.bytes,
             }
             for e in found
         ]
-        plain = {"cells": cells, "workers": workers, "seconds": total, "bytes": room}
+        plain = {"cells": cells, "workers": workers, "seconds": [total.low, total.high], "bytes": room}
         click.echo(json_line(finite({"schema": 1, "dry_run": plain})[0]))
         return
     rows = [["cell", "what", "steps", "training", "measuring", "disk"]]
@@ -64,15 +65,15 @@ def print_estimate(sweep: Sweep, workers: int, as_json: bool) -> None:
             str(e.cell.index),
             e.cell.label,
             count(e.steps),
-            seconds(e.training),
-            seconds(e.measuring) if e.measuring == e.measuring else "unknown",
+            expected(e.training),
+            expected(e.measuring),
             memory(e.bytes),
         ]
         for e in found
     ]
     click.echo(table(rows, header=True))
     many = f" on {workers} workers" if workers > 1 else ""
-    click.echo(f"\n{len(found)} cells, about {seconds(total)}{many}, and {memory(room)} on the disk at most")
+    click.echo(f"\n{len(found)} cells, {expected(total)}{many}, and {memory(room)} on the disk at most\n{RESTS_ON}")
 
 
 def print_collected(found: Collected, report: str | None, as_json: bool) -> None:

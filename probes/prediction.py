@@ -51,17 +51,18 @@ class Span:
         """Whether there is a time at all."""
         return math.isfinite(self.high)
 
-    @property
-    def middle(self) -> float:
-        """The one number where there is room for one alone."""
-        return (self.low + self.high) / 2
+    def __add__(self, other: Span) -> Span:
+        """Return the time of one after the other; a part that isn't known counts as none."""
+        if not (self.known and other.known):
+            return self if self.known else other
+        return Span(self.low + other.low, self.high + other.high)
 
     def times(self, fewest: float, most: float) -> Span:
         """Return the time of so many runs."""
         return Span(self.low * fewest, self.high * most)
 
 
-UNKNOWN = Span(math.nan, math.nan)
+UNKNOWN, NONE = Span(math.nan, math.nan), Span(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def measure_pass(task: Task) -> Speed:
     """
     split = task.splits[0] if task.splits else "train"
     with Objective(one_batch(task), split) as objective:
-        own, wall = _run(objective.evaluate, cpu_clock(objective.device))
+        own, wall = run(objective.evaluate, cpu_clock(objective.device))
         forward, n = Span(own, max(own, wall)), sum(p.numel() for p in objective.parameters)
         gradient, product = forward.times(3, 3), forward.times(PASSES_A_PRODUCT, PASSES_A_PRODUCT)
         return Speed(objective.samples, forward, gradient, product, n, 8, 0, 0, 0, 0)
@@ -176,8 +177,7 @@ def predict(chosen: Sequence[Chosen], speed: Speed, samples: int) -> list[Predic
 
 def total(found: Sequence[Prediction]) -> Span:
     """Return the time of all measurements that give an estimate."""
-    known = [p.seconds for p in found if p.seconds.known]
-    return Span(sum(s.low for s in known), sum(s.high for s in known))
+    return sum((p.seconds for p in found if p.seconds.known), NONE)
 
 
 def _memory(speed: Speed, scale: float, passes: float) -> float:
@@ -202,17 +202,19 @@ def timed(calls: Sequence[Callable[[], Any]], device: torch.device) -> list[Span
     spent = 0.0
     while len(trials[0]) < FEWEST or (len(trials[0]) < MOST and spent < ENOUGH):
         for call, taken in zip(calls, trials, strict=True):
-            taken += [_run(call, clock), _run(call, clock)]
+            taken += [run(call, clock), run(call, clock)]
             spent += taken[-2][1] + taken[-1][1]
-    spans = []
-    for taken in trials:
-        own = sorted(seconds for seconds, _ in taken)
-        slow = own[math.ceil(SLOW * len(own)) - 1]
-        spans.append(Span(own[0], max(slow, sum(wall for _, wall in taken) / len(taken))))
-    return spans
+    return [spanned(taken) for taken in trials]
 
 
-def _run(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, float]:
+def spanned(taken: Sequence[tuple[float, float]]) -> Span:
+    """Return the ends of trials, each (own seconds, those of the clock on the wall), as `timed` says."""
+    own = sorted(seconds for seconds, _ in taken)
+    slow = own[math.ceil(SLOW * len(own)) - 1]
+    return Span(own[0], max(slow, sum(wall for _, wall in taken) / len(taken)))
+
+
+def run(call: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, float]:
     """Return the seconds of a call by the given clock, and by the one on the wall."""
     start, wall = clock(), time.perf_counter()
     call()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from landscape.clock import cpu_clock
 from landscape.errors import LandscapeError, TrainingError
 
-from ..prediction import measure_speed, predict, total
+from ..prediction import NONE, Span, measure_speed, predict, run, spanned, total
 from ..selection import choose, samples_to_draw
 from .cell import in_a_line, one_thread_on_cpu
 from .grid import Cell
@@ -21,7 +21,7 @@ from .how import How
 from .parts import Parts
 from .training import Training, evaluate
 
-#: Steps that are timed, after two to warm up, or as many as take this long (chosen by us: enough for a median).
+#: Steps that are timed, after two to warm up, or as many as take this long (chosen by us: as many as of one batch).
 STEPS, SECONDS = 20, 0.5
 #: Columns that the recorder's default writes at each step: three for each parameter tensor, and about so many more.
 _COLUMNS, _MORE = 3, 16
@@ -31,22 +31,22 @@ _RESULTS = 500_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell is expected to take: seconds of training and measuring (NaN: unknown), bytes it leaves, and needs.
+    """What one cell is expected to take: seconds of training and of measuring, and bytes that it leaves, and needs.
 
     `steps` are the optimizer steps of its run, `bytes` what stays, `most` what it holds for a while beside that.
     """
 
     cell: Cell
     steps: int
-    training: float
-    measuring: float
+    training: Span
+    measuring: Span
     bytes: int
     most: int
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Span:
         """All its seconds; a part that isn't known counts as none."""
-        return sum(s for s in (self.training, self.measuring) if math.isfinite(s))
+        return self.training + self.measuring
 
 
 def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tuple[Estimate, ...]:
@@ -56,7 +56,7 @@ def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tupl
     or epochs alone share their timing. Costs about 25 steps, an evaluation and 30 passes over a batch for each other
     combination. Raises what `variants` raises.
     """
-    timed: dict[str, tuple[float, float, float, int, int]] = {}
+    timed: dict[str, tuple[Span, Span, Span, int, int]] = {}
     known: dict[str, tuple[int, int]] = {}
     with one_thread_on_cpu(how.device):
         for parts in variants:
@@ -73,7 +73,8 @@ def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tupl
         kept = cell.epochs // how.checkpoints if how.checkpoints else 0
         rows = total * row if how.record else 0
         size = checkpoint * (1 + kept) + rows + _RESULTS
-        found.append(Estimate(cell, total, total * step + evaluations * evaluation, measuring, size, checkpoint + rows))
+        training = step.times(total, total) + evaluation.times(evaluations, evaluations)
+        found.append(Estimate(cell, total, training, measuring, size, checkpoint + rows))
     return tuple(found)
 
 
@@ -87,30 +88,25 @@ def _without_seed(cell: Cell) -> str:
     return repr({k: v for k, v in cell.axes.items() if k != "seed"})
 
 
-def _time(parts: Parts, how: How) -> tuple[float, float, float, int, int]:
+def _time(parts: Parts, how: How) -> tuple[Span, Span, Span, int, int]:
     """Return (seconds a step, seconds an evaluation, seconds of measuring, bytes of a checkpoint, bytes of a row)."""
     weights = copy.deepcopy(parts.model.state_dict())
     training = Training(parts)
     parts.model.train()
-    seconds: list[float] = []
+    clock = cpu_clock(parts.device)
+    taken: list[tuple[float, float]] = []
     batches = parts.batches.epoch(0)
-    while len(seconds) < STEPS + 2 and sum(seconds[2:]) < SECONDS and training.step < parts.total:
+    while len(taken) < STEPS + 2 and sum(wall for _, wall in taken[2:]) < SECONDS and training.step < parts.total:
         batch = next(batches, None)
         if batch is None:
             if training.position < parts.batches.per_epoch:
                 break
             batches, training.position = parts.batches.epoch(0), 0
             continue
-        start = time.perf_counter()
-        training.take(batch)
-        _wait(parts.device)
-        seconds.append(time.perf_counter() - start)
-    step = statistics.median(seconds[2:] or seconds)
-    start = time.perf_counter()
+        taken.append(run(partial(training.take, batch), clock))
+    step, evaluation = spanned(taken[2:] or taken), NONE
     if parts.task.test is not None and how.evaluate:
-        evaluate(parts)
-        _wait(parts.device)
-    evaluation = time.perf_counter() - start
+        evaluation = spanned([run(lambda: evaluate(parts), clock)])
     tensors = [*parts.model.state_dict().values()]
     tensors += [t for s in parts.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
     checkpoint = sum(t.numel() * t.element_size() for t in tensors) + 10_000
@@ -119,25 +115,21 @@ def _time(parts: Parts, how: How) -> tuple[float, float, float, int, int]:
     return step, evaluation, _measuring(parts, how), checkpoint, 8 * (_COLUMNS * parameters + _MORE)
 
 
-def _measuring(parts: Parts, how: How) -> float:
-    """Return the seconds that the measurements of a final checkpoint take, NaN where that can't be told."""
+def _measuring(parts: Parts, how: How) -> Span:
+    """Return the seconds that the measurements of a final checkpoint take."""
     if not how.measure:
-        return 0.0
+        return NONE
     task = parts.task.replace(max_samples=samples_to_draw(parts.task, how.preset, how.max_samples))
     try:
         speed = measure_speed(task)
         samples = task.draw(task.splits[0]).samples
-        return total(predict(choose(how.only, how.preset, how.options), speed, samples)).middle
+        return total(predict(choose(how.only, how.preset, how.options), speed, samples))
     except LandscapeError as error:
         raise TrainingError(f"the final checkpoints can't be measured: {in_a_line(error)}") from error
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def total_seconds(found: Sequence[Estimate], workers: int = 1) -> float:
+def total_seconds(found: Sequence[Estimate], workers: int = 1) -> Span:
     """Return the time of all cells on so many workers, if none waits for another."""
-    longest = max((e.seconds for e in found), default=0.0)
-    return max(sum(e.seconds for e in found) / workers, longest)
+    every = sum((e.seconds for e in found), NONE).times(1 / workers, 1 / workers)
+    longest = [max((end(e.seconds) for e in found), default=0.0) for end in (lambda s: s.low, lambda s: s.high)]
+    return Span(max(every.low, longest[0]), max(every.high, longest[1]))
