@@ -35,5 +35,9 @@ class MissingSplitError(TaskError, MeasurementError):
     """A measurement needs data of a split that the task has not: others may be measured."""
 
 
+class OutOfMemory(MeasurementError):
+    """No memory left, with the batches as small as the task allows."""
+
+
 class TrainingError(LandscapeError):
     """A loss, schedule or optimizer that there is none of, or that is asked for what it cannot give."""

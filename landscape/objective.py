@@ -10,15 +10,16 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
 from .data import first_line
-from .errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
+from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
 from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
+from .memory import REMEDY, give_back, ran_out
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Predicted, all_predictions, evaluate
@@ -30,6 +31,8 @@ from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
 from .verification import Verified, can_cut, verify
+
+_T = TypeVar("_T")
 
 # The entered objectives of each model, in the order in which they were entered.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[Objective]] = weakref.WeakKeyDictionary()
@@ -89,6 +92,8 @@ class Objective:
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
         self._holding = False
+        #: In how many parts each batch was cut, for want of memory.
+        self._cut = 1
         #: Whether the task differentiates in its forward pass (a PINN), so that no pass may switch autograd off.
         self.inner_gradient = False
         #: Whether the task writes into its batches, so that each pass needs a copy.
@@ -118,6 +123,7 @@ class Objective:
             )
             # The parameters keep the memory that they have now, into which views of the model's own may look.
             self.center = tuple(p.data.clone() for p in self.parameters)
+            self._cut = 1
             self._batches = self._regrouped(self._load())
             self.largest = max(batch_size_of(b) or 1 for b in self._batches)
             self._weights: list[float | None] = [None] * len(self._batches)
@@ -126,7 +132,7 @@ class Objective:
             self._stale_statistics = task.batchnorm == "recompute"
             self._loss = placed(task.loss, self.device, self.dtype)
             self.buffers = Buffers(self.model)
-            self._facts = self._verified()
+            self._facts = self._within_memory(self._verified)
             self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
             self.buffers.changed.update(dict.fromkeys(self._facts.changed))
             self._stack = stack.pop_all()
@@ -205,6 +211,24 @@ class Objective:
         self.moves += 1
         return True
 
+    def _within_memory(self, run: Callable[[], _T]) -> _T:
+        """Return what a pass over the draw gives; where it runs out of memory, with batches cut in two until it fits.
+
+        Raises OutOfMemory where they can't be cut any further.
+        """
+        while True:
+            try:
+                return run()
+            except Exception as error:
+                if not ran_out(error) or isinstance(error, OutOfMemory):
+                    raise
+            # Behind the error, which held the failed pass's tensors.
+            give_back(self.device)
+            if not self.halve():
+                tried = f"1/{self._cut} of a batch" if self._cut > 1 else "one batch"
+                raise OutOfMemory(f"out of memory on {tried}, and the task doesn't allow it to be cut; {REMEDY}")
+            self._cut *= 2
+
     def join_batches(self, count: int) -> Batches | None:
         """Return every `count` successive batches as one, for `using`; None where that isn't allowed, or where the
         batches don't fit together.
@@ -258,7 +282,8 @@ class Objective:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the numbers should know about how they came about."""
-        found = (*self._notes, *self.draw.notes)
+        cut = (f"out of memory on whole batches: they are cut in {self._cut}",) if self._cut > 1 else ()
+        found = (*self._notes, *self.draw.notes, *cut)
         if not self.entered:
             return found
         return (*found, *self._facts.notes, *filter(None, [self.buffers.note]))
@@ -441,9 +466,11 @@ class Objective:
         """Run something of the user's; what it raises becomes one line that names the batch's shapes."""
         try:
             return function(*args)
-        except (LandscapeError, torch.OutOfMemoryError):
+        except LandscapeError:
             raise
         except Exception as error:
+            if ran_out(error):
+                raise
             shapes = ", ".join(map(shape_of, _shown(args)))
             raise TaskError(
                 f"the task failed on a {self.split} batch: {type(error).__name__}: {first_line(error)}"
@@ -476,13 +503,16 @@ class Objective:
         by name, each averaged by its own weights (by samples where it says none), from the same pass; their means
         stand among `terms`.
         """
-        return evaluate(self, accuracy, stderr, criteria or {})
+        return self._within_memory(lambda: evaluate(self, accuracy, stderr, criteria or {}))
 
     def gradient(self) -> tuple[torch.Tensor, ...]:
         """Return the gradient of the mean loss at the current weights: one forward and one backward pass.
 
         A parameter that the loss doesn't depend on has gradient 0.
         """
+        return self._within_memory(self._gradient)
+
+    def _gradient(self) -> tuple[torch.Tensor, ...]:
         sums = [torch.zeros_like(p) for p in self.parameters]
         total_weight = 0.0
         for i in range(len(self)):
@@ -518,7 +548,7 @@ class Objective:
         The groups are None where that isn't known: a `predict` that returns another number of rows than of samples
         (pixels, tokens) without their shape.
         """
-        return all_predictions(self)
+        return self._within_memory(lambda: all_predictions(self))
 
     def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
         """Return (right, all) of batch i, or of each of its samples where these hold several predictions.

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from landscape.archive.reader import Entry
 from landscape.archive.schema import Subject, dump_json, load_json, plain
 from landscape.archive.writer import ArchiveWriter
+from landscape.data import first_line
 from landscape.differences import differences
-from landscape.errors import MeasurementError, ObjectiveError
+from landscape.errors import MeasurementError, ObjectiveError, OutOfMemory
 from landscape.identity import describe
 from landscape.journal import Journal, keeping
+from landscape.memory import REMEDY, ran_out
 from landscape.parameters import trainable
 from landscape.results import Check, Measurement, Result, StoredResult, kind_of
 
@@ -138,8 +138,10 @@ class Execution:
         try:
             with keeping(self.log):
                 result = self._result(c)
-        except (MeasurementError, ObjectiveError, torch.OutOfMemoryError) as error:
-            if not _only_this_one(error, c):
+        except Exception as error:
+            if not (isinstance(error, MeasurementError | ObjectiveError) or ran_out(error)) or not _only_this_one(
+                error, c
+            ):
                 raise
             self.missing[m.name] = reason = _reason(error)
             # Kept back until something is measured, so that a run without any result leaves no file.
@@ -200,14 +202,16 @@ class Execution:
 
 def _only_this_one(error: Exception, c: Chosen) -> bool:
     """Whether the other measurements can go on: not where an option of the user's is wrong, or the loss itself is."""
+    if ran_out(error):
+        return True
     if isinstance(error, MeasurementError):
         return not c.given
-    return isinstance(error, torch.OutOfMemoryError) or "second derivative" in c.measurement.needs
+    return "second derivative" in c.measurement.needs
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory on the device; smaller batches need less"
+    if ran_out(error) and not isinstance(error, OutOfMemory):
+        return f"out of memory ({first_line(error)[:120]}); {REMEDY}"
     return " ".join(str(error).split())
 
 

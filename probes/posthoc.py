@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from landscape.archive.writer import ArchiveWriter
 from landscape.errors import LandscapeError
+from landscape.memory import ran_out
 from landscape.provenance import provenance
 from landscape.report.numbers import span
 from landscape.surface.measure import checkpoint_paths
@@ -230,7 +229,9 @@ class Plan:
             if rough.high * len(self.paths) < WORTH_SAYING / 2:
                 return
             found = predict(self.chosen, measure_speed(ready.task), samples)
-        except (LandscapeError, torch.OutOfMemoryError):
+        except (LandscapeError, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, LandscapeError) or ran_out(error)):
+                raise
             return  # the measurements themselves will say what is wrong
         takes = total(found).times(len(self.paths), len(self.paths))
         if takes.high >= WORTH_SAYING:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import MeasurementError
+from ..memory import ran_out
 from ..objective import Objective
 from ..parameters import unwrap
 from ..results import Cost, Option, measurement
@@ -133,10 +134,8 @@ def _along_own_gradient(A: Hessian, i: int) -> tuple[float, float, float]:
         parameters = objective.parameters
         gradient = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
         product = A.graph(i, parameters).product(gradient, last=True)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        raise explained(error) from error
+        raise error if ran_out(error) else explained(error) from error
     size = sum(float(g.double().square().sum()) for g in gradient)
     bent = sum(float((g.double() * h.double()).sum()) for g, h in zip(gradient, product, strict=True))
     if not math.isfinite(size + bent):

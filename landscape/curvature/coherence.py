@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import MeasurementError
+from ..memory import ran_out
 from ..objective import Objective
 from ..parameters import flatten
 from ..results import Cost, Option, measurement
@@ -204,10 +205,8 @@ def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float]:
                     )
                 )
             )
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        raise explained(error) from error
+        raise error if ran_out(error) else explained(error) from error
     objective.passes += (1 + 2 * len(rows)) / len(objective)
     n = sum(p.numel() for p in parameters)
     return (torch.stack(rows) if rows else torch.zeros(1, n, dtype=objective.dtype, device=objective.device)), weight

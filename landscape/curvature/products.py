@@ -11,7 +11,8 @@ import torch
 
 from ..batch import bytes_of, tensors_of
 from ..data import first_line
-from ..errors import LandscapeError, MeasurementError, TaskError
+from ..errors import LandscapeError, MeasurementError, OutOfMemory, TaskError
+from ..memory import REMEDY, give_back, ran_out
 from ..objective import Batches, Objective
 from ..sparse import parts
 from .compiled import CompiledProducts
@@ -140,10 +141,8 @@ class Products:
         while True:  # ends: each way of saving memory is taken once, then it raises
             try:
                 return self._multiply(columns, parameters, keep)
-            except torch.OutOfMemoryError:
-                pass
-            except RuntimeError as error:
-                if "can't allocate memory" not in str(error):  # the host's allocator raises nothing more precise
+            except Exception as error:
+                if not ran_out(error):
                     raise
             self._economize()
 
@@ -151,8 +150,7 @@ class Products:
         """After running out of memory: keep nothing; where nothing was kept, halve the batches if the task allows."""
         keeping = bool(self._kept) or self._strategy in ("keep", "linearize", "compile")
         self.leave()
-        if self._objective.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self._objective.device)
         if keeping:
             self._strategy = "rebuild"
             self.notes.append("out of memory with the graphs kept: they are rebuilt at each product")
@@ -161,9 +159,7 @@ class Products:
             self.notes.append("out of memory on a whole batch: the batches are cut in two")
         else:
             tried = "half a batch" if self._halved else "one batch, and the task doesn't allow it to be cut"
-            raise MeasurementError(
-                f"out of memory on {tried}; give smaller batches, fewer parameters, or Task(device='cpu')"
-            )
+            raise OutOfMemory(f"out of memory on {tried}; {REMEDY}, or select fewer parameters")
 
     def _multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
         k = len(columns)
@@ -177,10 +173,10 @@ class Products:
                     self._join(parameters)
                 with self._objective.using(self._joined):
                     sums, total, built = self._over_batches(parameters, shaped, keep)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, LandscapeError) as error:
-            if self._last and "can't allocate memory" not in str(error):
+            if ran_out(error):
+                raise
+            if self._last:
                 # A batch of another shape may not like it, though the first one did.
                 findings(self._objective)[LAST] = False
                 self.release()
@@ -212,8 +208,6 @@ class Products:
         return self._strategy not in ("forward", "linearize")
 
     def _explained(self, error: Exception) -> Exception:
-        if "can't allocate memory" in str(error):
-            return error
         if self._strategy in _SPECIAL:
             return MeasurementError(
                 f"strategy={self._strategy!r} fails on this model ({first_line(error)}); use strategy='auto'"
