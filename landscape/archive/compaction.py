@@ -25,6 +25,7 @@ from .groups import PLAIN_DIMENSION, encode, write_group
 from .history import COMPACTED, EPOCHS, EVENTS, PROBES, STEPS, Event, Probed, live_results, read_history, result_name
 from .reader import open_archive
 from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
+from .seal import check, seal, sealed
 from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, overtaken_at, segment_paths
 
 #: Beside the archive: what could not be read when a run was put into it.
@@ -67,7 +68,7 @@ def begin_run(
     try:
         partial = Partial(path)
         try:
-            partial.write(content)
+            partial.write(sealed(content))
             if force and folder.exists():
                 shutil.rmtree(folder)
             partial.publish(partial.path)
@@ -131,6 +132,7 @@ def gather(path: str | os.PathLike[str], status: str, **facts: Any) -> Compacted
 def _compact(path: Path, folder: Path, partial: Partial, status: str, facts: Mapping[str, Any]) -> Compacted:
     if not segment_paths(folder):
         raise ArchiveError(f"{folder} holds no rows of a run ({SUFFIX} files)")
+    check(path, everything=True)  # what is copied gets a seal of its own
     with h5py.File(path, "r", locking=False) as file:
         held = unpack(file.attrs)
     before = set(held.get(COMPACTED, ()))
@@ -169,8 +171,7 @@ def _compact(path: Path, folder: Path, partial: Partial, status: str, facts: Map
                 else:
                     unread.append(p.file)
             file.attrs.update(pack({**unpack(file.attrs), **about}))
-        with open(aside, "rb") as done:
-            os.fsync(done.fileno())
+        seal(aside)
         unread += [f for f in results if f not in {p.file for p in probed}]
         kept = _keep(path, [*unread, *(s.path for s in segments if s.torn and s.goes_on())])
         partial.publish(aside)
@@ -212,10 +213,12 @@ def set_status(path: str | os.PathLike[str], status: str) -> None:
     try:
         partial = Partial(path)
         try:
+            check(path, everything=True)
             shutil.copyfile(path, partial.aside)
             reserve(partial.aside, 1 << 16)
             with h5py.File(partial.aside, "r+", locking=False) as file:
                 file.attrs.update(pack({**unpack(file.attrs), "status": status}))
+            seal(partial.aside)
             partial.publish(partial.aside)
         finally:
             partial.aside.unlink(missing_ok=True)

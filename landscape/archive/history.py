@@ -21,6 +21,7 @@ from ..errors import ArchiveError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .schema import unpack
+from .seal import check_data, opened
 from .segments import Rows, kept_until, live_folder, overtaken_at, read_live, segment_paths
 
 #: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
@@ -105,11 +106,13 @@ class Probed:
     def result(self) -> Result:
         """Return the Result, rebuilt."""
         try:
-            with h5py.File(self.file, "r", locking=False) as file:
+            with opened(self.file) as file:
                 group = file[self.group]
                 if not isinstance(group, h5py.Group):
                     raise TypeError("expected a group")
                 return rebuild(self.kind, read_variables(group), read_attributes(group)[0])
+        except ArchiveError:
+            raise
         except Exception as error:  # of a damaged group, HDF5 raises nearly anything
             raise ArchiveError(f"{self.group} of {self.file} cannot be read: {error}") from error
 
@@ -268,7 +271,7 @@ def _stored(path: Path) -> tuple[History, frozenset[str]]:
     events: tuple[Event, ...] = ()
     probed = {}
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             compacted = frozenset(str(name) for name in unpack(file.attrs).get(COMPACTED, ()))
             for axis, parent in (("step", STEPS), ("epoch", EPOCHS)):
                 for name, _ in _groups(file.get(parent)):
@@ -318,9 +321,12 @@ def _series(path: Path, where: str, name: str, axis: str) -> Series:
 def _part(path: Path, where: str, name: str, axis: str, part: slice) -> tuple[Series, int]:
     """Return some rows of a quantity, and how many there are in all."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             group: Any = file[where]
             facts = unpack(group.attrs)
+            for held in ("step", "value", "superseded"):
+                if held in group:
+                    check_data(group[held], part)
             steps = np.asarray(group["step"][part])
             overtaken = group.get("superseded")
             series = Series(
@@ -334,6 +340,8 @@ def _part(path: Path, where: str, name: str, axis: str, part: slice) -> tuple[Se
                 axis,
             )
             return series, len(group["step"])
+    except ArchiveError:
+        raise
     except Exception as error:  # of a damaged group, HDF5 raises nearly anything
         raise ArchiveError(f"{where} of {path} cannot be read: {error}") from error
 
@@ -418,7 +426,7 @@ def _live_results(path: Path, sessions: Iterable[tuple[int, int]]) -> list[Probe
     own = int(session) if session.isdigit() else 0
     at = min((at for session, at in sessions if session > own), default=None)
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened(path) as file:
             for kind, groups in _groups(file.get("results")):
                 for _, group in _groups(groups):
                     _, subject = read_attributes(group)

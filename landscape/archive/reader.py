@@ -23,6 +23,7 @@ from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .history import History, read_history
 from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, load_json, unpack
+from .seal import check
 from .segments import held, live_folder
 
 
@@ -231,6 +232,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     try:
         with open(path, "rb") as head:
             empty = not head.read(1)
+        check(path)
     except FileNotFoundError:
         left = path.with_name(f"{path.name}.partial")
         hint = f"; {left} holds what a run has measured so far" if left.exists() else "; check the path"

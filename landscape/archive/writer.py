@@ -38,6 +38,7 @@ from .schema import (
     pack,
     unpack,
 )
+from .seal import check, seal, sealed
 
 #: `<path>.partial` is rewritten as a whole after each result, but never takes more than 1/20 of the time:
 #: after a write of 0.1 s, results of the next 2 s wait for the one that follows. Chosen by us.
@@ -375,7 +376,7 @@ class ArchiveWriter:
             self._write_rows(self._image)
         self._image.flush()
         started = time.monotonic()
-        self._partial.write(self._image.id.get_file_image())
+        self._partial.write(sealed(self._image.id.get_file_image()))
         self._on_disk = self._in_image
         self._rows_on_disk = bool(self._rows) and not self._done
         self._written_at = time.monotonic()
@@ -418,6 +419,7 @@ class ArchiveWriter:
 
     def _merge(self, merged: Path, status: str) -> None:
         """Copy the old archive aside and add this run's results to the copy."""
+        check(self.path, everything=True)  # the copy gets a seal of its own
         shutil.copyfile(self.path, merged)
         # What the image takes, twice, and a block for HDF5's own bookkeeping: then nothing can fail inside it.
         reserve(merged, 2 * self._partial.path.stat().st_size + (1 << 20))
@@ -442,8 +444,7 @@ class ArchiveWriter:
             ended = self._resume or root.get("status") == "complete"
             root["status"] = status if ended or status != "complete" else root.get("status")
             file.attrs.update(pack(root))
-        with open(merged, "rb") as file:
-            os.fsync(file.fileno())
+        seal(merged)
 
     def _unwritten(self, error: OSError) -> ArchiveError:
         """Return the error that says why, and where the results are."""
