@@ -155,7 +155,16 @@ def rights_of_samples(
 
     None for the second where each holds one.
     """
-    found = right(logits, labels)
+    return sums_of_samples(right(logits, labels), labels, given, samples, ignore_index)
+
+
+def sums_of_samples(
+    found: torch.Tensor, labels: torch.Tensor, given: torch.Tensor | None, samples: int | None, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the sums over each sample of what was found of its predictions (n,), and how many these are, (k,) each.
+
+    None for the second where each sample holds one. One sum where nothing tells which sample a prediction is of.
+    """
     if len(labels) <= (samples if samples is not None else len(labels)) and (given is None or given.ndim < 2):
         return found, None
     rows = rows_of_samples(given, len(labels), ignore_index)

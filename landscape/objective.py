@@ -557,17 +557,17 @@ class Objective:
         """
         if target is not None and self._plain.get(i) is target:
             return (outputs.argmax(dim=1) == target).sum(), len(target)
-        known = self._known_labels(i, outputs, target)
+        known = self.known_labels(i, outputs, target)
         if known is None:
             return torch.zeros((), dtype=torch.long, device="cpu"), 0
         return hits_of_samples(*known)
 
     def rights(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the right predictions of each sample of batch i, (k,), and how many each holds; None for one each."""
-        known = self._known_labels(i, outputs, target)
+        known = self.known_labels(i, outputs, target)
         return (torch.zeros(0, device="cpu"), None) if known is None else rights_of_samples(*known)
 
-    def _known_labels(self, i: int, outputs: Any, target: Any) -> Any:
+    def known_labels(self, i: int, outputs: Any, target: Any) -> Any:
         """Return what `rights_of_samples` takes, None where batch i has no class labels; remember plain ones."""
         batch = self.batch(i)  # the forward may have emptied the other one
         pair, given = prediction_of(self.task, self.model, batch, outputs, target)

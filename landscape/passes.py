@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ import torch
 
 from .batch import batch_size_of
 from .errors import MeasurementError, ObjectiveError
-from .labels import known_ignore_index, labels_of_each, rows_of_samples
+from .labels import known_ignore_index, labels_of_each, rights_of_samples, rows_of_samples
 from .outputs import lacking_labels, predicted
+from .perplexity import Likelihood, is_language_model, likelihood, nll_of_samples
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .verification import BLOCKS, block_error, blocks
 
@@ -26,6 +27,7 @@ class Evaluation:
 
     `accuracy_stderr`, too, is over the samples, not over their pixels or tokens, which depend on each other (NaN for
     a single sample).
+    `likelihood` is that of a language model's tokens, None for other tasks and where no errors were asked for.
     `blocks` are the (mean, weight) of the blocks of samples behind `stderr`, the same samples at every weights, so
     that differences between two evaluations have a paired standard error; `accuracy_blocks` are the (share of right
     predictions, their number) of such blocks.
@@ -39,6 +41,7 @@ class Evaluation:
     samples: int = 0
     blocks: tuple[tuple[float, float], ...] = ()
     accuracy_blocks: tuple[tuple[float, float], ...] = ()
+    likelihood: Likelihood | None = None
 
 
 def evaluate(
@@ -49,6 +52,7 @@ def evaluate(
     terms: dict[str, float] = {}
     right: list[tuple[torch.Tensor, torch.Tensor | int]] = []
     each: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    surprise: list[tuple[torch.Tensor, torch.Tensor]] = []
     found_blocks: list[tuple[float, float]] = []
     further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria}
     with objective.measuring():
@@ -64,8 +68,10 @@ def evaluate(
             for name, criterion in criteria.items():
                 further[name].append(_further(objective, name, criterion, outputs, target, batch))
             if accuracy and objective.has_labels and stderr:
-                rights, counts = objective.call(objective.rights, i, outputs, target)
+                rights, counts, nll = objective.call(_scored, objective, i, outputs, target)
                 each.append((rights, counts))
+                if nll is not None and counts is not None:
+                    surprise.append((nll, counts))
                 right.append((rights.sum(), len(rights)) if counts is None else (rights, counts))
             elif accuracy and objective.has_labels:
                 right.append(objective.call(objective.hits, i, outputs, target))
@@ -97,12 +103,25 @@ def evaluate(
         terms=averages,
         samples=objective.samples,
         blocks=tuple(found_blocks),
-        accuracy_blocks=tuple(_accuracy_blocks(each)),
+        accuracy_blocks=tuple(_blocks_of(each)),
+        likelihood=likelihood(surprise, tuple(_blocks_of(surprise))) if len(surprise) == len(each) else None,
     )
 
 
-def _accuracy_blocks(found: list[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[tuple[float, float]]:
-    """Yield (share of right predictions, their number) of runs of each batch's samples, about `BLOCKS` in all."""
+def _scored(
+    objective: Objective, i: int, outputs: Any, target: Any
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Return what `Objective.rights` does, and the NLL of each sample of a language model, None for other tasks."""
+    known = objective.known_labels(i, outputs, target)
+    if known is None:
+        return torch.zeros(0, device="cpu"), None, None
+    rights, counts = rights_of_samples(*known)
+    spoken = counts is not None and is_language_model(objective.task, objective.model, known[0])
+    return rights, counts, nll_of_samples(*known) if spoken else None
+
+
+def _blocks_of(found: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[tuple[float, float]]:
+    """Yield (mean over predictions, their number) of runs of each batch's samples, about `BLOCKS` in all."""
     for rights, counts in found:
         of_each = _listed(rights)
         numbers = [1.0] * len(of_each) if counts is None else _listed(counts)

@@ -12,7 +12,7 @@ from .results import Result, array
 
 @dataclass(frozen=True, kw_only=True)
 class Performance(Result, kind="performance"):
-    """Loss and accuracy of a checkpoint on each split that the task has.
+    """Loss and accuracy of a checkpoint on each split that the task has, and the perplexity of a language model.
 
     `splits` names the entries of every array, e.g. ("train", "test"). Standard errors are over the samples of
     the draw; NaN where the loss cannot be taken apart. Accuracy is NaN where there are no labels. Blocks of samples
@@ -24,6 +24,16 @@ class Performance(Result, kind="performance"):
     accuracy: np.ndarray = array("split", units="share", stderr="accuracy_stderr", doc="share of right labels")
     accuracy_stderr: np.ndarray = array("split", units="share", doc="standard error over the samples")
     samples: np.ndarray = array("split", doc="samples in each draw")
+    perplexity: np.ndarray | None = array(
+        "split",
+        interval="perplexity_interval",
+        doc="exp of the mean negative log likelihood of a token, for language models",
+        default=None,
+    )
+    perplexity_interval: np.ndarray | None = array(
+        "split", "bound", doc="95% interval over the sequences, whose tokens depend on each other", default=None
+    )
+    tokens: np.ndarray | None = array("split", doc="tokens that count in each draw", default=None)
     parameters: int = array(doc="trainable parameters, tied ones counted once", default=0)
     gradient_norm: float = array(units="loss / parameter", doc="||gradient||_2 of the train loss")
     weight_norm: float = array(doc="||theta||_2")
@@ -48,6 +58,13 @@ class Performance(Result, kind="performance"):
     block_count: np.ndarray | None = array(
         "split", "accuracy_block", doc="labels in each block of samples", default=None
     )
+    block_nll: np.ndarray | None = array(
+        "split",
+        "accuracy_block",
+        units="nats",
+        doc="mean negative log likelihood of a token in each block of samples, for language models",
+        default=None,
+    )
     fingerprints: tuple[str, ...] = field(default=(), metadata={"doc": "of each split's draw"})
 
     def summary(self) -> dict[str, Any]:
@@ -56,11 +73,16 @@ class Performance(Result, kind="performance"):
         def both(values: np.ndarray) -> dict[str, float | None]:
             return {s: float(values[at[s]]) if s in at else None for s in ("train", "test")}
 
+        perplexity: dict[str, Any] = {}
+        if self.perplexity is not None and self.perplexity_interval is not None:
+            ends = {s: self.perplexity_interval[at[s]].tolist() if s in at else None for s in ("train", "test")}
+            perplexity = {"perplexity": both(self.perplexity), "perplexity_ci": ends}
         return {
             "loss": both(self.loss),
             "loss_stderr": both(self.loss_stderr),
             "accuracy": both(self.accuracy),
             "accuracy_stderr": both(self.accuracy_stderr),
+            **perplexity,
             "gradient_norm": self.gradient_norm,
             "weight_norm": self.weight_norm,
         }

@@ -146,6 +146,9 @@ def _compare_with_parts(
             f"{objective.what} returns a mean without its weight, and its outputs can't be cut into samples to verify "
             "one: return (mean, weight), where weight is the mean's own denominator"
         )
+    # Outputs with rows of their own (the tokens of all samples in a line) are cut by these: by the samples' number
+    # nothing of them would be cut, and the whole would be compared with itself.
+    size = size if _runs_again(objective, outputs) else batch_size_of(outputs) or size
     cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
     try:
         parts = [
@@ -181,6 +184,7 @@ def _doubt(objective: Objective, batch: Any, outputs: Any, target: Any, whole: f
     size = batch_size_of(batch)
     if size is None or size == 1 or not objective.can_cut(outputs):
         return ""
+    size = size if _runs_again(objective, outputs) else batch_size_of(outputs) or size
     cut = max(1, size // 3)
     try:
         values = [v for _, _, v in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])]
@@ -205,9 +209,13 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[tuple[float, float]]:
-    """Return (mean, weight) of blocks of this batch's samples; of the whole batch where it can't be cut."""
+    """Return (mean, weight) of blocks of this batch's samples; of the whole batch where it can't be cut.
+
+    Neither can outputs that have other rows than samples: nobody knows whose they are.
+    """
     size = batch_size_of(batch)
-    if size is None or not objective.can_cut(outputs):
+    others = not _runs_again(objective, outputs) and batch_size_of(outputs) != size
+    if size is None or others or not objective.can_cut(outputs):
         mean, weight, _ = objective.weighed(None, outputs, target, batch)
         return [(float(mean.detach()), weight)]
     found = []
@@ -242,8 +250,8 @@ def _values_of_parts(
     Outputs are cut where the loss is computed from them. A batch_loss task runs its model on each part, and so does
     one whose outputs hold a single number: a loss that the model computed itself can't be cut.
     """
-    again = objective.task.batch_loss is not None or _holds_a_number(outputs)
-    size = batch_size_of(batch)
+    again = _runs_again(objective, outputs)
+    size = batch_size_of(batch if again else outputs)
     assert size is not None
     found = []
     for start, stop in runs:
@@ -255,6 +263,11 @@ def _values_of_parts(
             )
         found.append((start, stop, value))
     return found
+
+
+def _runs_again(objective: Objective, outputs: Any) -> bool:
+    """Say whether the loss of a part needs the model to run on it."""
+    return objective.task.batch_loss is not None or _holds_a_number(outputs)
 
 
 def can_cut(objective: Objective, outputs: Any = None) -> bool:

@@ -76,15 +76,26 @@ def mean_interval(
     The interval is that of Hall's cubic transformation of the studentized mean (Hall 1992, "On the removal of skewness
     by transformation", J. R. Stat. Soc. B 54, 221-228), with Student's quantile for groups.
     """
-    mean, count, quantile = float(powers[0]) / n, n, Z
     if groups is not None and sums is not None:
-        off, count = sums - groups.sizes * mean, len(groups)
-        scale = n / count
-        second, third = float((off**2).mean()) / scale**2, float((off**3).mean()) / scale**3
-        quantile = float(student.ppf(0.975, count - 1))
-    else:
-        second = max(0.0, float(powers[1]) / n - mean**2)
-        third = float(powers[2]) / n - 3 * mean * float(powers[1]) / n + 2 * mean**3
+        return ratio_interval(sums, groups.sizes)
+    mean = float(powers[0]) / n
+    second = max(0.0, float(powers[1]) / n - mean**2)
+    third = float(powers[2]) / n - 3 * mean * float(powers[1]) / n + 2 * mean**3
+    return _hall(mean, second, third, n, Z)
+
+
+def ratio_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the standard error of sum(sums) / sum(sizes) over groups (G,), and its 95% interval (2,).
+
+    The groups are independent of each other, what is in one is not; see `mean_interval`.
+    """
+    count, mean = len(sums), float(np.sum(sums)) / float(np.sum(sizes))
+    off, scale = sums - sizes * mean, float(np.sum(sizes)) / count
+    second, third = float((off**2).mean()) / scale**2, float((off**3).mean()) / scale**3
+    return _hall(mean, second, third, count, float(student.ppf(0.975, count - 1)) if count > 1 else math.nan)
+
+
+def _hall(mean: float, second: float, third: float, count: int, quantile: float) -> tuple[float, np.ndarray]:
     if count < 2:
         return math.nan, np.full(2, math.nan)
     error = math.sqrt(second / (count - 1))

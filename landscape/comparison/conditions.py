@@ -21,11 +21,15 @@ Basis = Literal["change", "share", "own"]
 
 @dataclass(frozen=True)
 class Sides:
-    """A number of both runs with its interval (value, low, high) each, and the difference second minus first."""
+    """A number of both runs with its interval (value, low, high) each, and the difference second minus first.
+
+    `share`: the difference as a share of the first, where it is known better than by dividing the one by the other.
+    """
 
     first: tuple[float, float, float]
     second: tuple[float, float, float]
     difference: Difference
+    share: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,12 @@ class Clause:
 
     def judge(self, values: Mapping[str, Sides]) -> Verdict:
         """Return whether it holds. Raises MeasurementError for a name that isn't there, or a number that is NaN."""
-        if self.name not in values:
+        name = self.name if self.name in values else f"test_{self.name}"  # held out, where nothing else is said
+        if name not in values:
             raise MeasurementError(
                 f"{self.name!r} can't be compared: both runs must have it; they share {', '.join(values) or 'nothing'}"
             )
-        value, low, high = self._range(values[self.name])
+        value, low, high = self._range(values[name])
         if math.isnan(value):
             raise MeasurementError(f"{self.name} is not a number in one of the runs, so {self} can't be judged")
         holds, ends = self._compare(value), (self._compare(low), self._compare(high))
@@ -65,7 +70,7 @@ class Clause:
         scale, unit = (100.0, "%") if self.basis == "share" else (1.0, "")
         sign = "" if self.basis == "own" else "+"
         bounds = "" if unknown else f" [{scale * low:{sign}.4g}, {scale * high:{sign}.4g}]"
-        return Verdict(holds, sure, (f"{self.name} {scale * value:{sign}.4g}{bounds}{unit}",))
+        return Verdict(holds, sure, (f"{name} {scale * value:{sign}.4g}{bounds}{unit}",))
 
     def _range(self, sides: Sides) -> tuple[float, float, float]:
         if self.basis == "own":
@@ -73,6 +78,8 @@ class Clause:
         d = sides.difference
         if self.basis == "change":
             return d.value, d.low, d.high
+        if sides.share is not None:
+            return sides.share.value, sides.share.low, sides.share.high
         size = abs(sides.first[0])
         if size == 0:
             raise MeasurementError(f"{self.name} is 0 in the first run: no share of it; give a change without %")
@@ -127,7 +134,8 @@ def parse_condition(text: str) -> Condition:
     """Return the condition that a text states: comparisons joined by `and` (binds first) and `or`.
 
     A signed amount is a change, second minus first, with % as a share of the first; without a sign it is the second's
-    own value. Raises MeasurementError, with the place, for anything else.
+    own value. A name without its split (perplexity) is the held-out one (test_perplexity) where there is no such
+    number. Raises MeasurementError, with the place, for anything else.
     """
     tokens = _tokens(text)
     either = []

@@ -39,9 +39,9 @@ def numbers_of(found: Any) -> Numbers:
     """Return the numbers in what a measurement, or a function of a task, has returned.
 
     Eigenpairs: every eigenvalue, its residual as its own error, and |lambda_1| as the scale of all (as for `tol`).
-    Performance: loss and accuracy of each split, which are exact on their samples. Another Result: its `value` or
-    `values`, with the standard error that belongs to it. A number, an array of one dimension or a mapping of names to
-    numbers: as it is, without an error of its own.
+    Performance: loss, accuracy and perplexity of each split, which are exact on their samples. Another Result: its
+    `value` or `values`, with the standard error that belongs to it. A number, an array of one dimension or a mapping
+    of names to numbers: as it is, without an error of its own.
     Raises MeasurementError for anything else, and for a number that is not finite.
     """
     numbers = _numbers(found)
@@ -61,6 +61,8 @@ def _numbers(found: Any) -> Numbers:
     if isinstance(found, Performance):
         each = {f"{split}_loss": found.loss[i] for i, split in enumerate(found.splits)}
         each |= {f"{split}_accuracy": found.accuracy[i] for i, split in enumerate(found.splits)}
+        if found.perplexity is not None:
+            each |= {f"{split}_perplexity": found.perplexity[i] for i, split in enumerate(found.splits)}
         return _numbers({name: value for name, value in each.items() if not math.isnan(value)})
     if isinstance(found, Result):
         variables = found.variables()

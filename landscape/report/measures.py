@@ -226,6 +226,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss, rank=0),
         Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss, rank=0),
         Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss", rank=0),
+        *_perplexities(runs),
         _accuracy("train", share, rank=4),
         _accuracy("test", share, rank=0),
         Measure(
@@ -344,6 +345,39 @@ def _bounded(name: str, label: str, group: str, kind: str, note: str) -> Measure
         return Value(x, math.nan, low, high, "interval", missing="" if math.isfinite(x) else "no labels")
 
     return Measure(name, label, group, read, f"{note}, with its 95% interval over the samples", limits=(0.0, 1.0))
+
+
+def _perplexities(runs: Sequence[Run]) -> list[Measure]:
+    """Return the columns of language models, none where there are only other tasks."""
+    found = [r.get("performance") for r in runs]
+    if all(getattr(p, "perplexity", None) is None for p in found):
+        return []
+    note = "exp of the mean negative log likelihood of a token, with its 95% interval over the sequences"
+    return [
+        Measure(
+            f"{s}_perplexity",
+            s,
+            "Perplexity",
+            lambda r, s=s: _perplexity(r, s),
+            note,
+            rank=rank,
+            limits=(1.0, math.inf),
+        )
+        for s, rank in (("train", 4), ("test", 0))
+    ]
+
+
+def _perplexity(run: Run, split: str) -> Value:
+    result: Any = run.get("performance")
+    if result is None:
+        return Value(missing=run.missing("performance"))
+    if getattr(result, "perplexity", None) is None:
+        return Value(missing="no language model")
+    if split not in result.splits:
+        return Value(missing=f"no {split} data")
+    at = list(result.splits).index(split)
+    low, high = (float(x) for x in np.asarray(result.perplexity_interval)[at])
+    return Value(float(np.asarray(result.perplexity)[at]), math.nan, low, high, "interval")
 
 
 def _accuracy(split: str, note: str, rank: int) -> Measure:

@@ -24,6 +24,7 @@ _SCORES = {"ece": "ECE", "brier": "Brier score", "nll": "NLL", "accuracy": "accu
 class Compared:
     """One number of two runs. `how`: paired, independent, or residual (how exact it is on these samples).
 
+    `share` is the difference as a share of the first, of perplexities: theirs is a ratio, whose own error is known.
     Each side's Value has its `step` where it was measured while training.
     """
 
@@ -33,20 +34,22 @@ class Compared:
     second: Value
     difference: Difference
     how: str
+    share: Difference | None = None
 
     @property
     def sides(self) -> Sides:
         """The numbers as conditions take them."""
         ends = [(v.number, v.low, v.high) for v in (self.first, self.second)]
-        return Sides(ends[0], ends[1], self.difference)
+        return Sides(ends[0], ends[1], self.difference, self.share)
 
 
 def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
     """Return every number that both runs have, by key: those of the report's table, then the calibration's scores.
 
-    Losses and accuracies are compared in pairs where both were measured on the same draw, ECE, Brier score, NLL and the
-    accuracy of their predictions where both runs kept the scores of the same samples; everything else as from
-    independent samples, which makes intervals too wide rather than too narrow where the samples are shared.
+    Losses, accuracies and perplexities are compared in pairs where both were measured on the same draw, ECE, Brier
+    score, NLL and the accuracy of their predictions where both runs kept the scores of the same samples; everything
+    else as from independent samples, which makes intervals too wide rather than too narrow where the samples are
+    shared.
     """
     found: dict[str, Compared] = {}
     scored = _scores(first, second)
@@ -57,14 +60,43 @@ def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
             continue
         difference = shared.get(measure.key)
         how = "paired"
+        share = None
+        if measure.group == "Perplexity":
+            difference, share = _perplexities(first, second, measure.label, a, b)
+            how = "paired" if difference.paired else "independent"
         if measure.key == "test_accuracy" and _same_numbers(scored.get("accuracy"), a, b):
             difference = scored["accuracy"].difference  # of the same predictions
         if difference is None:
             difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
             how = "residual" if "residual" in (a.how, b.how) else "independent"
-        label = f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
-        found[measure.key] = Compared(measure.key, label, a, b, difference, how)
+        label = (
+            f"{measure.group.lower()} {measure.label}"
+            if measure.group in ("Loss", "Accuracy", "Perplexity")
+            else measure.label
+        )
+        found[measure.key] = Compared(measure.key, label, a, b, difference, how, share)
     return {**found, **scored}
+
+
+def _perplexities(first: Run, second: Run, split: str, a: Value, b: Value) -> tuple[Difference, Difference]:
+    """Return how far two perplexities differ, and as a share of the first: exp of the NLLs' difference, minus 1."""
+    sides = [_blocks(r.get("performance"), split, "nll", "count") for r in (first, second)]
+    if _same_blocks(sides):
+        (one, weights, _, samples), (other, *_) = sides
+        # Linearized at the perplexities: d exp(m) = exp(m) dm.
+        off = [p.number * (1 + x - math.log(p.number)) for p, x in ((a, one), (b, other))]
+        return block_difference(off[0], off[1], weights, samples), _grown(
+            block_difference(one, other, weights, samples)
+        )
+    ends = [(v.number, v.low, v.high) for v in (a, b)]
+    logs = [tuple(math.log(x) for x in e) for e in ends]
+    change, growth = (independent_difference(one, other) for one, other in (ends, logs))
+    return change, _grown(growth)
+
+
+def _grown(nll: Difference) -> Difference:
+    value, low, high = (float(np.expm1(x)) for x in (nll.value, nll.low, nll.high))
+    return Difference(value, low, high, nll.paired, nll.samples)
 
 
 def _same_numbers(scored: Compared | None, first: Value, second: Value) -> bool:
@@ -84,16 +116,22 @@ def _of_blocks(first: Run, second: Run, quantity: str, weight: str) -> dict[str,
     found: dict[str, Difference] = {}
     for split in ("train", "test"):
         sides = [_blocks(p, split, quantity, weight) for p in (a, b)]
-        if None in sides:
-            continue
-        (one, weights, of, samples), (other, others, of_other, _) = sides
-        if of and of == of_other and np.array_equal(weights, others) and len(weights) > 1:
+        if _same_blocks(sides):
+            (one, weights, _, samples), (other, *_) = sides
             found[f"{split}_{quantity}"] = block_difference(one, other, weights, samples)
     if len(found) == 2:
         train, test = ((d.value, d.low, d.high) for d in found.values())
         ends = (test, train) if quantity == "accuracy" else (train, test)  # a gap is positive where test is worse
         found[f"gap_{quantity}"] = replace(independent_difference(*ends), paired=True)  # the splits hold other samples
     return found
+
+
+def _same_blocks(sides: Sequence[Any]) -> bool:
+    """Return whether both sides kept blocks, of the same samples."""
+    if any(side is None for side in sides):
+        return False
+    (_, weights, of, _), (_, others, of_other, _) = sides
+    return bool(of and of == of_other and np.array_equal(weights, others) and len(weights) > 1)
 
 
 def _blocks(performance: Any, split: str, quantity: str, weight: str) -> Any:
