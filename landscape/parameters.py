@@ -9,6 +9,7 @@ import torch.nn.utils.parametrize
 from torch import nn
 
 from .errors import ObjectiveError
+from .quantized import is_packed
 
 # Layers whose weight holds its filters (output units) along dimension 1, by class name: the lazy variants and
 # Transformers' Conv1D need no import this way.
@@ -53,10 +54,20 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
                 f"the parameters that require a gradient are complex ({unreal} first): only real ones are measured; "
                 "hold them as torch.view_as_real has them"
             )
-        raise ObjectiveError(
-            f"none of the model's {total} parameters requires a gradient: set requires_grad on those to measure"
-        )
+        raise ObjectiveError(f"none of the model's {total} parameters requires a gradient: {_way_out(model)}")
     return chosen
+
+
+def _way_out(model: nn.Module) -> str:
+    if is_packed(model):
+        return (
+            "its weights are packed (quantized after training), and nothing can be differentiated or moved: measure "
+            "the model that was quantized; this one's calibration comes from its logits (landscape calibrate, or "
+            "calibration_error)"
+        )
+    if any(getattr(m, "peft_config", None) for m in model.modules()):
+        return "an adapter (PEFT) is read for training with PeftModel.from_pretrained(..., is_trainable=True)"
+    return "set requires_grad on those to measure"
 
 
 def owners(model: nn.Module) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ from torch import nn
 from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors_of
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
+from .quantized import observers
 from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
 from .seeding import seeded
 from .session import batchnorm_layers
@@ -307,6 +308,11 @@ def _random_layer(objective: Objective, i: int, batch: Any, first: float, again:
         f"the loss is not deterministic: two passes over the same batch gave {first:.8g} and {again:.8g}; they first "
         f"differ in {culprit}. "
     )
+    if count := observers(objective.model):
+        return (
+            f"{said}{count} layers observe the ranges of what they quantize, and change them at each call: "
+            "stop that in the task with model.apply(torch.ao.quantization.disable_observer)"
+        )
     if _differs_seeded(objective, i):
         return (
             f"{said}Seeding torch, NumPy and random before each pass does not help: it draws from its own generator "

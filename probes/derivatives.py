@@ -21,6 +21,7 @@ from landscape.errors import LandscapeError, OutOfMemory
 from landscape.memory import REMEDY, ran_out
 from landscape.objective import Objective
 from landscape.parameters import flatten, unflatten
+from landscape.quantized import fake_quantizers
 from landscape.results import Check
 from landscape.tasks import Task
 
@@ -45,6 +46,9 @@ COARSE = (1e-4, 1e-3)
 #: How far from the weights, as a share of their norm, a missing part is looked for once more (chosen by us: beyond what
 #: sits exactly at the weights, such as a ReLU of zeros, and otherwise in no special place).
 ASIDE = 1e-3
+#: Steps at which the loss's own slope is taken in float64, as shares of the weights' norm, and how far it may be from
+#: the gradient (chosen by us: a smooth loss reaches 1e-6, and kinks so close by move it by less).
+SLOPES, SLOPE_AGREES = (1e-6, 1e-7), 1e-2
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def twice_differentiable(task: Task) -> Check:
     and up to 150 where kinks lie close by. Raises nothing of its own: what autograd refuses is the check's message.
     Where there is no memory for the batch, half of its samples do, and so on; that says nothing about the derivative.
     """
+    if count := fake_quantizers(task.model):
+        return Check(NAME, "fail", _rounded(count))
     small, fewer = one_batch(task), ""
     while True:
         try:
@@ -133,8 +139,8 @@ def compare_with_differences(task: Task, seed: int = 0) -> Check:
         if objective.dtype == torch.float64 and best.error > EXACT:
             aside = _Differences(objective, v, aside=_unit(objective, seed + 1))
             beside, missing = aside.best, aside.missing()
-    if missing is not None:
-        return Check(NAME, "fail", _refusal(missing.error), missing.error, limit)
+        if missing is not None:
+            return Check(NAME, "fail", _refusal(missing.error, _own_slope(objective)), missing.error, limit)
     text = f"a Hessian product and a difference of two gradients agree to {best.error:.1e}"
     if best.error <= limit:
         return Check(NAME, "pass", text, best.error, limit)
@@ -147,14 +153,58 @@ def compare_with_differences(task: Task, seed: int = 0) -> Check:
     return Check(NAME, "warn", text, best.error, limit)
 
 
-def _refusal(error: float) -> str:
+def _rounded(count: int) -> str:
     return (
+        f"{count} layers round what they pass on and let its gradient straight through (fake quantization): that is no "
+        "slope of the loss, and its derivative no curvature. Switch it off in the task "
+        "(model.apply(torch.ao.quantization.disable_fake_quant)) to measure the weights that are trained, or measure "
+        "what needs no derivative: --only performance,calibration,plane"
+    )
+
+
+def _own_slope(objective: Objective) -> tuple[float, float] | None:
+    """Return the gradient's norm and the loss's own slope along it, where the two are not the same; else None.
+
+    Kinks are no reason: at a random place none lies within both steps, or moves the slope by much.
+    """
+    objective.move([], [])
+    gradient = objective.gradient()
+    norm = float(flatten(gradient).double().norm())
+    if norm == 0:
+        return None
+    size = float(flatten(objective.center).double().norm()) or 1.0
+    slopes = []
+    for step in SLOPES:
+        ends = []
+        for sign in (1.0, -1.0):
+            objective.move([gradient], [sign * step * size / norm])
+            ends.append(objective.evaluate().loss)
+        slopes.append((ends[0] - ends[1]) / (2 * step * size))
+    objective.move([], [])
+    return (norm, slopes[-1]) if all(abs(s - norm) > SLOPE_AGREES * norm for s in slopes) else None
+
+
+def _refusal(error: float, slopes: tuple[float, float] | None) -> str:
+    found = (
         "a part of the loss's second derivative is missing: a Hessian product and differences of gradients differ by "
-        f"{100 * error:.3g}% of their size, on both sides alike and at every step, as no kink does. Look for a tensor "
-        "that is detached in the model or the loss (detach, .data, no_grad, NumPy), a gradient that is changed on its "
-        "way (reversed, passed straight through), or a torch.autograd.Function whose backward is not differentiated "
-        "itself. Freeze what stands under no_grad on purpose (requires_grad_(False)), or take differences of "
-        "gradients, which need no second derivative: --only eigenvalues_by_differences, or FiniteDifferences(task)"
+        f"{100 * error:.3g}% of their size, on both sides alike and at every step, as no kink does. "
+    )
+    if slopes is None:
+        return (
+            f"{found}Look for a tensor that is detached in the model or the loss (detach, .data, no_grad, NumPy), or a "
+            "torch.autograd.Function whose backward is not differentiated itself. Freeze what stands under no_grad on "
+            "purpose (requires_grad_(False)), or take differences of gradients, which need no second derivative: "
+            "--only eigenvalues_by_differences, or FiniteDifferences(task)"
+        )
+    return (
+        f"{found}The gradient is not the loss's slope either ({slopes[0]:.4g} against {slopes[1]:.4g} along it). Look "
+        "for a tensor that is detached in the model or the loss (detach, .data, no_grad, NumPy), or a gradient that is "
+        "changed on its way: reversed, or passed straight through a rounding, as in training for quantization. There, "
+        "switch the fake quantization off in the task (model.apply(torch.ao.quantization.disable_fake_quant)) to "
+        "measure the weights that are trained. Freeze what stands under no_grad on purpose (requires_grad_(False)). "
+        "What needs no derivative can be measured as it is (--only performance,calibration,plane); differences of "
+        "gradients (--only eigenvalues_by_differences) show how those change that training follows, which is no "
+        "curvature of the loss"
     )
 
 

@@ -275,3 +275,52 @@ def test_steps_keep_numbers_and_nothing_as_large_as_the_model():
 def test_shares_are_told_as_people_write_them():
     check = twice_differentiable(Task(zeroed(net(nn.ReLU)), nn.CrossEntropyLoss(), data()))
     assert "differ by 100% of their size" in check.message
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounds to eighths, and passes the gradient straight through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0]
+
+
+class _Sine(torch.autograd.Function):
+    """A right gradient that is not differentiated itself."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x.detach()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0] * ctx.x.cos()
+
+
+@pytest.mark.parametrize(
+    ("quantized", "slope"),
+    [
+        (_Rounded.apply, False),
+        (lambda w: w + ((8 * w).round() / 8 - w).detach(), False),
+        (lambda w: torch.fake_quantize_per_tensor_affine(w, 0.125, 0, -128, 127), False),
+        (_Sine.apply, True),
+    ],
+    ids=["function", "detach", "torch", "right gradient"],
+)
+def test_a_gradient_passed_straight_through_is_told_from_one_that_is_not_differentiated(quantized, slope):
+    class Layer(nn.Linear):
+        def forward(self, input):
+            return nn.functional.linear(input, quantized(self.weight), self.bias)
+
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 5), torch.randint(0, 3, (64,))
+    net = nn.Sequential(Layer(5, 8), nn.Tanh(), Layer(8, 3))
+    found = twice_differentiable(Task(net, nn.CrossEntropyLoss(), train=(x, y)))
+    assert found.level == "fail"
+    for text in ("not the loss's slope either", "disable_fake_quant", "no curvature of the loss"):
+        assert (text in found.message) != slope
