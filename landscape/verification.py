@@ -65,6 +65,12 @@ def verify(objective: Objective) -> Verified:
 def _verify(objective: Objective) -> Verified:
     if objective.task.loss is None and objective.task.batch_loss is None:
         return Verified("none", labels_there(objective), (), objective.inner_gradient, copies=True)
+    if count := observers(objective.model):
+        raise ObjectiveError(
+            f"{count} layers observe the ranges of what they quantize, and change them at each call, so that the loss "
+            "of a batch depends on what is in it: stop that in the task with "
+            "model.apply(torch.ao.quantization.disable_observer)"
+        )
     with seeded(None), objective.measuring():
         found = [_verify_batch(objective, i) for i in range(len(objective))]
     objective.passes += 2
@@ -308,11 +314,6 @@ def _random_layer(objective: Objective, i: int, batch: Any, first: float, again:
         f"the loss is not deterministic: two passes over the same batch gave {first:.8g} and {again:.8g}; they first "
         f"differ in {culprit}. "
     )
-    if count := observers(objective.model):
-        return (
-            f"{said}{count} layers observe the ranges of what they quantize, and change them at each call: "
-            "stop that in the task with model.apply(torch.ao.quantization.disable_observer)"
-        )
     if _differs_seeded(objective, i):
         return (
             f"{said}Seeding torch, NumPy and random before each pass does not help: it draws from its own generator "

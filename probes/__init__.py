@@ -11,7 +11,7 @@ from landscape._lazy import attach
 
 _NAMES = {
     "Recorder": "landscape.probes.recorder",
-    "default_probes": "landscape.probes.recorder",
+    "default_probes": "landscape.probes.chosen",
     "Probe": "landscape.probes.probe",
     "Quantity": "landscape.probes.probe",
     "Found": "landscape.probes.probe",
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .calibrating import CalibrationOutcome as CalibrationOutcome
     from .calibrating import calibrate_files as calibrate_files
     from .calibration import CalibrationProbe as CalibrationProbe
+    from .chosen import default_probes as default_probes
     from .curvature import CurvatureProbe as CurvatureProbe
     from .embeddings import Embeddings as Embeddings
     from .gradients import GradientNorms as GradientNorms
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
     from .probe import Quantity as Quantity
     from .rates import LearningRate as LearningRate
     from .recorder import Recorder as Recorder
-    from .recorder import default_probes as default_probes
     from .surface import SurfaceProbe as SurfaceProbe
     from .sweep.cell import train_cell as train_cell
     from .sweep.collecting import collect as collect
