@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ _LOSS = "the loss that the step went down, and its terms"
 _ALONE = ("loss",)
 _OTHER = "numbers that the loop logged"
 _BOOKKEEPING = "what the loop logged about its own running"
+#: So many losses without a step are too many, and so many times those of the longest step so far (chosen by us).
+_MANY, _TIMES = 2000, 10
 
 
 class Logged:
@@ -29,6 +32,8 @@ class Logged:
         #: What was logged since the last step, and how much of it before each zero_grad that came behind some of it.
         self._calls: list[dict[str, Any]] = []
         self._cuts: list[int] = []
+        #: How many losses a step had at most, and whether it was told that there are too many without one.
+        self._longest, self._told = 0, False
         #: How often gradients were thrown away since the last step.
         self._thrown = 0
         #: Whether the loop logs behind its step; None until that is known.
@@ -45,6 +50,8 @@ class Logged:
             self.record("logged", self._run.step, values, _OTHER)
             return {}
         loss = values["loss"]
+        if len(self._calls) >= _MANY:
+            self._forget()
         if len(values) == 1 and type(loss) is Tensor and not self._behind:
             self._calls.append({"loss": _light(loss)})  # what nearly every loop logs
             return {}
@@ -93,6 +100,7 @@ class Logged:
                 calls = calls[max((cut for cut in self._cuts if cut < len(calls)), default=0) :]
             self._thrown = 0
         if self._calls:
+            self._longest = max(self._longest, len(self._calls))
             self._calls, self._cuts = [], []
         if calls and not self._behind:
             self._behind, self._known = False, step
@@ -103,6 +111,20 @@ class Logged:
                 self.record("loss", step, call, _LOSS)
         elif self._behind is not False:
             self._behind, self._late_for = True, step
+
+    def _forget(self) -> None:
+        """Forget losses for which no step will come, and say so once: a loop may train something else by now."""
+        if len(self._calls) < _TIMES * self._longest:
+            return
+        if not self._told:
+            self._told = True
+            told = (
+                f"{len(self._calls)} losses were logged since step {self._run.step}, and the optimizer took no step: "
+                "they are not recorded. If model or optimizer were replaced, make a Recorder for the new ones"
+            )
+            self._run.event("no_step", told)
+            warnings.warn(told, RuntimeWarning, stacklevel=4)
+        self._calls, self._cuts = [], []
 
     def record(self, quantity: str, step: int, values: Mapping[str, Any], doc: str) -> None:
         """Record one row of named values; a new name is a new column."""

@@ -39,6 +39,28 @@ def test_losses_that_are_told_behind_their_step(tmp_path):
     assert history["logged"].values.tolist() == [[5, 6]] * 3
 
 
+def test_losses_of_another_model_s_steps_are_told_of_once_and_take_no_more_memory(tmp_path):
+    model, optimizer = parts()
+    with Recorder(tmp_path / "run.h5", model, optimizer, probes=[]) as rec:
+        for _ in range(300):  # micro-batches of one step, however many
+            rec.log(loss=1.0)
+        step(model, optimizer)
+        model, optimizer = parts()
+
+        def train() -> None:
+            for _ in range(7000):
+                rec.log(loss=2.0)
+                step(model, optimizer)
+
+        with pytest.warns(RuntimeWarning, match=r"3000 losses were logged since step 1.*make a Recorder") as told:
+            train()
+        assert len(told) == 1
+        assert len(rec._recording.logged._calls) <= 3000
+    history = open_archive(tmp_path / "run.h5").history
+    assert history["loss"].column("loss").tolist() == [1]
+    assert [e.kind for e in history.events].count("no_step") == 1
+
+
 @pytest.mark.parametrize("by_norm", [True, False])
 def test_clipping_by_others_is_measured_before_and_behind(by_norm, tmp_path):
     model, optimizer = parts()
