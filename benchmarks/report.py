@@ -35,7 +35,7 @@ TARGETS = {"write_seconds": 20.0, "megabytes": 15.0, "first_paint_seconds": 2.0}
 DISTINCT = 100
 _WRITE = """
 import json, resource, sys
-from landscape.report.page import write_report
+from landscape.report.formats import write_report
 paths, out = sorted(sys.argv[2:]), sys.argv[1]
 write_report(paths, out)
 used = resource.getrusage(resource.RUSAGE_SELF)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Command, subject_options
-from .output import check_page, finite, json_line, say, table, warn
+from .output import finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
     from ..probes.calibrating import CalibrationOutcome
@@ -67,7 +67,7 @@ CONVENTIONS = ("torchmetrics", "netcal", "guo")
 @click.option("--archive", metavar="FILE", help="One archive for all; else <source>.calibration.h5 here.")
 @click.option("--append", is_flag=True, help="Add to an archive that exists.")
 @click.option("--force", is_flag=True, help="Replace an archive, a model or a report that exists.")
-@click.option("--report", metavar="FILE", help="Draw the archives as one HTML page, too.")
+@click.option("--report", metavar="FILE", help="Draw the archives as a report, too, in the format of its ending.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; NaN and inf as null, with a warning.")
 @click.option("--task", metavar="FILE:NAME", help="Of a checkpoint; by default the one that it names.")
 @click.option("--max-samples", type=click.IntRange(1), help="Of a checkpoint: samples to draw, instead of all.")
@@ -95,11 +95,13 @@ def command(
     if how["folds"] == 1:
         raise click.UsageError("--folds 1 leaves nothing to fit on; give 0 for one split, or at least 2.")
     if report is not None:
-        check_page(report, force=how["force"] or how["append"])
+        from landscape.report.formats import check_report
+
+        check_report(report, force=how["force"] or how["append"])
     outcomes = calibrate_files(sources, settings=dict(settings), say=say, **how)
     archives = list(dict.fromkeys(o.archive for o in outcomes))
     if report is not None:
-        from landscape.report.page import write_report
+        from landscape.report.formats import write_report
 
         write_report(archives, report)
     _print(outcomes, report, as_json)

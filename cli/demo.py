@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from .options import Command
-from .output import check_page, say
+from .output import say
 from .probe import print_outcomes
 
 
@@ -27,7 +27,7 @@ def command(out: Path, seed: int, force: bool) -> None:
     about a minute and a half on two cores.
     """
     from landscape.errors import LandscapeError
-    from landscape.report.page import write_report
+    from landscape.report.formats import check_report, write_report
     from landscape.report.pictures import write_two_pictures
 
     from ..probes.demo.training import one_thread, train_demo
@@ -41,7 +41,7 @@ def command(out: Path, seed: int, force: bool) -> None:
         )
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    check_page(str(report), force=force)
+    check_report(str(report), force=force)
     bars = sys.stderr.isatty()
     say("training four nets on scikit-learn's handwritten digits: two losses by two schedules")
     checkpoints = train_demo(out, seed=seed, progress=bars)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
-
-from landscape.errors import ArchiveError
 
 from .main import coloured
 
@@ -25,19 +21,6 @@ def warn(text: str) -> None:
     """Print one warning on stderr."""
     label = click.style("warning:", fg="yellow") if coloured() else "warning:"
     click.echo(f"{label} {' '.join(text.split())}", err=True)
-
-
-def check_page(path: str, *, force: bool) -> None:
-    """Refuse a page that could not be written in the end, before anything is measured."""
-    target = Path(path)
-    if target.is_dir():
-        raise ArchiveError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
-    if target.exists() and not force:
-        raise ArchiveError(f"{target} exists; pass --force to replace it, or choose another name")
-    if not target.parent.is_dir():
-        raise ArchiveError(f"the folder {target.parent} does not exist; create it, or write somewhere else")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ArchiveError(f"{target} cannot be written: permission denied")
 
 
 def json_line(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Command, Duration, MeasurementOption, Names, subject_options
-from .output import check_page, finite, json_line, say, table, warn
+from .output import finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
     from ..probes.outcome import ProbeOutcome
@@ -58,7 +58,7 @@ SURFACES = {"plane": "surface", "line": "line"}
 @click.option(
     "--time-limit", type=Duration(), help="Stop after this long with what there is, such as 10m; see --resume."
 )
-@click.option("--report", metavar="FILE", help="Draw the archives as one HTML page, too.")
+@click.option("--report", metavar="FILE", help="Draw the archives as a report, too, in the format of its ending.")
 @click.option("--max-samples", type=click.IntRange(1), help="Samples to draw of each split, instead of the preset's.")
 @click.option("--check", is_flag=True, help="Compute lambda_1 and the trace by ARPACK and PyHessian, too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be measured, with the time and memory of each.")
@@ -96,7 +96,9 @@ def command(
     if resume and (append or force):
         raise click.UsageError("--resume goes on with the archive that there is: leave --append and --force out.")
     if report is not None:
-        check_page(report, force=force or append or resume)
+        from landscape.report.formats import check_report
+
+        check_report(report, force=force or append or resume)
     given: dict[str, dict[str, Any]] = {}
     for name, key, value in options:
         given.setdefault(name, {})[key] = value
@@ -116,7 +118,7 @@ def command(
     )
     archives = list(dict.fromkeys(o.archive for o in outcomes if o.archive))
     if report is not None:
-        from landscape.report.page import write_report
+        from landscape.report.formats import write_report
 
         write_report(archives, report)
     print_outcomes(outcomes, report, as_json)

@@ -21,7 +21,7 @@ from .options import (
     Setting,
     Varied,
 )
-from .output import check_page, say
+from .output import say
 
 if TYPE_CHECKING:
     from ..probes.sweep.study import Sweep
@@ -76,7 +76,7 @@ landscape sweep -o runs --collect"""
 @click.option("--dry-run", is_flag=True, help="Only say what it would cost, from a few steps.")
 @click.option("--lr-find", is_flag=True, help="Range test of the learning rate instead, against 2 / lambda_max.")
 @click.option("--lr-range", type=Numbers(), help="Lowest and highest rate of that.  [default: 1e-5,10]")
-@click.option("--report", metavar="FILE", help="Draw all cells as one HTML page at the end.")
+@click.option("--report", metavar="FILE", help="Draw all cells as a report at the end, in the format of its ending.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(task: str | None, out: Path, collect: bool, as_json: bool, report: str | None, **how: Any) -> None:
     """Train every combination of losses, schedules, optimizers ...; record and measure each.
@@ -89,7 +89,9 @@ def command(task: str | None, out: Path, collect: bool, as_json: bool, report: s
     from . import sweeping
 
     if report is not None:
-        check_page(report, force=how["resume"] or collect)
+        from landscape.report.formats import check_report
+
+        check_report(report, force=how["resume"] or collect)
     if collect:
         _finish(sweeping.collected(out), report, as_json, strict=False)
         return
@@ -160,7 +162,7 @@ def _finish(found: Any, report: str | None, as_json: bool, *, strict: bool) -> N
     from . import sweeping
 
     if report is not None and found.archives:
-        from landscape.report.page import write_report
+        from landscape.report.formats import write_report
 
         write_report([str(a) for a in found.archives], report)
     sweeping.print_collected(found, report, as_json)

@@ -86,7 +86,7 @@ _NAMES = {
     "save_archive": "landscape.archive.writer",
     "ClassScores": "landscape.class_scores",
     "draw": "landscape.report.figures",
-    "write_report": "landscape.report.page",
+    "write_report": "landscape.report.formats",
     "losses": "landscape.training.registries",
     "schedules": "landscape.training.registries",
     "optimizers": "landscape.training.registries",
@@ -130,7 +130,7 @@ if TYPE_CHECKING:
     from .errors import LandscapeError
     from .objective import Objective
     from .report.figures import draw
-    from .report.page import write_report
+    from .report.formats import write_report
     from .results import Check, Cost, Option, Result, array, measurement, measurements
     from .surface.basin import basin
     from .surface.curvature_map import eigenvalue_map

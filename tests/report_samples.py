@@ -390,7 +390,7 @@ def write_archives(folder: Path, n: int = 4, points: int = 25, steps: int = 0) -
 
 
 if __name__ == "__main__":
-    from landscape.report.page import write_report
+    from landscape.report.formats import write_report
 
     where = Path(sys.argv[1])
     where.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from browser import Browser, Page, browser, chromium
 from report_samples import about, calibration, line, plane, results, settings, write_archives
 from training_samples import history, record
 
-from landscape.report.page import render_report, write_report
+from landscape.report.formats import write_report
+from landscape.report.page import render_report
 from landscape.report.runs import make_run, unique
 
 pytestmark = [

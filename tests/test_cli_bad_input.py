@@ -73,7 +73,8 @@ CASES = {
     "output is a folder": ("tiny.pt -o folder", 1, "is a folder"),
     "output exists": ("tiny.pt -o taken.h5", 1, "taken.h5 exists.*--force"),
     "append to something else": ("tiny.pt -o taken.h5 --append", 1, "taken.h5 is not an HDF5 file"),
-    "report exists": ("tiny.pt --report taken.h5", 1, "taken.h5 exists"),
+    "report exists": ("tiny.pt --report taken.html", 1, "taken.html exists"),
+    "report in no format": ("tiny.pt --report report.docx", 1, "tells no report format.*html, pdf"),
     "report in no folder": ("tiny.pt --report nowhere/r.html", 1, "nowhere does not exist"),
     "two archives of one name": ("tiny.pt ./tiny.pt", 1, r"tiny\.landscape\.h5.*-o"),
     "unknown measurement": ("tiny.pt --only curvatur", 2, "did you mean curvature"),
@@ -93,7 +94,8 @@ CASES = {
 
 def refused(world: Path, arguments: list[str], status: int, said: str) -> str:
     """Run the command; assert one line of error, its status, and that no file was written or changed."""
-    (world / "taken.h5").write_text("mine")
+    for name in ("taken.h5", "taken.html"):
+        (world / name).write_text("mine")
     before = files(world)
     result = landscape(*arguments)
     assert result.exit_code == status, result.output

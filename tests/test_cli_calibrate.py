@@ -263,7 +263,7 @@ CASES = {
     "output in no folder": ("a.npz -o nowhere/x.pt", 1, "nowhere does not exist"),
     "one output of two": ("a.npz b.npz -o x.pt", 1, "can hold one calibrated model"),
     "two archives of one name": ("a.npz ./a.npz", 1, r"a\.calibration\.h5.*--archive"),
-    "report exists": ("a.npz --report taken.h5", 1, "taken.h5 exists"),
+    "report exists": ("a.npz --report taken.html", 1, "taken.html exists"),
     "no task": ("plain.pt", 1, r"plain\.pt does not say which task"),
     "no labels": ("plain.pt --task tasks.py:regression", 1, "no class labels"),
 }
@@ -287,7 +287,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(world, tmp_path, case):
     np.savez("negative.npz", logits=z, labels=np.where(np.arange(2000) == 4, -7, y))
     np.savez("hot.npz", logits=z, labels=np.eye(4, dtype=int)[y])
     torch.save({"logits": torch.from_numpy(z), "labels": torch.from_numpy(y)}, "taken.pt")
-    (tmp_path / "taken.h5").write_text("something else")
+    for name in ("taken.h5", "taken.html"):
+        (tmp_path / name).write_text("something else")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     arguments, code, said = CASES[case]
     result = landscape("calibrate", *arguments.split())

@@ -37,7 +37,8 @@ from report_samples import (
 from landscape.archive.schema import Subject
 from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError, LandscapeError
-from landscape.report.page import default_title, render_report, short_task, write_report
+from landscape.report.formats import write_report
+from landscape.report.page import default_title, render_report, short_task
 from landscape.report.runs import gather, make_run, unique
 from landscape.results import Check, StoredResult
 

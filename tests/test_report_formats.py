@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from landscape.cli.main import main
 from landscape.errors import LandscapeError
 from landscape.report.booklet import LETTERS, LINES, _pages, write_booklet
-from landscape.report.formats import FORMATS, format_of, target_of, write_report_as
+from landscape.report.formats import FORMATS, format_of, target_of, write_report, write_report_as
 from landscape.report.markdown import escaped, markdown
 from landscape.report.measures import measures
 from landscape.report.paper import make_figure
@@ -187,10 +187,18 @@ def test_the_command_writes_each_format_once(form: str, archives: list[Path], tm
     assert CliRunner().invoke(main, [*arguments, "--force"]).exit_code == 0
 
 
+def test_the_ending_decides_what_is_written_from_python_too(archives: list[Path], tmp_path: Path) -> None:
+    assert write_report(archives, tmp_path / "r.md").read_text("utf-8").startswith("#")
+    assert json.loads(write_report(archives[0], tmp_path / "r.json").read_text("utf-8"))
+    assert write_report(archives, tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
+    with pytest.raises(LandscapeError, match="exists"):
+        write_report(archives, tmp_path / "r.md", force=False)
+
+
 @pytest.mark.parametrize(
     ("out", "form", "message"),
     [
-        ("r.docx", None, "tells no report format: give --format, one of html, pdf"),
+        ("r.docx", None, "tells no report format: let it be one of html, pdf"),
         ("r.html", "word", "no report format 'word'; there are html, pdf"),
         ("nowhere/r.md", None, "the folder .*nowhere does not exist"),
         ("", "md", "is a folder, expected a file such as"),

@@ -17,7 +17,7 @@ from landscape.archive.history import Event, History
 from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
 from landscape.archive.writer import save_archive
-from landscape.report.page import write_report
+from landscape.report.formats import write_report
 from landscape.report.recorded import CURVE_BUCKETS, MAP_BUCKETS, MOST_ROWS, reduce
 from landscape.report.runs import gather, make_run, trainings, unique
 

@@ -17,7 +17,7 @@ from landscape.archive.schema import Subject
 from landscape.archive.segments import hold, live_folder
 from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError
-from landscape.report.page import write_report
+from landscape.report.formats import write_report
 from landscape.report.rewriting import rewrites
 
 

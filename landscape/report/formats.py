@@ -33,7 +33,9 @@ def format_of(out: str | os.PathLike[str], name: str | None = None) -> str:
     suffix = Path(out).suffix.lower()
     found = SUFFIXES.get(suffix, suffix.removeprefix("."))
     if found not in FORMATS:
-        raise LandscapeError(f"the ending of {out} tells no report format: give --format, one of {known}")
+        raise LandscapeError(
+            f"the ending of {out} tells no report format: let it be one of {known}, or give landscape report --format"
+        )
     return found
 
 
@@ -41,6 +43,32 @@ def target_of(out: str | os.PathLike[str], form: str) -> Path:
     """Return the file, or the folder of figures, that a report in this format is written to."""
     path = Path(out)
     return path.with_suffix("") if form in ("png", "svg") and path.suffix.lower() == f".{form}" else path
+
+
+def write_report(
+    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    force: bool = True,
+) -> Path:
+    """Write one report about the runs in these archives, and return where: by its ending a page or another of FORMATS.
+
+    Each archive may hold several checkpoints, and each checkpoint is a row; what an archive lacks is said there. An
+    .html file is one self-contained page, about 5 MB of it Plotly's own script, so that figures can be turned and
+    hovered without a network; "figures.png" is a folder of figures. Torch is not imported.
+
+    Raises as `write_report_as`.
+    """
+    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    write_report_as(listed, out, title=title, force=force)
+    return target_of(out, format_of(out))
+
+
+def check_report(out: str | os.PathLike[str], *, force: bool) -> None:
+    """Refuse a report that could not be written in the end, before anything is measured. Raises LandscapeError."""
+    form = format_of(out)
+    check_target(target_of(out, form), form, force=force)
 
 
 def write_report_as(
@@ -60,10 +88,6 @@ def write_report_as(
     form = format_of(out, form)
     target = target_of(out, form)
     check_target(target, form, force=force)
-    if form == "html":
-        from .page import write_report
-
-        return [write_report(paths, target, title=title, force=True)]
     runs = gather(paths)
     if form in ("png", "svg"):
         from .pictures import write_pictures
@@ -78,6 +102,10 @@ def write_report_as(
 
 
 def _text(runs: Sequence[Run], form: str, title: str | None) -> str:
+    if form == "html":
+        from .page import render_report
+
+        return render_report(runs, title=title)
     if form == "md":
         from .markdown import markdown
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -17,14 +16,12 @@ import numpy as np
 
 from .. import __version__
 from ..comparison.seeds import seed_groups
-from ..errors import LandscapeError
-from .aside import whole
 from .blocks import Folded, Picture
 from .chart import Chart, packed, script_json
 from .moments import evenly
 from .numbers import count
 from .palette import PLOTLY_DASHES, PLOTLY_MARKERS, RUN_COLORS
-from .runs import MANY, Run, gather
+from .runs import MANY, Run
 from .sections import build_sections, by_task
 
 #: As many runs are drawn at first; the others wait in the table (chosen by us: more lines can't be told apart).
@@ -36,35 +33,6 @@ MOST_DRAWN = 24
 #: Up to as many runs have their numbers in the page bit for bit; of more, in single precision, and that is said. The
 #: page of more is packed, too, which browsers before 2023 can't undo.
 EXACT_RUNS = 24
-
-
-def write_report(
-    paths: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    *,
-    title: str | None = None,
-    force: bool = True,
-) -> Path:
-    """Write one self-contained HTML page about the runs in these archives, and return its path.
-
-    Each archive may hold several checkpoints, and each checkpoint is a row; what an archive lacks is said on
-    the page. The file is written aside and renamed into place. Torch is not imported; about 5 MB of the page are
-    Plotly's own script, so that figures can be turned and hovered without a network.
-
-    Raises ArchiveError where there is no archive or one can't be read, LandscapeError where `out` can't be
-    written, or exists and `force` is False.
-    """
-    listed = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    target = Path(out)
-    if target.is_dir():
-        raise LandscapeError(f"{target} is a folder, expected a file such as {target / 'report.html'}")
-    if target.exists() and not force:
-        raise LandscapeError(
-            f"{target} exists; choose another name, or replace it with force=True (on the command line: --force)"
-        )
-    page = render_report(gather(listed), title=title)
-    whole(target, lambda aside: aside.write_text(page, encoding="utf-8"))
-    return target
 
 
 def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
