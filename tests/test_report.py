@@ -629,7 +629,7 @@ def test_a_file_that_is_no_archive_leaves_nothing(tmp_path):
 def test_places_that_can_not_be_written(tmp_path):
     paths = write_archives(tmp_path, 1, points=5)
     refused(lambda: write_report(paths, tmp_path), "is a folder", "report.html")
-    refused(lambda: write_report(paths, tmp_path / "no" / "r.html"), "can't be written", "No such file")
+    refused(lambda: write_report(paths, tmp_path / "no" / "r.html"), "the folder", "does not exist; create it")
 
 
 def test_an_existing_page_is_kept_without_force(tmp_path):

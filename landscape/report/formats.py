@@ -33,6 +33,8 @@ def format_of(out: str | os.PathLike[str], name: str | None = None) -> str:
     suffix = Path(out).suffix.lower()
     found = SUFFIXES.get(suffix, suffix.removeprefix("."))
     if found not in FORMATS:
+        if Path(out).is_dir():
+            raise LandscapeError(f"{out} is a folder, expected a file such as {Path(out) / 'report.html'}")
         raise LandscapeError(
             f"the ending of {out} tells no report format: let it be one of {known}, or give landscape report --format"
         )
