@@ -10,9 +10,10 @@ import torch
 
 from .class_scores import ClassScores
 from .grouped import mean_of_shares, shares
+from .judged import SPLIT, judged_split
 from .objective import Objective, as_objective
 from .passes import Predicted
-from .results import Cost, Option, measurement
+from .results import Cost, measurement
 from .tasks import Task
 
 #: Groups that counts are kept of, and numbers that these may be (chosen by us: 2% of the error's own error, 24 MB).
@@ -22,7 +23,7 @@ _GROUPS, _NUMBERS = 2000, 1 << 20
 @measurement(
     "class_scores",
     section="performance",
-    options={"split": Option("test", "data to judge on; train where the task has no test data, with a warning")},
+    options={"split": SPLIT},
     default=False,
     order=15,
     estimate=lambda *_, **__: 1.0,
@@ -40,10 +41,8 @@ def measure_classes(
     del seed, progress  # one forward pass and counting
     start = time.perf_counter()
     warnings: list[str] = []
-    if isinstance(task, Objective):
-        split = task.split
-    elif split == "test" and task.splits == ("train",):
-        split = "train"
+    split, instead = judged_split(task, split)
+    if instead:
         warnings.append("the task has no test data: these are the classes as they are found on train data")
     with as_objective(task, split) as objective:
         before = objective.passes

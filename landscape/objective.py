@@ -605,6 +605,8 @@ def _about_labels(error: Exception, args: tuple[Any, ...], ignore_index: int) ->
     if logits is None or logits.ndim < 2 or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
         return ""
     kept = labels[labels != ignore_index]
+    if not len(kept):
+        return ""
     return (
         f"; labels of {logits.shape[1]} classes run from 0 to {logits.shape[1] - 1}, these from {int(kept.min())} to "
         f"{int(kept.max())} (but for {ignore_index}, which the loss ignores): mend them, or give the model more classes"

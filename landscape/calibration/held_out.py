@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..judged import judged_split
 from ..objective import Objective, as_objective
 from ..reduction import torch_loss_settings
 from ..tasks import Task
@@ -20,10 +21,8 @@ def held_out_predictions(task: Task | Objective, split: str = "test") -> Judged:
     the task has no class labels there, or its outputs are no class scores.
     """
     warnings: list[str] = []
-    if isinstance(task, Objective):
-        split = task.split
-    elif split == "test" and task.splits == ("train",):
-        split = "train"
+    split, instead = judged_split(task, split)
+    if instead:
         warnings.append("the task has no test data")
     if split == "train":
         warnings.append(

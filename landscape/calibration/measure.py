@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+from ..judged import SPLIT
 from ..objective import Objective
 from ..results import Cost, Option, measurement
 from ..tasks import Task
@@ -18,9 +19,7 @@ from .together import calibrate
     "calibration",
     options={
         "bins": Option(15, "confidence bins of equal width", "Guo et al. 2017, arXiv:1706.04599"),
-        "split": Option(
-            "test", "data to judge on; train where the task has no test data, with a warning", choices=("train", "test")
-        ),
+        "split": SPLIT,
         "method": Option(
             "temperature", "recalibration: temperature, vector, isotonic or histogram", "Guo et al. 2017", METHODS
         ),

@@ -14,6 +14,7 @@ from scipy.stats import f as fisher
 
 from ..errors import MeasurementError
 from ..grouped import shares
+from ..judged import SPLIT, judged_split
 from ..labels import default_target, logits_of
 from ..objective import Objective, as_objective
 from ..results import Cost, Option, measurement
@@ -156,7 +157,7 @@ def _check(*, levels: Any = None, **_: Any) -> None:
     section="calibration",
     options={
         "levels": Option(None, "levels of the quantiles, separated by +, as 0.1+0.5+0.9; None: the loss's own"),
-        "split": Option("test", "data to judge on; train where the task has no test data, with a warning"),
+        "split": SPLIT,
     },
     default=False,
     order=21,
@@ -181,10 +182,8 @@ def measure_quantiles(
     del seed, progress  # one forward pass and counting
     start = time.perf_counter()
     warnings: list[str] = []
-    if isinstance(task, Objective):
-        split = task.split
-    elif split == "test" and task.splits == ("train",):
-        split = "train"
+    split, instead = judged_split(task, split)
+    if instead:
         warnings.append("coverage on train data says little about new data: quantiles are narrower there")
     known = _read_levels(levels) or _of_loss((task.task if isinstance(task, Objective) else task).loss)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []

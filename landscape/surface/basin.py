@@ -19,7 +19,7 @@ from ..parameters import filter_dim, is_scale
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from . import checks
-from .directions import SEEDS, Ignore
+from .directions import IGNORE, SEEDS, Ignore
 from .fields import Basin
 
 #: Random lines through the weights, each two rays (chosen by us: the spread is then known to 18%).
@@ -131,7 +131,7 @@ def _basin_passes(*, rays: int = RAYS, side: int = SIDE, rises: Sequence[float] 
         "tol": Option(TOL, "share of a radius up to which it is known"),
         "span": Option(SPAN, "how far the even steps go, for roughness", "Li et al. 2018"),
         "split": Option("train", "data to take the loss over: train or test", choices=("train", "test")),
-        "ignore": Option("biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018"),
+        "ignore": IGNORE,
     },
     estimate=_basin_passes,
 )

@@ -18,7 +18,7 @@ from ..objective import Objective, as_objective
 from ..results import Check, Cost, Option, measurement
 from ..tasks import Task
 from . import checks
-from .directions import PARALLEL, Ignore, Normalize, cosine, random_direction
+from .directions import IGNORE, NORMALIZE, PARALLEL, Ignore, Normalize, cosine, random_direction
 from .fields import EigenvalueMap
 from .grid import SECOND_SEED, Along, axis, checked_steps, given_direction
 
@@ -161,18 +161,8 @@ def _map_passes(*, grid: int = POINTS, **_: Any) -> float:
         "span": Option(1.0, "steps run from -span to span", "Li et al. 2018"),
         "tol": Option(TOL, "residual allowed, as a share of |lambda_1|"),
         "split": Option("train", "the data whose mean loss is differentiated", choices=("train", "test")),
-        "normalize": Option(
-            "filter",
-            "scale of the random directions: filter, layer, weight or None",
-            "Li et al. 2018",
-            ("filter", "layer", "weight", None),
-        ),
-        "ignore": Option(
-            "biasbn",
-            "biasbn: biases and normalization layers stay in place; or None",
-            "Li et al. 2018",
-            ("biasbn", None),
-        ),
+        "normalize": NORMALIZE,
+        "ignore": IGNORE,
     },
     estimate=_map_passes,
     needs=("second derivative",),

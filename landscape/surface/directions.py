@@ -12,10 +12,21 @@ from torch import nn
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import filter_dim, is_scale, owners, trainable, unwrap
+from ..results import Option
 from ..tasks import Task
 
 Normalize = Literal["filter", "layer", "weight"]
 Ignore = Literal["biasbn"]
+#: The options of measurements that move along directions.
+NORMALIZE = Option(
+    "filter",
+    "scale of the random directions: filter, layer, weight or None",
+    "Li et al. 2018",
+    (*get_args(Normalize), None),
+)
+IGNORE = Option(
+    "biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018", ("biasbn", None)
+)
 
 #: Li et al. 2018 add this to the norm of each random filter (net_plotter.py of their code).
 EPSILON = 1e-10

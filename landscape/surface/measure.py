@@ -14,7 +14,7 @@ from ..results import Option, measurement
 from ..tasks import Task
 from .adaptive import FIRST, HELD_OUT
 from .derived import gradient_direction, hessian_directions
-from .directions import Ignore, Normalize, orthogonalize, random_direction
+from .directions import IGNORE, NORMALIZE, Ignore, Normalize, orthogonalize, random_direction
 from .grid import LINE_POINTS, PLANE_POINTS, SECOND_SEED, axis, check_tolerance, line, plane
 from .points import Autocast
 from .slices import Line, Plane
@@ -25,15 +25,8 @@ _SHARED = {
     "split": Option("train", "data to take the loss over: train or test", choices=("train", "test")),
     "held_out": Option(False, "also the loss and accuracy on the other split, at the same points"),
     "autocast": Option(None, "bfloat16 or float16 for faster passes, their error checked; None: the task's precision"),
-    "normalize": Option(
-        "filter",
-        "scale of the random directions: filter, layer, weight or None",
-        "Li et al. 2018",
-        ("filter", "layer", "weight", None),
-    ),
-    "ignore": Option(
-        "biasbn", "biasbn: biases and normalization layers stay in place; or None", "Li et al. 2018", ("biasbn", None)
-    ),
+    "normalize": NORMALIZE,
+    "ignore": IGNORE,
 }
 #: Passes beside the points: two to verify the objective, one for the checkpoint, a gradient (3) for the check of the
 #: slope; and 4 for each direction; for the bend a gradient's graph (3) and 6 for each direction.
