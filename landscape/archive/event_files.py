@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -35,12 +34,14 @@ def write_event_file(archive: Archive, out: Path, *, force: bool, checkpoint: st
     except ImportError:
         raise ArchiveError("event files need tensorboard: pip install 'landscape-probe[tensorboard]'") from None
     most = _points(points)
-    began = _began(archive)
+    created = _created(archive)
+    began = archive.path.stat().st_mtime if created is None else created
     if out.exists() and not out.is_dir():
         raise ArchiveError(f"{out} is a file, expected a folder for TensorBoard, such as runs/a")
     out.mkdir(parents=True, exist_ok=True)
-    # The same run has the same file: written again, it takes the place of the first one.
-    name = f"events.out.tfevents.{int(began)}.landscape.{str(archive.attributes.get('run_id', archive.path.stem))[:16]}"
+    # The same run has the same file, whenever it is written: it takes the place of the first one.
+    run = str(archive.attributes.get("run_id", archive.path.stem))[:16]
+    name = f"events.out.tfevents.{int(created or 0)}.landscape.{run}"
     with whole_file(out / name, force=force) as path, open(path, "wb") as file:
         writer = RecordWriter(file)
         writer.write(Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
@@ -106,8 +107,8 @@ def _points(value: Any) -> int:
     raise ArchiveError(f"points={value} is no number of points; give an integer above 0, such as points=10000")
 
 
-def _began(archive: Archive) -> float:
+def _created(archive: Archive) -> float | None:
     try:
         return datetime.fromisoformat(str(archive.attributes["created"])).timestamp()
     except (KeyError, ValueError):
-        return time.time()
+        return None
