@@ -66,7 +66,8 @@ def test_the_task_file_fits_its_checkpoint(file, trained):
         assert objective.evaluate(accuracy=True).accuracy > least
 
 
-@pytest.mark.parametrize("file", TASKS)
+# The other one takes a quarter of a minute.
+@pytest.mark.parametrize("file", ["digits_task.py", pytest.param("dict_batch_task.py", marks=pytest.mark.slow)])
 def test_the_command_line_probes_the_example(file, trained, tmp_path):
     function, checkpoint, least = TASKS[file]
     landscape = str(Path(sys.executable).with_name("landscape"))
@@ -79,6 +80,7 @@ def test_the_command_line_probes_the_example(file, trained, tmp_path):
     assert (tmp_path / "run.h5").is_file()
 
 
+@pytest.mark.slow  # the libraries' own imports; what is recorded is tested with each integration
 @pytest.mark.parametrize("library", RECORDED)
 def test_the_training_of_a_library_is_recorded(library, tmp_path):
     pytest.importorskip(library)

@@ -254,7 +254,7 @@ def test_no_public_name_is_the_name_of_a_module_beside_it():
     assert clashes == []
 
 
-@pytest.mark.parametrize("first", ["before", "after"])
+@pytest.mark.parametrize("first", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_public_names_survive_the_import_of_every_module(first):
     early = "from landscape import task, line, plane, trace, sharpness\n" if first == "before" else ""
     kinds = run(

@@ -198,6 +198,7 @@ def test_an_extension_with_a_mistake_leaves_the_sweep_as_it_was(world):
 # ------------------------------------------------------------------------------------------------- in workers
 
 
+@pytest.mark.slow
 def test_workers_are_not_led_astray_by_a_folder_called_landscape(world):
     (world / "landscape").mkdir()  # as in a checkout of this project
     (world / "landscape/__init__.py").touch()
@@ -213,6 +214,7 @@ def test_workers_give_the_weights_of_one_process(world):
     assert one.counts == two.counts == {"complete": 4}
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_cell_goes_on(world):
     lists = {"vary": {"at": [0, 3]}, "epochs": 2, "batch_size": 50}
     said: list[str] = []
