@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import t as student
+from scipy.special import expit, logit, stdtrit
 
 
 def shares(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,5 +57,5 @@ def _interval(share: float, without: np.ndarray, held: int) -> np.ndarray:
         return np.array([0.0, 1 - bound]) if share <= 0 else np.array([bound, 1.0])
     n = len(without)
     error = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
-    half = student.ppf(0.975, held - 1) * error / (share * (1 - share))
+    half = stdtrit(held - 1, 0.975) * error / (share * (1 - share))
     return expit(logit(share) + np.array([-half, half]))

@@ -80,6 +80,34 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _compiled_by_its_python() -> Iterator[None]:
+    """Run what torch.compile compiled as the Python that it was made from.
+
+    Setting a stance imports the compiler, which takes a second: where nobody did yet, the first thing compiled does.
+    """
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+            return
+        compile_ = torch.compile
+
+        def first(*args: Any, **options: Any) -> Any:
+            torch.compile = compile_  # type: ignore[assignment]
+            # A session around this one sets its stance here, and so has it back when this one ends.
+            compiled = compile_(*args, **options)
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return compiled
+
+        torch.compile = first  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if torch.compile is first:
+                torch.compile = compile_  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
 def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
     """Run attention on the math kernel, compiled code by its Python, checkpointing without reentrance, recurrent
     layers without cuDNN, embeddings with dense gradients, and nothing under autocast.
@@ -100,7 +128,7 @@ def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
     weight_norms: list[tuple[Any, Any]] = [
         (m, m._weight_norm) for m in (torch, sys.modules["torch.nn.utils.weight_norm"])
     ]
-    with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+    with sdpa_kernel(SDPBackend.MATH), _compiled_by_its_python():
         torch.backends.mha.set_fastpath_enabled(False)
         torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
         torch.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]

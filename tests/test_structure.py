@@ -216,6 +216,37 @@ def test_help_imports_no_heavy_library(arguments):
     assert {"torch", "h5py", "matplotlib", "plotly", "sklearn", "scipy"} & set(loaded) == set()
 
 
+def test_a_probe_imports_no_compiler_and_no_statistics_and_takes_what_is_compiled_on_the_way():
+    found = run(
+        "import json, sys, torch\n"
+        "import landscape, landscape.probes.posthoc\n"
+        "from landscape.results import measurements\n"
+        "measurements()\n"
+        "x, y = torch.randn(8, 3, dtype=torch.float64), torch.randint(3, (8,))\n"
+        "class Net(torch.nn.Linear):\n"
+        "    late = False\n"
+        "    def forward(self, x):\n"
+        "        act = torch.compile(torch.tanh) if self.late else torch.tanh\n"
+        "        return act(super().forward(x))\n"
+        "net, loss = Net(3, 3).double(), torch.nn.CrossEntropyLoss()\n"
+        "compile = torch.compile\n"
+        "def matrix():\n"
+        "    with landscape.Hessian(landscape.Task(net, loss, [(x, y)])) as H:\n"
+        "        return H @ torch.eye(12, dtype=torch.float64)\n"
+        "expected = matrix()\n"
+        "early = [n for n in ('torch._dynamo', 'scipy.stats', 'scipy.interpolate') if n in sys.modules]\n"
+        "net.late = True\n"
+        "import warnings\n"
+        "warnings.simplefilter('ignore', DeprecationWarning)  # what torch's compiler remarks on itself\n"
+        "with landscape.Objective(landscape.Task(net, loss, [(x, y)])) as around:\n"
+        "    error = float((matrix() - expected).abs().max())\n"
+        "    stance = torch._dynamo.eval_frame._stance.stance\n"
+        "after = torch._dynamo.eval_frame._stance.stance\n"
+        "print(json.dumps([early, error < 1e-12, stance, after, torch.compile is compile]))"
+    )
+    assert found == [[], True, "force_eager", "default", True]
+
+
 # ------------------------------------------------------------------------------------------------- names
 
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import gammaincinv, ndtr
-from scipy.stats import beta
-from scipy.stats import t as student
+from scipy.special import betaincinv, gammaincinv, ndtr, stdtrit
 
 from .bins import Bins, right_closed
 from .totals import Atoms, Groups
@@ -61,7 +59,7 @@ def spread(bins: Bins, groups: Groups | None = None) -> Spread:
         each = groups.confidence_sums - groups.correct - groups.counts.sum(axis=1, keepdims=True) * mean
         covariance = each.T @ each * (size / (size - 1)) / n**2
         careful = np.maximum(careful, np.diag(covariance))
-        quantile = float(student.ppf(0.975, size - 1))
+        quantile = float(stdtrit(size - 1, 0.975))
     return Spread(filled, mean[filled], covariance[np.ix_(filled, filled)], np.sqrt(careful[filled]), quantile)
 
 
@@ -92,7 +90,7 @@ def ratio_interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, np.ndarr
     count, mean = len(sums), float(np.sum(sums)) / float(np.sum(sizes))
     off, scale = sums - sizes * mean, float(np.sum(sizes)) / count
     second, third = float((off**2).mean()) / scale**2, float((off**3).mean()) / scale**3
-    return _hall(mean, second, third, count, float(student.ppf(0.975, count - 1)) if count > 1 else math.nan)
+    return _hall(mean, second, third, count, float(stdtrit(count - 1, 0.975)) if count > 1 else math.nan)
 
 
 def _hall(mean: float, second: float, third: float, count: int, quantile: float) -> tuple[float, np.ndarray]:
@@ -222,9 +220,9 @@ def clopper_pearson(correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
     probability; where that varies within the bin, it is conservative.
     """
     wrong = counts - correct
-    with np.errstate(invalid="ignore"):  # beta.ppf gives NaN at a parameter of 0, replaced next
-        low = np.where(correct == 0, 0.0, beta.ppf(0.025, correct, wrong + 1))
-        high = np.where(wrong == 0, 1.0, beta.ppf(0.975, correct + 1, wrong))
+    with np.errstate(invalid="ignore"):  # betaincinv gives NaN at a parameter of 0, replaced next
+        low = np.where(correct == 0, 0.0, betaincinv(correct, wrong + 1, 0.025))
+        high = np.where(wrong == 0, 1.0, betaincinv(correct + 1, wrong, 0.975))
     found = np.stack([low, high], axis=1)
     found[counts == 0] = np.nan
     return found

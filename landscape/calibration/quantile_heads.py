@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import f as fisher
+from scipy.special import fdtrc
 
 from ..errors import MeasurementError
 from ..grouped import shares
@@ -145,7 +145,7 @@ def _hotelling(off: np.ndarray) -> float:
     if np.linalg.matrix_rank(covariance) < k:
         return np.nan
     t2 = n * float(mean @ np.linalg.solve(covariance, mean))
-    return float(fisher.sf(t2 * (n - k) / (k * (n - 1)), k, n - k))
+    return float(fdtrc(k, n - k, t2 * (n - k) / (k * (n - 1))))
 
 
 def _check(*, levels: Any = None, **_: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binom, kstwo
 
 from ..errors import MeasurementError
 from ..results import Cost
@@ -100,6 +99,9 @@ class QuantileAccumulator:
 
     def compute(self) -> QuantileCalibration:
         """Return the calibration of everything counted so far."""
+        # Every probe imports this module, and scipy.stats takes a quarter of a second to import.
+        from scipy.stats import binom, kstwo
+
         start = time.perf_counter()
         counts, sums = self.counts.cpu().numpy(), self.sums.cpu().numpy()
         n = int(counts.sum())

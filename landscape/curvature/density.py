@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from ..errors import MeasurementError
 from ..results import Check
@@ -176,7 +176,7 @@ def _rules(runs: list[Tridiagonal], steps: int | None) -> tuple[np.ndarray, np.n
 
 def _band(density: np.ndarray, stderr: np.ndarray, draws: int) -> np.ndarray:
     """Return the interval (g, 2) of the mean, symmetric on the logarithm (delta method) with Student's t."""
-    t = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, draws - 1))
+    t = float(stdtrit(draws - 1, (1 + CONFIDENCE) / 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         factor = np.exp(np.minimum(t * np.where(density > 0, stderr / density, 0.0), 50.0))
     return np.stack([density / factor, density * factor], axis=1)

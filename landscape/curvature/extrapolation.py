@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+from scipy.special import fdtri
 
 #: Exponents of the laws by which a bias may fall with the samples n (chosen by us, between the two cases of theory).
 #: 1: second-order perturbation of an isolated eigenvalue, and every smooth function of means. 1/2: the edge of a bulk
@@ -57,7 +57,7 @@ class Parts:
         noise = each.std(axis=0, ddof=1) + np.finfo(float).eps * np.abs(self.whole) + np.finfo(float).tiny
         steps = np.stack([each.mean(axis=0), self.middle.mean(axis=0) - self.whole])
         sd = np.stack([noise / math.sqrt(r), noise / r])
-        limit = float(scipy.stats.f.ppf(1 - REJECT, 1, r - 1))
+        limit = float(fdtri(1, r - 1, 1 - REJECT))
         for g in LAWS:
             shape = np.array([r ** (2 * g) - r**g, r**g - 1])[:, None]
             weight = shape / sd**2

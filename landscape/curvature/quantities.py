@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtri
 
 from ..errors import MeasurementError
 from ..performance import Performance
@@ -76,7 +76,7 @@ def _numbers(found: Any) -> Numbers:
         stderr = variables.get(variables[name].stderr or "")
         own = np.zeros(len(values)) if stderr is None else np.atleast_1d(stderr.data).astype(float)
         names = tuple(getattr(found, "names", ())) or ((found.kind,) if len(values) == 1 else ())
-        z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
+        z = float(ndtri((1 + CONFIDENCE) / 2))
         return _plain(values, names, z * np.nan_to_num(own))
     if isinstance(found, Mapping):
         return _plain(np.array([float(v) for v in found.values()]), tuple(map(str, found)), None)

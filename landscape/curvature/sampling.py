@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 from tqdm import tqdm
 
 from ..data import Draw
@@ -395,7 +395,7 @@ def _result(
 
 def _student(parts: int) -> float:
     """Return Student's factor for a spread over this many parts."""
-    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, int(parts) - 1))
+    return float(stdtrit(int(parts) - 1, (1 + CONFIDENCE) / 2))
 
 
 def _bias_check(names: Sequence[str], bias: np.ndarray, resolved: np.ndarray, samples: int) -> Check:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import LinearNDInterpolator
 from scipy.spatial import KDTree, QhullError
 
 from .interpolation import Interpolant, Survey
@@ -197,6 +196,8 @@ def between(values: np.ndarray, sheet: Sheet) -> np.ndarray:
     filled = values.copy()
     holes = ~sheet.evaluated
     if holes.any() and known.sum() >= 3:
+        from scipy.interpolate import LinearNDInterpolator  # takes a quarter of a second to import
+
         try:
             filled[holes] = LinearNDInterpolator(sheet.positions[known], values[known])(sheet.positions[holes])
         except QhullError:  # all on one line
