@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from landscape.curvature.margin import as_trained
 from landscape.curvature.operators import Hessian
 from landscape.curvature.optimizer_state import read_optimizer
 from landscape.curvature.preconditioned import Preconditioned, covers
+from landscape.curvature.spectrum import Eigenpairs
 from landscape.curvature.stability import threshold_of
 from landscape.curvature.traces import trace
 from landscape.errors import MeasurementError
 from landscape.objective import Objective
+from landscape.results import Check
 
 from .probe import Found, Now, Probe, Quantity, Run
 from .when import When, log_spaced
@@ -31,6 +34,8 @@ _COLUMNS = (
     "products",
     "seconds",
 )
+#: How the names of the checks begin that say whether an eigenvalue was missed.
+_AUDIT = "multiplicity"
 
 
 class CurvatureProbe(Probe):
@@ -73,6 +78,7 @@ class CurvatureProbe(Probe):
         self.k, self.samples, self.tol, self.draws, self.verify, self.split = k, samples, tol, draws, verify, split
         self._vectors: torch.Tensor | None = None
         self._measured = 0
+        self._audit: tuple[int, list[Check]] | None = None
         self._preconditioned: torch.Tensor | None = None
 
     def start(self, run: Run) -> Sequence[Quantity]:
@@ -82,7 +88,7 @@ class CurvatureProbe(Probe):
             )
         run.alone("curvature")
         task, _ = as_trained(run.task)
-        self._measured = 0
+        self._measured, self._audit = 0, None
         self._task = task if self.samples is None else task.replace(max_samples=self.samples)
         ranks = tuple(str(i + 1) for i in range(self.k))
         return [
@@ -105,6 +111,8 @@ class CurvatureProbe(Probe):
             k = min(self.k, H.shape[0])
             pairs = eigenpairs(H, k, "largest", self.tol, self._vectors, run.seed + now.step, verify=verify)
             self._vectors = pairs.vectors
+            if self.verify is None:
+                pairs = self._with_audit(pairs, now.step, verify)
             largest, limit, products = float(pairs.values[0]), math.nan, pairs.products
             with_state = read_optimizer(run.followed[0].optimizer)
             found = threshold_of(with_state)
@@ -132,6 +140,18 @@ class CurvatureProbe(Probe):
             "curvature": [row[c] for c in _COLUMNS],
         }
         return Found(rows, (pairs,))
+
+    def _with_audit(self, pairs: Eigenpairs, step: int, audited: bool) -> Eigenpairs:
+        """Return the pairs with what the run's one audit found, once it is made, where they had none of their own."""
+        if audited:
+            self._audit = (step, [c for c in pairs.checks if c.name.startswith(_AUDIT)])
+        elif self._audit is not None:
+            at, found = self._audit
+            told = f" (at step {at}; not looked for again since: verify=True does so each time)"
+            kept = [c for c in pairs.checks if not c.name.startswith(_AUDIT)]
+            checks = (*kept, *(replace(c, message=c.message + told) for c in found))
+            return replace(pairs, checks=checks)
+        return pairs
 
     def _of_preconditioned(self, H: Any, state: Any, seed: int) -> tuple[float, float, int]:
         """Return the eigenvalue and the threshold of the preconditioned operator, NaN before the first step's state."""

@@ -88,6 +88,22 @@ class TestExpensiveProbes:
         assert h.probed["calibration"][-1].result.ece == expected.ece
         assert [int(e) for e in h["epoch"].column("epoch")] == [1, 2]
 
+    def test_eigenvalues_between_audits_say_what_the_last_one_found(self, tmp_path):
+        _, archive = self.run(tmp_path)
+        audits = {
+            p.step: [c for c in p.result.checks if c.name == "multiplicity"]
+            for p in archive.history.probed["curvature"]
+        }
+        assert [(step, c.level) for step, found in audits.items() for c in found] == [(s, "pass") for s in (0, 5, 10)]
+        assert "not looked for again" not in audits[0][0].message
+        assert "(at step 0; not looked for again since" in audits[10][0].message
+        model, optimizer = small()
+        never = [CurvatureProbe(when=at([0, 1]), verify=False)]
+        with Recorder(tmp_path / "never.h5", model, optimizer, task=task_of(model), probes=never) as rec:
+            steps(model, optimizer, 1, rec)
+        for p in open_archive(tmp_path / "never.h5").history.probed["curvature"]:
+            assert [c.level for c in p.result.checks if c.name == "multiplicity"] == ["warn"]
+
     def test_the_noise_scale_of_single_samples_is_the_naive_one(self, tmp_path):
         model, optimizer = small()
         task = task_of(model)
