@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -21,8 +23,10 @@ from report_samples import (
     trace,
 )
 
+from landscape.curvature.estimates import NormEstimate
 from landscape.errors import LandscapeError, MeasurementError
 from landscape.report.figures import draw, figure, figures
+from landscape.report.figures.density import draw_density
 from landscape.report.figures.registry import new_axes
 from landscape.report.figures.self_check import self_check
 from landscape.report.palette import HOLE
@@ -168,6 +172,45 @@ def test_sharpness_marks_what_a_rescaling_changes():
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert [("†" in t) for t in labels] == [True, False, True]
     assert "rescaling" in ax.get_xlabel()
+
+
+def test_shares_of_the_loss_have_an_axis_of_their_own():
+    kinds = {"names": ("sam", "average", "keskar"), "units": ("loss", "loss", "%")}
+    ax = draw(replace(sharpness(), values=np.array([0.01, 0.02, 4.0]), **kinds))
+    (above,) = [a for a in ax.figure.axes if a is not ax]
+    assert "% of 1 + loss" in above.get_xlabel()
+    assert [ax.lines[0].get_xdata().tolist(), above.lines[0].get_xdata().tolist()] == [[0.01, 0.02], [4.0]]
+    assert [t.get_text().split("†")[0] for t in ax.get_yticklabels()][2].startswith("keskar")
+    # Zero stands at the same place on both.
+    assert ax.transData.transform((0, 0))[0] == pytest.approx(above.transData.transform((0, 0))[0])
+
+
+def test_densities_in_one_picture_all_keep_their_single_eigenvalues():
+    grid = np.linspace(-1, 50, 2000)
+
+    def density(at, sigma, parameters):
+        peak = np.exp(-(((grid - at) / sigma) ** 2) / 2) / (parameters * sigma * math.sqrt(2 * math.pi))
+        bulk = np.exp(-((grid / 0.3) ** 2) / 2)
+        both, facts = peak + bulk, {"sigma": sigma, "parameters": parameters, "operator": "Hessian"}
+        return SimpleNamespace(grid=grid, density=both, band=np.stack([both, both], axis=1), **facts)
+
+    wide, narrow = density(47.0, 0.3, 7000), density(2.0, 0.01, 2000)
+    for first, second in ((wide, narrow), (narrow, wide)):
+        ax = new_axes((4, 3))
+        draw_density(first, ax=ax)
+        draw_density(second, ax=ax)
+        low, high = ax.get_ylim()
+        assert low < 0.2 * wide.density[np.argmin(abs(grid - 47))]
+        assert high > max(wide.density.max(), narrow.density.max())
+
+
+def test_a_norm_is_drawn_in_its_own_units():
+    rng = np.random.default_rng(0)
+    squares = rng.normal(9.0, 1.0, 32)
+    norm = NormEstimate(value=3.0, stderr=0.03, samples=squares)
+    ax = draw(norm)
+    assert ax.get_ylabel() == "Frobenius norm (loss / parameter²)"
+    np.testing.assert_allclose(ax.lines[-1].get_ydata(), np.sqrt(squares))
 
 
 # ------------------------------------------------------------------------------------------------ planes

@@ -130,6 +130,17 @@ def test_planes_side_by_side_share_span_and_colors() -> None:
     assert len(drawn.figure.axes) == 5  # one color bar
 
 
+@pytest.mark.parametrize("kind", ["eigenvalues", "trace", "sharpness", "performance"])
+def test_numbers_side_by_side_are_on_one_scale(kind: str) -> None:
+    which = paper.COMPARED[kind]
+    alone = [paper.make_figure([run], kind).figure.axes[0] for run in samples.sample_runs(3)]
+    apart = [getattr(ax, f"get_{which}lim")() for ax in alone]
+    panels = paper.make_figure(samples.sample_runs(3), kind, overlay=False).figure.axes
+    assert len(set(apart)) == 3
+    low, high = zip(*apart, strict=True)
+    assert {getattr(ax, f"get_{which}lim")() for ax in panels} == {(min(low), max(high))}
+
+
 def test_a_flat_plane_gets_a_flat_figure() -> None:
     (run,) = samples.sample_runs(1, points=9)
     whole: Any = run.get("plane")

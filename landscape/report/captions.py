@@ -160,7 +160,7 @@ def _sharpness(found: Found, quantity: str, scale: str) -> str:
     return (
         f"Rise of the {_split(found)} loss in a neighborhood of the weights, ± standard error over batches or draws; "
         "each measure has its own norm and radius. †: changed by a rescaling of ReLU layers that leaves the function "
-        "as it is."
+        "as it is." + (" ○: in % of 1 + loss, on the axis above." if any("%" in r.units for _, r in found) else "")
     )
 
 

@@ -41,6 +41,11 @@ ALIASES = {
 }
 #: Kinds that are laid over one another unless asked otherwise: a curve each, on one axis.
 OVERLAID = frozenset({"line", "density", "training"})
+#: Kinds whose panels have the same axes, so that runs can be compared: which of the two.
+COMPARED = {
+    "basin": "xy", "diagonal": "x", "eigenvalues": "y", "estimate": "y", "frobenius": "y", "layers": "x", "path": "y",
+    "performance": "x", "sampling": "y", "sharpness": "x", "trace": "y",
+}  # fmt: skip
 #: More panels than this are refused (chosen by us: in two columns a panel of twelve is 1.7 inches wide).
 MOST_PANELS = 12
 #: Names that a legend holds within the axes (chosen by us: three lines leave the curves their room).
@@ -362,10 +367,10 @@ def _draw_beside(
         axes.append(ax)
         if kind == "plane" and not solid:
             drawn = ax.collections[0]
-    if kind == "path":  # heights that are compared
-        low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
-        for ax in axes:
-            ax.set_ylim(min(low), max(high))
+    for which in COMPARED.get(kind, ""):
+        # Those that a panel has beside its own (of measures with other units) are compared among themselves.
+        for alike in (axes, [ax for ax in figure.axes if ax not in axes]):
+            _same_limits(alike, which)
     if kind == "plane" and n > 1:
         _same_span(axes, found)
         for i, ax in enumerate(axes):
@@ -381,6 +386,13 @@ def _draw_beside(
                 figure, drawn, axes, shared, label_of(options.get("quantity", "loss")), shrink=0.9, aspect=26, pad=0.01
             )
     return words
+
+
+def _same_limits(axes: Sequence[Any], which: str) -> None:
+    if axes:
+        low, high = zip(*(getattr(ax, f"get_{which}lim")() for ax in axes), strict=True)
+        for ax in axes:
+            getattr(ax, f"set_{which}lim")(min(low), max(high))
 
 
 def _height(quantity: str, scale: Scale) -> str:

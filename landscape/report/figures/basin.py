@@ -54,7 +54,7 @@ def draw_basin(result: Basin, *, ax: Axes | None = None, color: str = RUN_COLORS
     low = min(0.0, float(finite([rises]).min()))
     ax.set_ylim(low - 0.04 * top, top)
     ax.legend(frameon=False, fontsize=9, loc="upper center")
-    ax.set_xlabel("step along the line (1: each filter moves by about its own norm)")
+    ax.set_xlabel("step along the line\n(1: each filter moves by about its own norm)")
     ax.set_ylabel(f"rise of the {result.split} loss")
     tidy(ax)
     return ax

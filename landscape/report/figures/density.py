@@ -50,12 +50,16 @@ def draw_density(
     if not (np.isfinite(density) & (density > 0)).any():
         raise MeasurementError("this density is zero or not finite everywhere: there is nothing to draw")
     ax = ax or new_axes((5.4, 3.4))
+    others = bool(ax.lines)
     band, foot = np.asarray(result.band, dtype=float), floor_of(result) if scale == "log" else 0.0
+    top = 3 * float(np.nanmax(density))
     ax.fill_between(grid, band[:, 0], band[:, 1], color=color, alpha=0.2, linewidth=0)
     ax.plot(grid, density, color=color, linewidth=1.4, label=label)
     if scale == "log":
         ax.set_yscale("log")
-        ax.set_ylim(foot, 3 * float(np.nanmax(density)))
+        # Those drawn before keep their single eigenvalues and their peaks in the picture.
+        low, high = ax.get_ylim() if others else (foot, top)
+        ax.set_ylim(min(low, foot), max(high, top))
     else:
         ax.set_ylim(bottom=0)
     if eigenvalues is not None:

@@ -42,7 +42,7 @@ def draw_layers(
     ax.set_xscale("log")
     ax.set_yticks(rows, list(result.names))
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(X_LABEL)
+    ax.set_xlabel(X_LABEL.replace(" (", "\n("))
     ax.set_ylabel("layer")
     if label:
         ax.legend(frameon=False, fontsize="small")

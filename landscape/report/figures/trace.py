@@ -1,4 +1,4 @@
-"""The trace of an operator: the estimate of each random draw, their mean and its standard error."""
+"""The trace or the norm of an operator: the estimate of each random draw, their mean and its standard error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...curvature.estimates import NormEstimate
 from ...curvature.spectrum import Estimate
 from ...errors import MeasurementError
 from ...results import kind_of
@@ -18,18 +19,22 @@ if TYPE_CHECKING:
 
 
 @figure("estimate")
+@figure("frobenius")
 @figure("trace")
 def draw_trace(
     result: Estimate, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None
 ) -> Axes:
     """Draw an estimate from random draws: each draw as a dot, the mean as a line, its standard error as a band.
 
+    Of a Frobenius norm the dots are ||A v|| of each draw, whose mean square is the norm's square.
     Raises MeasurementError where the estimate is not finite.
     """
     if not np.isfinite(result.value):
         raise MeasurementError("this estimate is not finite: there is nothing to draw")
     ax = ax or new_axes((5.0, 3.2))
     samples = np.ravel(np.asarray(result.samples, dtype=float))
+    if isinstance(result, NormEstimate):
+        samples = np.sqrt(samples)
     draws = np.arange(1, len(samples) + 1)
     value, error = uncertain(float(result.value), float(result.stderr))
     if np.isfinite(result.stderr):
@@ -38,7 +43,8 @@ def draw_trace(
     ax.plot(draws, samples, "o", color=color, markersize=4)
     whole_numbers(ax.xaxis)
     ax.set_xlabel("draw")
-    ax.set_ylabel(f"{kind_of(result)} (loss / parameter²)")
+    name = "Frobenius norm" if isinstance(result, NormEstimate) else kind_of(result)
+    ax.set_ylabel(f"{name} (loss / parameter²)")
     ax.legend(frameon=False, fontsize="small")
     tidy(ax)
     return ax
