@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,48 @@ class TestKnownAnswers:
         for kind in (OPTIM.NAdam, OPTIM.RAdam, OPTIM.Adamax, OPTIM.ASGD, OPTIM.Adadelta, OPTIM.Rprop):
             assert not stability_threshold(kind(p, lr=0.1).state_dict()).defined
 
+    @pytest.mark.parametrize(
+        ("kind", "more", "said"),
+        [
+            (
+                OPTIM.SGD,
+                {"trust_coefficient": 0.001, "eps": 1e-8},
+                "trust_coefficient, eps beside .* torch's sgd",
+            ),  # LARS
+            (OPTIM.SGD, {"rho": 0.05, "adaptive": False}, "rho, adaptive beside"),  # SAM around SGD
+            (OPTIM.RMSprop, {"lr_in_momentum": True}, "lr_in_momentum beside .* torch's rmsprop"),  # timm's RMSpropTF
+            (OPTIM.Adam, {"rectify": True}, "rectify beside .* torch's adam"),  # AdaBelief
+        ],
+    )
+    def test_what_has_more_settings_than_torchs_is_not_taken_for_it(self, kind, more, said):
+        state = kind([nn.Parameter(torch.ones(2))], lr=0.1).state_dict()
+        known = stability_threshold(state)
+        # Labels, and what schedulers keep in the groups, change no step.
+        state["param_groups"][0].update(name="decay", initial_lr=0.3, max_momentum=0.9, lr_scale=0.5)
+        assert stability_threshold(state) == known
+        state["param_groups"][0].update(more)
+        found = stability_threshold(state)
+        assert not found.defined
+        assert re.search(said, found.notes[0])
+        assert stability_threshold(state, name=known.optimizer).threshold == known.threshold
+
+    def test_a_subclass_with_a_step_of_its_own_is_not_taken_for_its_base(self):
+        class Signs(OPTIM.SGD):
+            def step(self, closure: Any = None) -> None:
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.data.add_(p.grad.sign(), alpha=-group["lr"])
+
+        class Renamed(OPTIM.SGD):
+            pass
+
+        p = [nn.Parameter(torch.ones(2))]
+        assert stability_threshold(Renamed(p, lr=0.1)).threshold == 20
+        own = stability_threshold(Signs(p, lr=0.1))
+        assert not own.defined
+        assert "not defined for Signs: it has a step of its own beside that of torch's sgd" in own.notes[0]
+        assert stability_threshold(Signs(p, lr=0.1), name="sgd").threshold == 20
+
     def test_adam_and_adamw_of_an_older_torch_look_the_same(self):
         old = OPTIM.AdamW([nn.Parameter(torch.ones(2))], weight_decay=0.1).state_dict()
         del old["param_groups"][0]["decoupled_weight_decay"]
@@ -343,6 +386,42 @@ class TestDenominators:
         assert abs(trace(A, draws=200).value - np.trace(dense)) <= 4 * trace(A, draws=200).stderr
         assert A.to_scipy() @ np.ones(len(s)) == pytest.approx(dense.sum(axis=1))
         assert A.names == H.names
+
+    def test_what_never_stepped_has_none_whatever_its_state_holds(self):
+        """AdaGrad's sums are there, and 0, from the start: divided by eps, a curvature of .3 would be 3e9."""
+        x, y = labelled()
+        model = net()
+        adagrad = OPTIM.Adagrad(model.parameters(), lr=0.1)
+        task = Task(model, nn.CrossEntropyLoss(), (x, y))
+        with pytest.raises(MeasurementError, match="it has made no step"):
+            Preconditioned(task, adagrad)
+        F.cross_entropy(model[2](model[0](x).detach()), y).backward()
+        adagrad.step()
+        A = Preconditioned(task, adagrad)
+        assert "does not move 0.weight, 0.bias" in A.notes[-1]
+        assert not A.scale[:30].any()
+        # A fused step that is skipped for an infinite gradient leaves a state of 0 steps.
+        fused = OPTIM.Adam(model.parameters(), lr=0.1, fused=True)
+        fused.found_inf = torch.tensor(1.0)
+        F.cross_entropy(model(x), y).backward()
+        fused.step()
+        with pytest.raises(MeasurementError, match="it has made no step"):
+            Preconditioned(task, fused)
+
+    def test_a_state_that_its_settings_ask_more_of_is_refused(self):
+        model = net()
+        optimizer = OPTIM.Adam(model.parameters(), lr=0.1)
+        trained(model, optimizer, 1)
+        state = optimizer.state_dict()
+        state["param_groups"][0]["amsgrad"] = True
+        task = Task(model, nn.CrossEntropyLoss(), labelled())
+        with pytest.raises(MeasurementError, match="state 0 lacks 'max_exp_avg_sq'"):
+            Preconditioned(task, state)
+        centered = OPTIM.RMSprop(model.parameters(), lr=0.1, centered=True)
+        trained(model, centered, 1)
+        centered.state[model[0].weight]["grad_avg"].fill_(100.0)
+        with pytest.raises(MeasurementError, match=r"divides 0\.weight by NaN"):
+            Preconditioned(task, centered)
 
 
 class TestMatching:

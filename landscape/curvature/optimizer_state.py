@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ _SIGNS: tuple[tuple[set[str], str], ...] = (
     ({"lr_decay"}, "adagrad"),
     ({"history_size"}, "lbfgs"),
 )
+#: Keys that schedulers and training scripts write into groups, and no step reads: by them, rates were set already.
+_BESIDE = {"params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"} | {
+    "lr_scale",
+    "lr_mult",
+    "layer_id",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class OptimizerState:
     state: Mapping[int | str, Mapping[str, Any]]
     live: Mapping[int, torch.nn.Parameter]
     notes: tuple[str, ...]
+    #: Of an optimizer that looks like one of KNOWN and need not step alike: why, and what to do.
+    doubt: str = ""
 
     @property
     def adaptive(self) -> bool:
@@ -77,8 +86,18 @@ class OptimizerState:
         """Return D of a parameter as torch.optim's last step had it; None where it has made no step for it."""
         kept, settings = self.state.get(key) or {}, self.groups[group]
         needed = {"adagrad": "sum", "rmsprop": "square_avg"}.get(self.name, "exp_avg_sq")
-        if needed not in kept:
+        # AdaGrad makes its sums before the first step, and a fused step that was skipped for inf or NaN counts as none.
+        if needed not in kept or ("step" in kept and float(kept["step"]) == 0):
             return None
+        try:
+            return self._divided_by(kept, settings)
+        except KeyError as error:
+            raise MeasurementError(
+                f"the optimizer's state {key} lacks {error}, which its settings for {self.name} ask for: is its group "
+                "another optimizer's, or was a setting (amsgrad, centered) changed since?"
+            ) from None
+
+    def _divided_by(self, kept: Mapping[str, Any], settings: Mapping[str, Any]) -> torch.Tensor:
         eps = float(settings["eps"])
         if self.name == "adagrad":
             return kept["sum"].sqrt() + eps
@@ -100,7 +119,8 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         optimizer: a torch.optim.Optimizer; its `state_dict()`, as a checkpoint keeps it; or one group's settings
             (`{"lr": 0.1, "momentum": 0.9}`), or a list of them.
         name: which of sgd, adam, adamw, adagrad, rmsprop and lbfgs it is. A state_dict does not say: by default it is
-            known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same.
+            known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same. What has settings of
+            its own beside those of one (LARS, SAM, AdaBelief), or is a subclass with another step, is not taken for it.
 
     Raises MeasurementError for an unknown name, for what is no optimizer or lacks a setting, and for settings that no
     optimizer can have: a learning rate, momentum or weight decay that is negative or not finite, a beta outside [0, 1).
@@ -108,19 +128,20 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
     if name is not None and name not in KNOWN:
         raise MeasurementError(f"optimizer {name!r} is not one of {', '.join(KNOWN)}")
     live: dict[int, torch.nn.Parameter] = {}
-    found, title = name, ""
+    found, title, doubt = name, "", ""
     if isinstance(optimizer, torch.optim.Optimizer):
         inner = getattr(optimizer, "optimizer", None)
         if isinstance(inner, torch.optim.Optimizer):  # Accelerate's wrapper
             return read_optimizer(inner, name)
         title = type(optimizer).__name__
-        found = name or next((n for kind, n in _CLASSES if isinstance(optimizer, kind)), "")
+        if name is None:
+            found, doubt = _stepping_as(optimizer)
         every = [p for group in optimizer.param_groups for p in group["params"]]
         live = dict(enumerate(every))
         optimizer = optimizer.state_dict()
     groups, state = _groups(optimizer)
     if found is None:
-        found = _recognized(groups[0])
+        found, doubt = _recognized(groups[0])
     try:
         rules = tuple(_rule(found, g, state) for g in groups) if found not in ("", "lbfgs") else ()
     except MeasurementError:
@@ -131,7 +152,8 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
             f"{', '.join(KNOWN)}"
         ) from None
     members = tuple(tuple(g.get("params", ())) for g in groups)
-    return OptimizerState(found, found or title, groups, rules, members, state, live, _notes(found, name, groups))
+    notes = _notes(found, name, groups)
+    return OptimizerState(found, found or title, groups, rules, members, state, live, notes, doubt)
 
 
 def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int | str, Mapping[str, Any]]]:
@@ -150,15 +172,38 @@ def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int 
     return tuple(optimizer), state
 
 
-def _recognized(group: Mapping[str, Any]) -> str:
-    """Return which optimizer keeps these settings, "" for none that is known here."""
-    keys = set(group) - {"params", "param_names", "initial_lr"}
+def _recognized(group: Mapping[str, Any]) -> tuple[str, str]:
+    """Return (which optimizer keeps these settings, ""), or ("", why none is known that does)."""
+    keys = set(group) - _BESIDE
     if "momentum_decay" in keys:  # NAdam
-        return ""
-    for signs, name in _SIGNS:
-        if signs <= keys:
-            return "adamw" if name == "adam" and group.get("decoupled_weight_decay") else name
-    return "sgd" if keys <= _SGD or {"dampening", "nesterov"} <= keys else ""
+        return "", ""
+    like = next((name for signs, name in _SIGNS if signs <= keys), "")
+    like = like or ("sgd" if keys <= _SGD or {"dampening", "nesterov"} <= keys else "")
+    # A text is a label that somebody gave the group.
+    more = [key for key in group if key in keys - _settings(like) and not isinstance(group[key], str)] if like else []
+    if more:
+        return "", _told_apart(f"its groups have {', '.join(map(str, more))} beside the settings of", like)
+    return "adamw" if like == "adam" and group.get("decoupled_weight_decay") else like, ""
+
+
+def _settings(name: str) -> set[str]:
+    """Return the keys that the groups of a known optimizer may have: torch's own, older versions' among them."""
+    kind = next((kind for kind, known in _CLASSES if known == name), torch.optim.Optimizer)
+    return set(inspect.signature(kind).parameters) | {"decoupled_weight_decay"}
+
+
+def _stepping_as(optimizer: torch.optim.Optimizer) -> tuple[str, str]:
+    """Return (which known optimizer's step a live one makes, ""), or ("", why that isn't known)."""
+    for kind, name in _CLASSES:
+        if isinstance(optimizer, kind):
+            # torch wraps the step of each class when it is first used.
+            same = inspect.unwrap(type(optimizer).step) is inspect.unwrap(kind.step)
+            return (name, "") if same else ("", _told_apart("it has a step of its own beside that of", name))
+    return "", ""
+
+
+def _told_apart(what: str, name: str) -> str:
+    return f"{what} torch's {name}; where it steps as that does, name it: optimizer={name!r} (name={name!r} in Python)"
 
 
 def _rule(name: str, group: Mapping[str, Any], state: Mapping[int | str, Mapping[str, Any]]) -> Rule:

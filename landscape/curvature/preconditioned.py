@@ -166,7 +166,12 @@ def _diagonals(state: OptimizerState, A: Operator) -> tuple[torch.Tensor, torch.
         else:
             rule = state.rules[group]
             if not bool((d > 0).all()):
-                raise MeasurementError(f"the optimizer divides {name} by 0 (eps=0, and no gradient yet)")
+                by = (
+                    "NaN (its state is damaged, or a centered variance below 0 by rounding)"
+                    if bool(d.isnan().any())
+                    else ""
+                )
+                raise MeasurementError(f"the optimizer divides {name} by {by or '0 (eps=0, and no gradient yet)'}")
             ratio += rule.rate / reference / d.detach().cpu().double()
             shift += ratio * rule.coupled + (1 + rule.momentum) * rule.lr * rule.decoupled / reference
         ratios.append(ratio.reshape(-1))

@@ -71,7 +71,8 @@ def _why_not(state: OptimizerState) -> str:
     if state.name == "lbfgs":
         return "not defined for L-BFGS: its preconditioner, and with a line search its step, change at every step"
     if not state.rules:
-        return f"not defined for {state.title or 'this optimizer'}: its linear recursion is not known here"
+        why = state.doubt or "its linear recursion is not known here"
+        return f"not defined for {state.title or 'this optimizer'}: {why}"
     if any(g.get("maximize") for g in state.groups):
         return "not defined for maximize=True: the steps climb"
     if len({(r.momentum, r.nesterov) for r in state.rules}) > 1:
