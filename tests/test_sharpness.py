@@ -234,6 +234,37 @@ class TestUse:
             sharpness(Task(rescalable(), nn.CrossEntropyLoss(), labelled()), **arguments)
 
 
+class Rooted(nn.Module):
+    """Adds the norm of its weights, which has no slope at 0: autograd's is NaN."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.full((2,), start).double())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.w.square().sum().sqrt()
+
+
+class TestSlopes:
+    @pytest.mark.parametrize("kind", ["sam", "adaptive", "keskar"])
+    def test_a_gradient_that_is_not_finite_is_no_infinite_loss(self, kind):
+        x = torch.ones(8, 1).double()
+        with pytest.raises(
+            MeasurementError, match="gradient at the checkpoint is not finite in w: there is no direction"
+        ):
+            sharpness(Task(Rooted(0.0), nn.MSELoss(), (x, x)), kind)
+        assert np.isfinite(sharpness(Task(Rooted(0.0), nn.MSELoss(), (x, x)), "average").values).all()
+
+    def test_the_search_ends_where_the_slope_does_and_keeps_what_it_found(self):
+        """From (-1, -1) the slope leads to 0, sqrt(2) away, where the loss is finite and largest, and has no slope."""
+        model = Rooted(-1.0)
+        x = torch.zeros(8, 1).double()
+        task = Task(model, lambda z, y: -(z - y).square().mean(), (x, x))
+        found = sharpness(task, "sam", rho=2**0.5, batch=None)
+        assert found.values[0] == pytest.approx(2.0)
+        assert found.checks[0].level == "pass"
+
+
 class TestBatches:
     def test_the_loaders_batches_and_the_order_of_the_samples_do_not_matter(self):
         """Both depend on how somebody trained, or stored the data; the size of m-sharpness's batches is ours."""

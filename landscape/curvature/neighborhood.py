@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
+from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import flatten, unflatten
 
@@ -28,9 +29,10 @@ def worst_in_ball(
     for number, batch in enumerate(batches):
         objective.reset()
         gradient, first, weight = _slope(objective, batch)
+        _needs_slope(objective, gradient)
         best = 0.0
         for _ in range(steps):
-            if weight == 0:
+            if weight == 0 or _without_slope(objective, gradient):
                 break
             step = _on_ball(gradient, rho, scale, seed + number)
             objective.move([step], [1.0])
@@ -75,10 +77,14 @@ def worst_in_box(objective: Objective, eps: float, iterations: int, seed: int, t
         gradient, value, _ = _slope(objective, everything)
         objective.passes += 3
         tick(1)
+        if first == -math.inf:
+            _needs_slope(objective, gradient)
         if not math.isfinite(value):
             best = math.inf
-            raise _Infinite
+            raise _Stuck
         best = max(best, value - first)
+        if _without_slope(objective, gradient):
+            raise _Stuck
         return value, (flatten(gradient) * sides).double().cpu().numpy()
 
     first = -math.inf
@@ -99,15 +105,15 @@ def worst_in_box(objective: Objective, eps: float, iterations: int, seed: int, t
         # No tolerance of scipy's: its defaults stop at rises of 1e-9 of the loss.
         options = {"maxiter": iterations, "gtol": 0.0, "ftol": 0.0}
         minimize(fall, start, jac=True, method="L-BFGS-B", bounds=[(-1.0, 1.0)] * n, options=options)
-    except _Infinite:
+    except _Stuck:
         pass
     finally:
         objective.reset()
     return 100 * best / (1 + first) if first > -1 else math.nan
 
 
-class _Infinite(Exception):
-    """Leaves scipy's loop: beyond a loss that is not finite there is nothing to search."""
+class _Stuck(Exception):
+    """Leaves scipy's loop: beyond a loss or a slope that is not finite there is nothing to search."""
 
 
 def average_rise(
@@ -145,6 +151,21 @@ def _slope(objective: Objective, batches: Iterable[int]) -> tuple[Tensors, float
         return (), math.nan, 0.0
     torch._foreach_div_(sums, total)
     return sums, loss / total, total
+
+
+def _without_slope(objective: Objective, gradient: Tensors) -> list[str]:
+    """Return the names of the parameters in which a gradient is not finite."""
+    return [n for n, g in zip(objective.names, gradient, strict=False) if not bool(torch.isfinite(g).all())]
+
+
+def _needs_slope(objective: Objective, gradient: Tensors) -> None:
+    """Refuse a gradient that gives no direction to search in, at the checkpoint, where the loss itself is finite."""
+    if names := _without_slope(objective, gradient):
+        some = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        raise MeasurementError(
+            f"the gradient at the checkpoint is not finite in {some}: there is no direction to seek the worst case in "
+            "(a square root or a norm at 0?); kinds average and average_adaptive need none"
+        )
 
 
 def _on_ball(gradient: Tensors, rho: float, scale: Tensors | None, seed: int) -> list[torch.Tensor]:

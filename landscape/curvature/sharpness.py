@@ -157,7 +157,8 @@ def sharpness(
         samples, batch, steps, draws: of the draw, of m-sharpness, of the ascent, of the averages.
 
     Cost: `steps` gradients (ball), `draws` forward passes (noise) or about 15 gradients (box) over `samples` samples.
-    Raises MeasurementError for an unknown kind, a radius that is not positive, numbers below 1, missing logits.
+    Raises MeasurementError for an unknown kind, a radius that is not positive, numbers below 1, missing logits, and
+    for ball and box a gradient that is not finite at the checkpoint.
     """
     start = time.perf_counter()
     check_sharpness(kind=kind, rho=rho, samples=samples, batch=batch, steps=steps, draws=draws)
