@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from landscape.curvature.lanczos import eigenpairs
-from landscape.curvature.margin import as_trained
+from landscape.curvature.margin import as_trained, threshold_at
 from landscape.curvature.operators import Hessian
 from landscape.curvature.optimizer_state import read_optimizer
 from landscape.curvature.preconditioned import Preconditioned, covers
 from landscape.curvature.spectrum import Eigenpairs
-from landscape.curvature.stability import threshold_of
 from landscape.curvature.traces import trace
 from landscape.errors import MeasurementError
 from landscape.objective import Objective
@@ -115,7 +114,7 @@ class CurvatureProbe(Probe):
                 pairs = self._with_audit(pairs, now.step, verify)
             largest, limit, products = float(pairs.values[0]), math.nan, pairs.products
             with_state = read_optimizer(run.followed[0].optimizer)
-            found = threshold_of(with_state)
+            found = threshold_at(with_state, objective)
             if found.defined:
                 limit = found.threshold
                 if found.operator == "preconditioned" or not covers(with_state, H):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from landscape.curvature.optimizer_state import read_optimizer
 from landscape.errors import MeasurementError
 from landscape.parameters import unwrap
 from landscape.several import by_name, hooked, innermost
 
+from .gradients import climbs
 from .probe import Followed
 
 Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | Mapping[str, torch.optim.Optimizer]
@@ -49,6 +52,21 @@ def wrappers(optimizer: Any) -> tuple[str, ...]:
             told.append(
                 f"steps are those of {own} inside {kind}: what {kind} does to the weights behind a step counts to the "
                 "next one"
+            )
+    return tuple(told)
+
+
+def sharpness_aware(followed: Sequence[Followed]) -> tuple[str, ...]:
+    """Return in words whose gradient is recorded of optimizers that climb before they step, SAM's kin."""
+    told = []
+    for f in followed:
+        with contextlib.suppress(MeasurementError):
+            if not read_optimizer(f.optimizer).climbs:
+                continue
+            there = f"`ascent_norm{f.suffix}`" if climbs(f.optimizer) else "not known"
+            told.append(
+                f"{type(f.optimizer).__name__} climbs before it steps: `gradient_norm{f.suffix}` is at the weights it "
+                f"climbed to, whose gradient it steps by; the norm at the weights themselves is {there}"
             )
     return tuple(told)
 

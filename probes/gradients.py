@@ -24,6 +24,10 @@ class GradientNorms(Probe):
     tensors whose gradient isn't finite are counted in `skipped`. Right to 1e-6 up to 25 million elements a tensor; one
     pass over the gradients, no synchronization.
 
+    Of a sharpness-aware optimizer `gradient_norm` is that of the gradient which its base steps by, taken at the weights
+    that it climbed to; the norm at the weights themselves, which compares with other optimizers', is `ascent_norm`
+    where it tells (`landscape.optimizers`' own do, unscaled and unclipped as the closure left it).
+
     Args:
         when: which steps; every one by default.
         layers: False records the global norm alone.
@@ -53,6 +57,9 @@ class GradientNorms(Probe):
                 Quantity(f"gradient_norm{f.suffix}", f.columns(self.layers), "loss / weight", doc),
                 Quantity(f"skipped{f.suffix}", ("steps", "tensors"), "", "steps skipped; gradients that aren't finite"),
             ]
+            if climbs(f.optimizer):
+                doc = "Euclidean norm of the gradient at the weights, along which the step climbed before it"
+                found.append(Quantity(f"ascent_norm{f.suffix}", ("global",), "loss / weight", doc))
         return found
 
     def clip(self, run: Run, followed: Followed, clip: Clip) -> None:
@@ -80,6 +87,9 @@ class GradientNorms(Probe):
 
     def after(self, run: Run, step: Step) -> None:
         f = step.followed
+        climbed = getattr(f.optimizer, "ascent_norm", None)
+        if isinstance(climbed, Tensor):
+            run.record(f"ascent_norm{f.suffix}", step.number, (float(climbed),) if f.on_host else climbed.reshape(1))
         if self._copied.get(f.name) == step.number and f.packed is not None:
             self._record(run, step, f.packed.copied())
 
@@ -125,6 +135,11 @@ class GradientNorms(Probe):
             pair = (math.nan if coefficient is None else coefficient, limit)
         run.record(f"clip{f.suffix}", step.number, pair)
         return row
+
+
+def climbs(optimizer: Any) -> bool:
+    """Whether an optimizer tells the norm of the gradient that it climbed along (`landscape.training.sam.SAM`)."""
+    return hasattr(optimizer, "ascent_norm")
 
 
 def _same(old: Followed | None, new: Followed) -> bool:

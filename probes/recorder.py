@@ -21,7 +21,7 @@ from landscape.tasks import Task
 
 from .chosen import check_probes, default_probes
 from .ending import close_at_exit
-from .following import Optimizers, follow, named_optimizers, wrappers
+from .following import Optimizers, follow, named_optimizers, sharpness_aware, wrappers
 from .observed import Observed
 from .opening import open_together, settings_of
 from .probe import Followed, Probe, Run
@@ -143,6 +143,8 @@ class Recorder:
             raise
         for told in wrappers(optimizer):
             self._run.event("wrapped_optimizer", told)
+        for told in sharpness_aware(followed):
+            self._run.event("sharpness_aware", told)
         close_at_exit(self._recording, self._sink, self._opened)
 
     # --------------------------------------------------------------------------------------- what a loop calls

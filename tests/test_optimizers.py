@@ -23,6 +23,8 @@ CLASSES = {
     "adamw": torch.optim.AdamW,
     "lbfgs": torch.optim.LBFGS,
 }
+#: Built around one of PyTorch's; see test_sam.py.
+AROUND = ("sam", "asam")
 
 
 def steps(recipe, curvature: float, count: int = 300, start: float = 1.0) -> float:
@@ -43,7 +45,11 @@ def one_step(recipe, w: float, grad: float) -> float:
     return float(p.detach())
 
 
-@pytest.mark.parametrize("name", optimizers.names())
+def test_no_other_is_there():
+    assert {*optimizers.names()} == {*CLASSES, *AROUND}
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_each_is_pytorchs_own_with_what_it_says(name):
     recipe, entry = optimizers.get(name), optimizers.entry(name)
     made = recipe([nn.Parameter(torch.zeros(1))])
@@ -86,7 +92,7 @@ def test_steps_shrink_below_the_threshold_and_grow_above(text):
     assert steps(recipe, 1.03 * limit) > 10
 
 
-@pytest.mark.parametrize("name", optimizers.names())
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_registry_states_the_threshold_that_is_computed(name):
     entry, found = optimizers.entry(name), optimizers.get(name).threshold()
     assert entry.operator == found.operator

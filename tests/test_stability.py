@@ -238,7 +238,6 @@ class TestKnownAnswers:
                 {"trust_coefficient": 0.001, "eps": 1e-8},
                 "trust_coefficient, eps beside .* torch's sgd",
             ),  # LARS
-            (OPTIM.SGD, {"rho": 0.05, "adaptive": False}, "rho, adaptive beside"),  # SAM around SGD
             (OPTIM.RMSprop, {"lr_in_momentum": True}, "lr_in_momentum beside .* torch's rmsprop"),  # timm's RMSpropTF
             (OPTIM.Adam, {"rectify": True}, "rectify beside .* torch's adam"),  # AdaBelief
         ],

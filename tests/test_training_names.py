@@ -190,7 +190,7 @@ def test_a_string_is_one_call_where_no_sum_is_meant():
 
 
 def test_a_name_that_is_near_nothing_gets_the_whole_list():
-    with pytest.raises(TrainingError, match="there are adagrad, adam, adamw, gd"):
+    with pytest.raises(TrainingError, match="there are adagrad, adam, adamw, asam, gd"):
         optimizers.get("xyzzy")
 
 

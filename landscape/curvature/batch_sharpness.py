@@ -113,7 +113,7 @@ def plain_rate(task: Task, lr: float | None) -> tuple[float, tuple[str, ...]]:
         except MeasurementError:
             return math.nan, (f"it is not known which of the optimizers {', '.join(several)} is meant: give lr=...",)
     state = optimizer_of(task if lr is None else task.replace(optimizer=None), lr)
-    plain = state.name == "sgd" and all((r.momentum, r.coupled) == (0, 0) for r in state.rules)
+    plain = state.name == "sgd" and not state.climbs and all((r.momentum, r.coupled) == (0, 0) for r in state.rules)
     if lr is not None or (plain and len({r.lr for r in state.rules}) == 1):
         return (lr if lr is not None else state.rules[0].lr), ()
     return math.nan, (f"the threshold is that of plain SGD with one learning rate; {state.title} steps otherwise",)

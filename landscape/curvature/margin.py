@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from ..dynamics.norms import joint_norm, tensor_norms
 from ..errors import MeasurementError
 from ..objective import Objective, as_objective
 from ..parameters import unwrap
@@ -20,7 +21,7 @@ from .optimizer_state import OptimizerState, read_optimizer
 from .preconditioned import Preconditioned, covers
 from .stability import threshold_of
 from .stepping import stepping
-from .thresholds import Stability
+from .thresholds import Stability, StabilityThreshold
 
 
 @measurement(
@@ -56,7 +57,8 @@ def measure_stability(
     learning rate of each of its groups, or stands for plain gradient descent where there is no optimizer. The
     eigenvalue is that of the Hessian, or of the preconditioned operator where the optimizer asks for it or holds a part
     of the weights only; of the mean loss over the draw (of a subsample it is biased upward), with the batch statistics
-    that the optimizer's steps saw where the model has BatchNorm layers (see `as_trained`).
+    that the optimizer's steps saw where the model has BatchNorm layers (see `as_trained`). SAM's threshold is that at
+    the gradient of the same mean loss, which costs one gradient more (see `stability_threshold`).
     Raises MeasurementError where no optimizer is known, where its threshold is not defined, or where its state doesn't
     fit the model. Cost as `eigenpairs` with k = 1.
     """
@@ -66,7 +68,7 @@ def measure_stability(
         task, seen = as_trained(task)
     with as_objective(task, split) as objective:
         state = optimizer_of(objective.task, lr, optimizer, which)
-        found = threshold_of(state)
+        found = threshold_at(state, objective)
         if not found.defined:
             raise MeasurementError(f"the stability threshold is {found.notes[0]}")
         A: Any = Hessian(objective)
@@ -93,6 +95,20 @@ def measure_stability(
             notes=tuple(dict.fromkeys((*seen, *objective.notes, *found.notes, *pairs.notes))),
             cost=Cost(pairs.products, objective.passes, time.perf_counter() - start),
         )
+
+
+def threshold_at(state: OptimizerState, objective: Objective) -> StabilityThreshold:
+    """Return the threshold of an optimizer at these weights: SAM's depends on the gradient's norm there.
+
+    The gradient is that of the mean loss over the draw, and costs one pass for SAM, nothing for others.
+    """
+    if not state.climbs:
+        return threshold_of(state)
+    found = threshold_of(state, gradient_norm=float(joint_norm(tensor_norms(objective.gradient()))))
+    if not found.defined:
+        return found
+    told = "|g| is that of the mean loss over the draw: steps of smaller batches climb by larger gradients of their own"
+    return replace(found, notes=(*found.notes, told))
 
 
 def as_trained(task: Task) -> tuple[Task, tuple[str, ...]]:

@@ -23,6 +23,8 @@ _CLASSES: tuple[tuple[type, str], ...] = (
     (torch.optim.LBFGS, "lbfgs"),
 )
 _SGD = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "differentiable", "fused"}
+#: What a sharpness-aware optimizer keeps in each group beside its base's settings; Adadelta has a rho of its own.
+_SHARPNESS_AWARE = {"rho", "adaptive", "eta"}
 #: Keys of a group that only one optimizer has, and those that it has beside them in no other's.
 _SIGNS: tuple[tuple[set[str], str], ...] = (
     ({"betas", "amsgrad"}, "adam"),
@@ -60,7 +62,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """An optimizer's groups and state. `name` is one of KNOWN, "" for another; `title` is then its class.
+    """An optimizer's groups and state. `name` is one of KNOWN, "" for another; `title` is what people call it.
 
     `rules` belong to `groups`. `members` holds for each group its parameters as the state's keys (empty where only
     settings were given), `live` the parameters themselves by key where the optimizer is a live one.
@@ -76,6 +78,10 @@ class OptimizerState:
     notes: tuple[str, ...]
     #: Of an optimizer that looks like one of KNOWN and need not step alike: why, and what to do.
     doubt: str = ""
+    #: How far the groups climb to take their gradient there (SAM's rho; `name` is its base); () for an ordinary step.
+    climbs: tuple[float, ...] = ()
+    #: Whether that distance is in units of the weights (ASAM).
+    climbs_adaptively: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -120,7 +126,8 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
             (`{"lr": 0.1, "momentum": 0.9}`), or a list of them.
         name: which of sgd, adam, adamw, adagrad, rmsprop and lbfgs it is. A state_dict does not say: by default it is
             known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same. What has settings of
-            its own beside those of one (LARS, SAM, AdaBelief), or is a subclass with another step, is not taken for it.
+            its own beside those of one (LARS, AdaBelief), or is a subclass with another step, is not taken for it. A
+            sharpness-aware one (SAM, ASAM) is known by its rho, and `name` is then its base.
 
     Raises MeasurementError for an unknown name, for what is no optimizer or lacks a setting, and for settings that no
     optimizer can have: a learning rate, momentum or weight decay that is negative or not finite, a beta outside [0, 1).
@@ -140,7 +147,10 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         live = dict(enumerate(every))
         optimizer = optimizer.state_dict()
     groups, state = _groups(optimizer)
-    if found is None:
+    base = _base_of_sharpness_aware(groups[0])
+    if base:
+        found, doubt = name or base, ""
+    elif found is None:
         found, doubt = _recognized(groups[0])
     try:
         rules = tuple(_rule(found, g, state) for g in groups) if found not in ("", "lbfgs") else ()
@@ -153,7 +163,12 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         ) from None
     members = tuple(tuple(g.get("params", ())) for g in groups)
     notes = _notes(found, name, groups)
-    return OptimizerState(found, found or title, groups, rules, members, state, live, notes, doubt)
+    if not base:
+        return OptimizerState(found, found or title, groups, rules, members, state, live, notes, doubt)
+    climbs = tuple(_at_least_0("rho", g.get("rho", 0)) for g in groups)
+    adaptively = any(g.get("adaptive") for g in groups)
+    title = f"{'asam' if adaptively else 'sam'}({found})"
+    return OptimizerState(found, title, groups, rules, members, state, live, notes, "", climbs, adaptively)
 
 
 def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int | str, Mapping[str, Any]]]:
@@ -170,6 +185,12 @@ def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int 
     if lacking is not None:
         raise MeasurementError(f"a parameter group has no learning rate 'lr' (it has {', '.join(map(str, lacking))})")
     return tuple(optimizer), state
+
+
+def _base_of_sharpness_aware(group: Mapping[str, Any]) -> str:
+    """Return which optimizer a SAM is built around that keeps these settings; "" where they are no SAM's."""
+    rest = {k: v for k, v in group.items() if k not in _SHARPNESS_AWARE}
+    return _recognized(rest)[0] if "rho" in group and len(set(rest) - {"params", "param_names", "lr"}) > 0 else ""
 
 
 def _recognized(group: Mapping[str, Any]) -> tuple[str, str]:

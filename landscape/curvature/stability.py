@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from .optimizer_state import OptimizerState, Rule, read_optimizer
 from .thresholds import StabilityThreshold
 
 
-def stability_threshold(optimizer: Any, *, name: str | None = None) -> StabilityThreshold:
+def stability_threshold(
+    optimizer: Any, *, name: str | None = None, gradient_norm: float | None = None
+) -> StabilityThreshold:
     """Return the largest eigenvalue at which this optimizer's full-batch steps on a quadratic do not grow.
 
     With the denominators D held as they are, each optimizer is a linear recursion, and its steps along an eigenvector
@@ -24,21 +27,32 @@ def stability_threshold(optimizer: Any, *, name: str | None = None) -> Stability
       preconditioned operator (a decoupled one, as AdamW's, adds (1 + b) w / (1 - b) to its eigenvalues);
     - groups with learning rates, dampening or weight decay of their own: the operator is R^1/2 (H + W) R^1/2, with
       R = lr_g (1 - d_g) / D relative to the group with the largest; exact as long as they share one momentum;
-    - L-BFGS, groups with different momenta, a momentum of 1 or more, `maximize`: not defined, and the notes say why.
+    - SAM around SGD, rho its distance and |g| the norm of the gradient at the weights: its gradient is that at
+      w + rho g / |g|, so that an eigenvalue h acts as h + rho h^2 / |g|, and the threshold is the h at which this is T,
+      the base's own: |g| (sqrt(1 + 4 rho T / |g|) - 1) / (2 rho), of the Hessian (Long and Bartlett 2024,
+      arXiv:2309.12488, for T = 2 / lr). It holds with |g| held as it is, and falls to 0 with it: on a quadratic,
+      gradient descent with SAM ends in a cycle whose |g| puts it on this edge;
+    - L-BFGS, groups with different momenta, a momentum of 1 or more, `maximize`, SAM around an adaptive optimizer, and
+      ASAM, whose ascent has the weights' units: not defined, and the notes say why.
 
     Args:
         optimizer: a torch optimizer, its state_dict, or settings: see `read_optimizer`.
         name: which optimizer it is, where a state_dict's settings don't tell.
+        gradient_norm: of the mean loss at the weights, for SAM; without it SAM's threshold is not defined.
 
     Raises MeasurementError for what is no optimizer, and for settings that none can have, such as a learning rate that
     is negative or not finite; one of 0, as at the end of a schedule, has no threshold, and the notes say so. Costs
     nothing.
     """
-    return threshold_of(read_optimizer(optimizer, name))
+    return threshold_of(read_optimizer(optimizer, name), gradient_norm=gradient_norm)
 
 
-def threshold_of(state: OptimizerState, *, preconditioned: bool = False) -> StabilityThreshold:
+def threshold_of(
+    state: OptimizerState, *, preconditioned: bool = False, gradient_norm: float | None = None
+) -> StabilityThreshold:
     """Return the threshold of an optimizer that has been read; `preconditioned`: for that operator in any case."""
+    if state.climbs:
+        return _of_sharpness_aware(state, preconditioned, gradient_norm)
     why = _why_not(state)
     if why:
         return StabilityThreshold(
@@ -63,6 +77,35 @@ def threshold_of(state: OptimizerState, *, preconditioned: bool = False) -> Stab
         formula=formula,
         optimizer=state.title,
         notes=tuple(notes),
+    )
+
+
+def _of_sharpness_aware(state: OptimizerState, preconditioned: bool, gradient_norm: float | None) -> StabilityThreshold:
+    """Return the edge of SAM around an optimizer whose own is known; see `stability_threshold`."""
+    base = threshold_of(replace(state, climbs=()))
+    rho, size = max(state.climbs), gradient_norm
+    if state.climbs_adaptively:
+        why = "not defined for ASAM: how far it climbs depends on each weight's size"
+    elif not base.defined:
+        why = base.notes[0]
+    elif base.operator != "hessian" or preconditioned or min(state.climbs) != rho:
+        why = (
+            f"not defined for {state.title} here: known for SAM around plain SGD or momentum that moves all weights, "
+            "with one learning rate and one rho"
+        )
+    elif size is None:
+        why = "not defined for SAM by its settings alone: it depends on the gradient's norm (gradient_norm=...)"
+    elif not (math.isfinite(size) and size >= 0):
+        why = f"not defined at a gradient of norm {size}"
+    else:
+        T = base.threshold
+        # The root of h + rho h^2 / |g| = T, in the form that neither cancels nor divides by rho or by |g| = 0.
+        limit = T if rho == 0 else 2 * T * size / (size + math.sqrt(size * size + 4 * rho * T * size)) if size else 0.0
+        formula = f"|g| (sqrt(1 + 4 rho T / |g|) - 1) / (2 rho), T = {base.formula}" if rho else base.formula
+        notes = (f"rho {rho:g}, |g| {size:.6g}: T = {T:.6g} is the edge of {state.name} without the ascent",)
+        return replace(base, threshold=limit, formula=formula, optimizer=state.title, notes=(*base.notes, *notes))
+    return StabilityThreshold(
+        threshold=math.nan, operator="", optimizer=state.title, defined=False, notes=(why, *state.notes)
     )
 
 

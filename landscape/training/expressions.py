@@ -1,4 +1,4 @@
-"""Strings such as `focal(gamma=2)` and `0.9*cross_entropy + ramp(0, 0.1)*soft_ece`: parsed, never evaluated.
+"""Strings such as `focal(gamma=2)`, `sam(sgd, rho=0.1)` and `0.9*mse + ramp(0, 0.1)*mae`: parsed, never evaluated.
 
 The text goes through Python's own parser, and only numbers, strings, lists, names, calls, +, -, * and / by a number are
 taken out of the tree.
@@ -14,9 +14,12 @@ from typing import Any
 from ..errors import TrainingError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Call:
-    """A name with settings; `str()` is the same call in one fixed form, for manifests and tables."""
+    """A name with settings; `str()` is the same call in one fixed form, for manifests and tables.
+
+    A setting may be a call itself, where `parse_call` was asked for it.
+    """
 
     name: str
     given: tuple[Any, ...] = ()
@@ -25,6 +28,8 @@ class Call:
     def __str__(self) -> str:
         settings = [repr(v) for v in self.given] + [f"{k}={v!r}" for k, v in self.named.items()]
         return f"{self.name}({', '.join(settings)})" if settings else self.name
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,18 @@ class Product:
         return "*".join([*shown, *map(str, self.calls)])
 
 
-def parse_call(text: str) -> Call:
-    """Return the one call that a string holds. Raises TrainingError for anything else."""
+def parse_call(text: str, *, nested: bool = False) -> Call:
+    """Return the one call that a string holds; `nested`: whose settings may be names and calls, too.
+
+    Raises TrainingError for anything else.
+    """
     node = _parsed(text)
     if not isinstance(node, ast.Name | ast.Call):
         raise TrainingError(f"{text!r} is no name with settings; expected something like name(setting=1)")
-    return _call(node, _shown(text))
+    try:
+        return _call(node, _shown(text), nested)
+    except RecursionError:
+        raise TrainingError(f"{_shown(text)!r} nests too deeply to be read; use fewer terms") from None
 
 
 def parse_sum(text: str) -> tuple[Product, ...]:
@@ -111,7 +122,7 @@ def _factors(node: ast.expr, text: str, inverse: bool = False) -> Iterator[tuple
         yield node, inverse
 
 
-def _call(node: ast.Name | ast.Call, text: str) -> Call:
+def _call(node: ast.Name | ast.Call, text: str, nested: bool = False) -> Call:
     if isinstance(node, ast.Name):
         return Call(node.id)
     if not isinstance(node.func, ast.Name):
@@ -123,8 +134,12 @@ def _call(node: ast.Name | ast.Call, text: str) -> Call:
     for keyword in node.keywords:
         if keyword.arg in named:
             raise TrainingError(f"{text!r} gives {keyword.arg!r} twice")
-        named[str(keyword.arg)] = _literal(keyword.value, text)
-    return Call(node.func.id, tuple(_literal(a, text) for a in node.args), named)
+        named[str(keyword.arg)] = _setting(keyword.value, text, nested)
+    return Call(node.func.id, tuple(_setting(a, text, nested) for a in node.args), named)
+
+
+def _setting(node: ast.expr, text: str, nested: bool) -> Any:
+    return _call(node, text, nested) if nested and isinstance(node, ast.Name | ast.Call) else _literal(node, text)
 
 
 def _literal(node: ast.expr, text: str) -> Any:

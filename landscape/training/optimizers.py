@@ -1,4 +1,4 @@
-"""The optimizers, all of them torch.optim's: the registry gives them names, defaults with sources, and thresholds."""
+"""The optimizers: torch.optim's with defaults, sources and thresholds, and sharpness-aware ones around them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import TrainingError
+from .recipe import Recipe
 from .registries import optimizers
+from .sam import SAM
 
 _LR = ("learning rate", "PyTorch's default")
 _DECAY = ("lambda of lambda/2 ||w||^2, whose gradient lambda w is added", "PyTorch's default")
@@ -182,6 +185,7 @@ optimizers.register(
     threshold="",
     operator="",
     full_batch=True,
+    closure=True,
 )
 def lbfgs(
     params: Sequence[Any],
@@ -204,3 +208,52 @@ def lbfgs(
         tolerance_grad=tolerance_grad,
         tolerance_change=tolerance_change,
     )
+
+
+_BASE = ("the optimizer that steps, with its settings", "Foret et al. 2021: SGD with momentum 0.9")
+
+
+@optimizers.register(
+    "sam",
+    source="Foret et al. 2021, Sharpness-Aware Minimization, arXiv:2010.01412",
+    about={
+        "base": _BASE,
+        "rho": ("how far it climbs, ||e||", "Foret et al. 2021: theirs for CIFAR", "[0, inf)"),
+    },
+    threshold="|g| (sqrt(1 + 4 rho T / |g|) - 1) / (2 rho), T the base's and |g| the gradient's norm",
+    operator="hessian",
+    closure=True,
+    base="base",
+)
+def sam(params: nn.Module | Iterable[Any], base: Any = "sgd(momentum=0.9)", rho: float = 0.05) -> torch.optim.Optimizer:
+    """Sharpness-aware minimization: the base steps along the gradient at w + rho g / ||g||; two gradients a step."""
+    return SAM(params, _steps_at_once(base, "sam"), rho)
+
+
+@optimizers.register(
+    "asam",
+    source="Kwon et al. 2021, ASAM: Adaptive Sharpness-Aware Minimization, arXiv:2102.11600",
+    about={
+        "base": _BASE,
+        "rho": ("how far it climbs, ||e / T||", "Kwon et al. 2021: theirs for CIFAR-10", "[0, inf)"),
+        "eta": ("added to |w| in T = |w| + eta on weights; T = 1 elsewhere", "Kwon et al. 2021", "[0, inf)"),
+    },
+    threshold="",
+    operator="",
+    closure=True,
+    base="base",
+)
+def asam(
+    params: nn.Module | Iterable[Any], base: Any = "sgd(momentum=0.9)", rho: float = 0.5, eta: float = 0.01
+) -> torch.optim.Optimizer:
+    """SAM whose ascent counts in units of each weight's size, so that a rescaling of layers changes it little."""
+    return SAM(params, _steps_at_once(base, "asam"), rho, adaptive=True, eta=eta)
+
+
+def _steps_at_once(base: Recipe, name: str) -> Recipe:
+    if base.closure:
+        raise TrainingError(
+            f"{name} can't be built around {base.name}, which asks for gradients by itself; take one that steps once "
+            "for each gradient, such as sgd or adam"
+        )
+    return base

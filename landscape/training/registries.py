@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import TrainingError
-from .expressions import Call, Product, parse_sum
+from .expressions import Call, Product, parse_call, parse_sum
 from .registry import About, Entry, F, Registry, first_line_of, nearest, options_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,10 @@ class OptimizerEntry(Entry):
 
 
 class Optimizers(Registry[OptimizerEntry]):
-    """Optimizers by name: `optimizers.get("sgd", lr=0.1)` is a recipe, called with the parameters."""
+    """Optimizers by name: `optimizers.get("sgd", lr=0.1)` is a recipe, called with the parameters.
+
+    One that is built around another takes it as a setting: `optimizers.build("sam(sgd(lr=0.1), rho=0.05)")`.
+    """
 
     def register(
         self,
@@ -218,24 +221,60 @@ class Optimizers(Registry[OptimizerEntry]):
         threshold: str = "",
         operator: str = "",
         full_batch: bool = False,
+        closure: bool = False,
+        base: str = "",
         doc: str = "",
     ) -> Callable[[F], F]:
         """Register `(params, **settings) -> torch.optim.Optimizer`, or a class of optimizers.
 
         `threshold` is the largest stable eigenvalue as a formula and `operator` whose eigenvalue it is
-        (`landscape.stability_threshold` computes it). See `Losses.register` for the others.
+        (`landscape.stability_threshold` computes it). `closure` says that `step` takes a closure that computes the
+        gradients. `base` names the parameter that is an optimizer itself, whose recipe is handed in; in place of
+        `params` a sweep then hands in the model. See `Losses.register` for the others.
         """
 
         def register(thing: F) -> F:
             from .recipe import Recipe
 
             options = options_of(thing, about, skip=1)
-            make = functools.partial(Recipe, name, thing, full_batch)
+            make = functools.partial(Recipe, name, thing, full_batch, closure, base)
             facts = (threshold, operator, full_batch)
-            self.add(OptimizerEntry(name, make, doc or first_line_of(thing), source, options, torch, *facts), thing)
+            entry = OptimizerEntry(name, make, doc or first_line_of(thing), source, options, torch, *facts, base=base)
+            self.add(entry, thing)
             return thing
 
         return register
+
+    def build(self, text: str) -> Any:
+        """Return the recipe that a string describes: `adam(lr=0.01)`, `sam(adam(lr=0.01))`. Nothing is evaluated."""
+        return self.make(self.parse(text))
+
+    def parse(self, text: str) -> Call:
+        """Return the parsed call that a string holds; nothing is made yet. Raises TrainingError for anything else."""
+        return parse_call(text, nested=True)
+
+    def with_rate(self, call: Call, lr: float) -> Call:
+        """Return the call with this learning rate, which goes to the optimizer that steps: the innermost one.
+
+        Raises TrainingError where it has one already.
+        """
+        entry = self.entry(call.name)
+        given = dict(zip(entry.options, call.given, strict=False))
+        if entry.base:
+            default = entry.options[entry.base].default
+            inner = call.named.get(entry.base, given.get(entry.base, default))
+            if isinstance(inner, str):
+                inner = self.parse(inner)
+            if not isinstance(inner, Call):
+                return call  # what it is, is said where it is made
+            inner = self.with_rate(inner, lr)
+            if entry.base in given:
+                place = list(given).index(entry.base)
+                return Call(call.name, (*call.given[:place], inner, *call.given[place + 1 :]), call.named)
+            return Call(call.name, call.given, {**call.named, entry.base: inner})
+        if "lr" in call.named or "lr" in given:
+            raise TrainingError(f"{call} has a learning rate of its own, and lr={lr:g} is given, too")
+        return Call(call.name, call.given, {**call.named, "lr": lr})
 
 
 losses = Losses("loss", "landscape.training.losses")

@@ -49,6 +49,7 @@ class Entry:
     """One thing of a registry: `make(**settings)` makes it; `options` are its parameters.
 
     `source` is the paper (or the documentation) it is taken from, `torch` PyTorch's class where it is handed out.
+    `base` names the parameter that is a thing of the same registry itself, where there is one.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     source: str
     options: Mapping[str, Parameter]
     torch: str = ""
+    base: str = field(default="", kw_only=True)
 
     def settings(self, *given: Any, **named: Any) -> dict[str, Any]:
         """Return every parameter with its value: the defaults, then those given in order, then by name.
@@ -81,6 +83,11 @@ class Entry:
             doc = self.options[missing].doc
             raise TrainingError(f"{self.name} needs its parameter {missing!r}{f' ({doc})' if doc else ''}")
         for n, value in chosen.items():
+            if isinstance(value, Call) and n != self.base:
+                raise TrainingError(
+                    f"{n}={value} of {self.name} is no plain value; expected a number, a 'string', True, False, None "
+                    "or a list of these"
+                )
             if not self.options[n].takes(value):
                 raise TrainingError(f"{n}={value!r} of {self.name} must lie in {self.options[n].limits}")
         return chosen

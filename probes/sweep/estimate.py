@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +81,8 @@ def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tupl
 
 def _kind(cell: Cell) -> str:
     """Return what decides a step's time."""
-    name = cell.optimizer.partition("(")[0]
+    # The names alone, of what it is built around, too: settings take no time.
+    name = re.findall(r"[a-z_]\w*(?=\()|^\w+$", cell.optimizer)
     return repr((cell.loss, name, cell.batch_size, cell.clip is None, sorted(cell.settings.items())))
 
 

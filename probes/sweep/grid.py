@@ -107,7 +107,7 @@ def grid(
     listed = {
         "loss": tuple(_canonical_sum(x) for x in loss),
         "schedule": tuple(str(parse_call(x)) for x in schedule),
-        "optimizer": tuple(str(parse_call(x)) for x in optimizer),
+        "optimizer": tuple(str(parse_call(x, nested=True)) for x in optimizer),
         "batch_size": tuple(batch_size),
         "lr": tuple(lr),
         **{f"vary {k}": v for k, v in varied.items()},
@@ -165,7 +165,7 @@ def read_cells(path: str | Path, **defaults: Any) -> tuple[Cell, ...]:
         try:
             given["loss"] = _canonical_sum(given.get("loss") or "")
             given["schedule"] = str(parse_call(given.get("schedule") or SCHEDULE))
-            given["optimizer"] = str(parse_call(given.get("optimizer") or OPTIMIZER))
+            given["optimizer"] = str(parse_call(given.get("optimizer") or OPTIMIZER, nested=True))
             found.append(checked(Cell(**given)))
         except TrainingError as error:
             raise TrainingError(f"{path}, cell {number}: {error}") from None

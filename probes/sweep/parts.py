@@ -16,7 +16,7 @@ from landscape.reduction import split_value
 from landscape.session import batchnorm_layers
 from landscape.tasks import Task
 from landscape.training.driver import Driver, drive
-from landscape.training.expressions import Call, parse_call
+from landscape.training.recipe import Recipe
 from landscape.training.registries import losses, optimizers
 from landscape.training.task_loss import with_loss
 
@@ -31,7 +31,8 @@ CLIP, UNFREEZE = "clip", "unfreeze"
 class Parts:
     """All that a cell trains with. `groups` are the model's children that have parameters, for progressive unfreezing.
 
-    `total` are the optimizer steps of the run, `notes` what is worth knowing about it.
+    `closure` says that the optimizer's step takes one, `total` are the optimizer steps of the run, `notes` what is
+    worth knowing about it.
     """
 
     cell: Cell
@@ -43,6 +44,7 @@ class Parts:
     total: int
     groups: tuple[nn.Module, ...]
     notes: tuple[str, ...]
+    closure: bool = False
 
     @property
     def model(self) -> nn.Module:
@@ -73,7 +75,8 @@ def make_parts(cell: Cell, task: Task, device: torch.device | None = None) -> Pa
         raise TrainingError("the task has no loss: give Task(loss=...), or name one with --loss")
     if isinstance(task.loss, nn.Module):
         task.loss.to(device)
-    full = optimizers.entry(parse_call(cell.optimizer).name).full_batch
+    recipe = make_recipe(cell)
+    full = recipe.full_batch
     if full and cell.batch_size not in (None, FULL):
         raise TrainingError(
             f"{cell.optimizer} steps along the gradient of all data, not of batches of {cell.batch_size}: say "
@@ -88,29 +91,24 @@ def make_parts(cell: Cell, task: Task, device: torch.device | None = None) -> Pa
         dtype=dtype,
         drop_single=bool(batchnorm_layers(task.model)),
     )
-    optimizer = make_optimizer(cell, task.model)
+    held = [p for p in task.model.parameters() if p.requires_grad]
+    optimizer = recipe(task.model if recipe.base is not None else held)
     total = cell.epochs * batches.per_epoch
     groups = tuple(m for m in task.model.children() if any(True for _ in m.parameters()))
     driver = make_driver(cell, optimizer, task.loss, total, batches.per_epoch, len(groups))
     notes = [*batches.notes, *driver.notes]
     if isinstance(task.loss, nn.Module) and any(p.requires_grad for p in task.loss.parameters()):
         notes.append("the loss has parameters of its own, which are not trained")
-    return Parts(cell, task, optimizer, driver, batches, device, total, groups, tuple(notes))
+    return Parts(cell, task, optimizer, driver, batches, device, total, groups, tuple(notes), recipe.closure)
 
 
-def make_optimizer(cell: Cell, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the cell's optimizer over the model's parameters, with the cell's learning rate.
+def make_recipe(cell: Cell) -> Recipe:
+    """Return the recipe of the cell's optimizer, with the cell's learning rate.
 
     Raises TrainingError for an unknown name or parameter, and for a learning rate that is given twice.
     """
-    call = parse_call(cell.optimizer)
-    entry = optimizers.entry(call.name)
-    if cell.lr is not None:
-        given = list(entry.options)[: len(call.given)]
-        if "lr" in call.named or "lr" in given:
-            raise TrainingError(f"{cell.optimizer} has a learning rate of its own, and lr={cell.lr:g} is given, too")
-        call = Call(call.name, call.given, {**call.named, "lr": cell.lr})
-    return optimizers.make(call)([p for p in model.parameters() if p.requires_grad])
+    call = optimizers.parse(cell.optimizer)
+    return optimizers.make(call if cell.lr is None else optimizers.with_rate(call, cell.lr))
 
 
 def make_driver(

@@ -22,6 +22,7 @@ from landscape.objective import Objective
 from landscape.results import Cost
 from landscape.tasks import Task
 from landscape.training.rates import RangeTest
+from landscape.training.sam import SAM
 
 from ..subjects import resolve_device
 from .cell import one_thread_on_cpu
@@ -236,7 +237,8 @@ class _Way:
         own = self.parts.optimizer
         state_dict = own.state_dict()
         groups = [{**g, "lr": 1.0} for g in state_dict["param_groups"]]
-        state = read_optimizer({**state_dict, "param_groups": groups}, type(own).__name__.lower())
+        steps = own.base if isinstance(own, SAM) else own
+        state = read_optimizer({**state_dict, "param_groups": groups}, type(steps).__name__.lower())
         threshold = threshold_of(state)
         if not threshold.defined:
             raise TrainingError(threshold.notes[0])
@@ -278,8 +280,8 @@ def _step(parts: Parts, batch: Any, rate: float) -> float:
         loss.backward()
         return loss.detach()
 
-    if isinstance(parts.optimizer, torch.optim.LBFGS):
-        return float(parts.optimizer.step(gradient))  # pyright: ignore[reportArgumentType]
+    if parts.closure:
+        return float(parts.optimizer.step(gradient))  # pyright: ignore
     value = gradient()
     parts.optimizer.step()
     return float(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -17,6 +18,7 @@ from landscape.labels import hits
 from landscape.outputs import forward_of, prediction_of
 from landscape.reduction import known_weight, split_value
 from landscape.training.phasing import unfreeze
+from landscape.training.sam import SAM
 
 from .parts import CLIP, UNFREEZE, Parts, raw_loss
 from .stopping import Interrupted, Stop
@@ -74,7 +76,6 @@ class Training:
         self._sum, self._count = 0.0, 0
         self._first = math.nan
         self._groups = len(parts.groups)
-        self._whole = isinstance(parts.optimizer, torch.optim.LBFGS)
         self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
 
     # ------------------------------------------------------------------------------------------- running
@@ -139,9 +140,8 @@ class Training:
             self.recorder.scheduled(now)
         if UNFREEZE in now and int(now[UNFREEZE]) != self._groups:
             self._thaw(int(now[UNFREEZE]))
-        if self._whole:
-            # It calls the closure several times, and returns what the first call gave.
-            value = parts.optimizer.step(lambda: self._gradient(batch, now))  # pyright: ignore
+        if parts.closure:
+            value = self._step_by_closure(batch, now)
         else:
             value = self._gradient(batch, now)
             parts.optimizer.step()
@@ -149,19 +149,30 @@ class Training:
         self.step += 1
         self.position += 1
 
-    def _gradient(self, batch: Any, now: Mapping[str, float]) -> torch.Tensor:
+    def _step_by_closure(self, batch: Any, now: Mapping[str, float]) -> torch.Tensor:
+        """Take a step of an optimizer that asks for gradients by itself, several times; return the first loss."""
+        calls = itertools.count()
+        climbs = isinstance(self.parts.optimizer, SAM)  # by its first gradient, whose size means nothing to it
+
+        def closure() -> torch.Tensor:
+            first = next(calls) == 0
+            return self._gradient(batch, now, log=first, clip=not (climbs and first))
+
+        return self.parts.optimizer.step(closure)  # pyright: ignore
+
+    def _gradient(self, batch: Any, now: Mapping[str, float], *, log: bool = True, clip: bool = True) -> torch.Tensor:
         """Leave the gradient of a batch's loss in the parameters, clipped; return the loss."""
         raw = raw_loss(self.parts.task, batch)
         loss = split_value(raw)[0]
-        if self.recorder is not None:
+        if self.recorder is not None and log:
             self.recorder.log(loss=raw)
         for p in self._parameters:
             p.grad = None
         loss.backward()
         limit = now.get(CLIP, self.parts.cell.clip)
-        if limit is not None:
-            clip = self.recorder.clip_grad_norm_ if self.recorder is not None else self._clip
-            clip(limit)
+        if limit is not None and clip:
+            cut = self.recorder.clip_grad_norm_ if self.recorder is not None else self._clip
+            cut(limit)
         return loss.detach()
 
     def _clip(self, limit: float) -> None:
