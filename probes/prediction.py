@@ -30,6 +30,11 @@ CHOOSING = 190.0
 BASIS = 1 << 30
 #: Trials of a batch, and after how many seconds there are no more (chosen by us: enough to see how they vary).
 FEWEST, MOST, ENOUGH = 2, 20, 0.6
+#: A batch is timed as a whole where a forward pass over it takes no longer than this many seconds, else so much of it
+#: (chosen by us: 30 passes are waited for; from there on, calls are no part of the time).
+PASS = 1.0
+#: Samples that a draw is cut to at least (chosen by us: two, so that there is something to take a statistic over).
+SOME = 2
 #: Share of the trials that the upper end of a time is beyond (chosen by us: one hiccup among 20 isn't the rule).
 SLOW = 0.9
 #: What the ends of every prediction rest on, for whoever shows one.
@@ -104,13 +109,29 @@ def one_batch(task: Task) -> Task:
     return task.replace(max_samples=min(limit, task.max_samples or limit))
 
 
+def at_most(task: Task, seconds: float) -> Task:
+    """Return the task with fewer samples, where a forward pass over its draw takes longer: as many as take so long.
+
+    `SOME` are always left. Costs a pass, and a second one where the first takes too long, as what is done once may.
+    """
+    with Objective(task, task.splits[0] if task.splits else "train") as objective:
+        clock, samples = cpu_clock(objective.device), objective.samples
+        taken, _ = run(objective.evaluate, clock)
+        if taken > seconds:
+            taken = min(taken, run(objective.evaluate, clock)[0])
+    if taken <= seconds or samples <= SOME:
+        return task
+    return task.replace(max_samples=max(SOME, int(samples * seconds / taken)))
+
+
 def measure_speed(task: Task) -> Speed:
     """Time a forward pass, a gradient and a product on one batch of `task` (about 30 passes over it).
 
-    Raises what the objective raises: the loss must be measurable.
+    Of a batch that takes long, a part is timed (see `PASS`). Raises what the objective raises: the loss must be
+    measurable.
     """
     split = task.splits[0] if task.splits else "train"
-    with Objective(one_batch(task), split) as objective, contextlib.ExitStack() as stack:
+    with Objective(at_most(one_batch(task), PASS), split) as objective, contextlib.ExitStack() as stack:
         n = sum(p.numel() for p in objective.parameters)
         calls: list[Callable[[], Any]] = [objective.evaluate, objective.gradient]
         graph, reason = 0, ""

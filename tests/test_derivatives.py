@@ -103,6 +103,28 @@ def test_a_detached_baseline_is_refused_however_small_its_part(activation, scale
     assert "--only eigenvalues_by_differences" in check.message
 
 
+@pytest.mark.parametrize(("size", "level"), [(0.0, "pass"), (0.01, "fail")])
+def test_of_a_batch_that_takes_long_a_part_is_compared(size, level, monkeypatch):
+    seen = []
+
+    class Seen(Coupled):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    x = torch.ones(60, 1, dtype=torch.float64)
+    task = Task(Seen(size), lambda outputs, _: outputs.mean(), (x, x))
+    monkeypatch.setattr("landscape.probes.derivatives.PASS", 0.0)
+    check = twice_differentiable(task)
+    assert check.level == level
+    assert check.message.endswith("(on 2 samples: one pass over more takes long)")
+    assert seen[-6:] == [2] * 6
+    seen.clear()
+    monkeypatch.setattr("landscape.probes.derivatives.PASS", 1e9)
+    assert twice_differentiable(task).level == level
+    assert 2 not in seen
+
+
 def test_a_missing_part_is_found_beside_kinks_at_the_weights():
     assert twice_differentiable(policy_gradient(0.3, zeroed(net(nn.ReLU, outputs=4)))).level == "fail"
     assert twice_differentiable(policy_gradient(0.0, zeroed(net(nn.ReLU, outputs=4)))).level == "warn"
