@@ -32,7 +32,7 @@ BASIS = 1 << 30
 FEWEST, MOST, ENOUGH = 2, 20, 0.6
 #: A batch is timed as a whole where a forward pass over it takes no longer than this many seconds, else so much of it
 #: (chosen by us: 30 passes are waited for; from there on, calls are no part of the time).
-PASS = 1.0
+PASS = 0.3
 #: Samples that a draw is cut to at least (chosen by us: two, so that there is something to take a statistic over).
 SOME = 2
 #: Share of the trials that the upper end of a time is beyond (chosen by us: one hiccup among 20 isn't the rule).
