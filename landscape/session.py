@@ -279,16 +279,29 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 @contextlib.contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
-    """Estimate BatchNorm's running statistics anew: the plain average over the batches run inside."""
+    """Estimate BatchNorm's running statistics anew: the average over the batches run inside, by the values of each.
+
+    A plain average, as torch takes with momentum=None, would give a ragged last batch of 2 samples the weight of 256.
+    """
     layers = batchnorm_layers(model)
     momenta = [(m, m.momentum) for m in layers]
+    seen = dict.fromkeys(layers, 0.0)
+
+    def weigh(layer: Any, args: Any, kwargs: Any) -> None:
+        values = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
+        count = 1.0 if values is None else values.numel() / values.shape[1]
+        seen[layer] += count
+        layer.momentum = count / seen[layer] if seen[layer] else 0.0
+
+    hooks = [m.register_forward_pre_hook(weigh, with_kwargs=True) for m in layers]
     try:
         for m in layers:
             m.reset_running_stats()
-            m.momentum = None  # torch: None means a cumulative average
             m.train()
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for m, momentum in momenta:
             m.momentum = momentum
             m.eval()

@@ -113,7 +113,8 @@ class Task:
             and labels of one shape (n, labels) are those of several labels that are each there or not.
         mode: "eval" (default: what is deployed), or "train" for models that return a loss only there.
         batchnorm: "eval" uses the running statistics, "batch" those of each batch, "recompute" estimates them
-            anew over the draw wherever the weights are moved; derivatives take them for constants there.
+            anew over the draw, its batches by their size, wherever the weights are moved; derivatives take them for
+            constants there.
         rng: a loss that draws random numbers is refused ("refuse"), or the generators are forked and seeded for
             each batch ("fixed").
         rebatch: False when the loss needs its batches as they are (contrastive losses, batch statistics).

@@ -606,6 +606,26 @@ class TestBatchNorm:
             model[1].running_var.copy_(hidden.var(0))
         assert loss == pytest.approx(F.cross_entropy(model.eval()(x), y).item(), rel=1e-12)
 
+    def test_recomputed_statistics_count_values_and_not_batches(self):
+        """Means are those of the whole draw however it is cut; a last batch of 2 samples doesn't count as one of 38."""
+        model, (x, y) = net(), data(40)
+
+        class Twice(nn.Module):  # one layer for two branches sees two sets of values in each pass
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = model
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.net(x) + self.net(2 * x)
+
+        for batches in ([40], [38, 2], [20, 20], [3, 17, 18, 2]):
+            task = Task(Twice(), nn.CrossEntropyLoss(), list(zip(x.split(batches), y.split(batches), strict=True)))
+            with Objective(task.replace(batchnorm="recompute")) as objective:
+                objective.evaluate()
+                hidden = torch.cat([model[0](x), model[0](2 * x)])
+                assert model[1].running_mean.numpy() == pytest.approx(hidden.detach().mean(0).numpy(), rel=1e-12)
+            assert not model[1]._forward_pre_hooks
+
     def test_batch_uses_those_of_each_batch(self):
         model, (x, y) = net(), data()
         with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batchnorm="batch")) as objective:

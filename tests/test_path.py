@@ -142,12 +142,10 @@ def test_recomputed_statistics_are_those_of_the_train_draw_on_both_splits():
     mixed = normed(9)
     a, b = (s.state_dict() for s in states)
     mixed.load_state_dict({k: (a[k] + b[k]) / 2 if a[k].is_floating_point() else a[k] for k in a})
-    layer = mixed[1]
-    layer.reset_running_stats()
-    layer.momentum = None  # the plain average over the batches
-    mixed.train()
-    for x in data(40)[0].split(16):
-        mixed(x)
+    # Each batch counts by its samples: 16, 16 and 8.
+    hidden = [h.detach() for h in mixed[0](data(40)[0]).split(16)]
+    mixed[1].running_mean.copy_(torch.cat(hidden).mean(0))
+    mixed[1].running_var.copy_(sum(len(h) * h.var(0) for h in hidden) / 40)
     mixed.eval()
     x, y = data(23)
     assert found.loss[0, 1] == pytest.approx(F.cross_entropy(mixed(x), y).item(), rel=EXACT)
@@ -231,6 +229,55 @@ def test_a_curve_follows_from_its_seed_and_hands_its_middle_back():
     assert not np.array_equal(first.loss, other.loss)
     normed(9).load_state_dict(first.middles[0])
     assert rebuild("path", first.variables(), first.attributes()).middles is None
+
+
+class Tied(nn.Module):
+    """Embeds tokens and reads them out by the same matrix."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Embedding(5, 3)
+        self.mix = nn.Linear(3, 3)
+        self.out = nn.Linear(3, 5, bias=False)
+        self.out.weight = self.embed.weight
+        self.to(DOUBLE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.tanh(self.mix(self.embed(x))))
+
+
+def test_tied_weights_follow_the_curve_under_all_their_names():
+    x, y = (torch.randint(5, (30,), generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    a, b = Tied(1), Tied(2)
+    found = interpolate(Task(Tied(0), nn.CrossEntropyLoss(), (x, y)), a, b, points=5, curve="bezier", steps=20)
+    (middle,) = found.middles
+    assert torch.equal(middle["embed.weight"], middle["out.weight"])
+    for t, loss in zip(found.position, found.loss[0], strict=True):
+        between = Tied(0)
+        shares = zip(bezier_weights(float(t)), (a.state_dict(), middle, b.state_dict()), strict=True)
+        parts = [{name: c * w for name, w in state.items()} for c, state in shares]
+        between.load_state_dict({name: sum(part[name] for part in parts) for name in middle})
+        assert loss == pytest.approx(F.cross_entropy(between(x), y).item(), rel=EXACT)
+
+
+def test_complex_weights_are_mixed_along_the_way():
+    class Waves(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.w = nn.Parameter(torch.randn(3, dtype=torch.complex128))
+            self.scale = nn.Parameter(torch.randn(1, dtype=DOUBLE))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * torch.fft.irfft(torch.fft.rfft(x) * self.w, n=4)
+
+    x, y = (torch.randn(8, 4, generator=torch.Generator().manual_seed(s), dtype=DOUBLE) for s in (0, 1))
+    a, b = Waves(1), Waves(2)
+    found = interpolate(Task(Waves(0), nn.MSELoss(), (x, y)), a, b, points=3)
+    halfway = Waves(0)
+    halfway.load_state_dict({k: (v + b.state_dict()[k]) / 2 for k, v in a.state_dict().items()})
+    assert found.loss[0, 1] == pytest.approx(F.mse_loss(halfway(x), y).item(), rel=EXACT)
 
 
 def test_a_curve_that_diverges_says_so():

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..errors import MeasurementError
@@ -23,7 +24,7 @@ from ..tasks import Task
 from ..verification import block_error
 from .curve import RATE, STEPS, Trained, train_middle
 from .routes import Path
-from .states import State, check_finite, differ, holding, others, read_state, same
+from .states import State, check_finite, differ, holding, mixable, others, read_state, same
 
 Curve = Literal["linear", "bezier"]
 Statistics = Literal["recompute", "interpolate"]
@@ -59,16 +60,18 @@ def interpolate(
             lower the loss along it (Garipov et al. 2018, arXiv:1802.10026, section 3), which costs `steps` gradients
             of a batch for each segment.
         batchnorm: what BatchNorm's running statistics are at each point: "recompute" estimates them anew over the
-            train draw (default: interpolated ones make barriers that the weights don't have, Jordan et al. 2023,
-            arXiv:2211.08403), "interpolate" takes those of the ends in the same proportion as the weights, so that the
-            ends are the checkpoints to the last bit. A task with batchnorm="batch" keeps each batch's own.
+            train draw, its batches by their size (default: interpolated ones make barriers that the weights don't have,
+            Jordan et al. 2023, arXiv:2211.08403), "interpolate" takes those of the ends in the same proportion as the
+            weights, so that the ends are the checkpoints to the last bit. A task with batchnorm="batch" keeps
+            each batch's own.
         splits: the data to take the loss over, "train" and "test".
         accuracy: also the share of right labels, where the task has labels.
         steps, rate, seed: of the curve's training; see `landscape.surface.curve.train_middle`.
         progress: bars on stderr.
 
-    Returns a Path. Frozen parameters and other floating-point buffers are mixed as the weights are. Losses that are
-    not finite are kept; a barrier over them is not finite either, and the check "finite" says so.
+    Returns a Path. Frozen and complex parameters and other floating-point buffers are mixed as the weights are, along a
+    curve linearly. Losses that are not finite are kept; a barrier over them is not finite either, and the check
+    "finite" says so.
 
     Costs for each split one forward pass a point and one a state, one more for each point where statistics are
     recomputed, 2 to verify the task. The states stay where they are, and come to the task's device point by point. The
@@ -134,6 +137,7 @@ class _Walk:
         self.progress = progress
         self.passes = 0.0
         self.middles: list[list[torch.Tensor]] = []
+        self._tied = names_of_tied(unwrap(task.model), names)
         self._moments: list[Moments] = []
         inner = np.linspace(0.0, 1.0, points)
         # (segment, t): the last point of a segment is the first one of the next, and evaluated once.
@@ -152,10 +156,10 @@ class _Walk:
         else:
             shares, ends = (1 - t, t), (first, last)
         set_mixed(objective.parameters, ends, shares)
-        live = _held(objective, self.names)
+        live = beside_parameters(objective)
         beside = [others(s, self.names) for s in (a, b)]
         for name, tensor in live.items():
-            if name in beside[0] and tensor.is_floating_point():
+            if name in beside[0] and mixable(tensor):
                 set_mixed([tensor], [[o[name]] for o in beside], (1 - t, t))
 
     def recompute(self) -> None:
@@ -231,10 +235,12 @@ class _Walk:
             a, b = self.states[segment], self.states[segment + 1]
             state = {k: v.detach().clone() for k, v in a.weights.items()}
             for name, value in state.items():
-                if value.is_floating_point():
+                if mixable(value):
                     set_mixed([value], [[a.weights[name]], [b.weights[name]]], (0.5, 0.5))
             for name, value in zip(self.names, middle, strict=True):
-                state[name].copy_(value)
+                for tied in self._tied[name]:
+                    if tied in state:
+                        state[tied].copy_(value)
             made.append(state)
         return made
 
@@ -260,11 +266,20 @@ def set_mixed(targets: Tensors, ends: Sequence[Tensors], shares: Sequence[float]
                 target.add_(value, alpha=c)
 
 
-def _held(objective: Objective, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Return the model's frozen parameters and buffers by name: inside an Objective they are copies of its own."""
-    model = objective.model
+def beside_parameters(objective: Objective) -> dict[str, torch.Tensor]:
+    """Return the model's frozen parameters and buffers by name: inside an Objective they are copies of its own.
+
+    Further names of tied parameters are none of them.
+    """
+    model, measured = objective.model, {id(p) for p in objective.parameters}
     found: dict[str, torch.Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    return found | {n: p for n, p in model.named_parameters(remove_duplicate=False) if n not in names}
+    return found | {n: p for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in measured}
+
+
+def names_of_tied(model: nn.Module, names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return for each of these parameters all the names that the model has it under."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    return {name: [n for n, p in every.items() if p is every[name]] for name in names}
 
 
 def _moments(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -293,7 +308,7 @@ def _check_states(states: Sequence[State], names: tuple[str, ...]) -> None:
                 f"the states {i} and {i + 1} ({a.label} and {b.label}) are identical: there is no path between them"
             )
         for name, value in a.weights.items():
-            exact = not value.is_floating_point() and not name.endswith("num_batches_tracked")
+            exact = not mixable(value) and not name.endswith("num_batches_tracked")
             if exact and not same(value, b.weights[name]):
                 raise MeasurementError(
                     f"{name!r} holds whole numbers that differ between {a.label} and {b.label}: nothing lies between "

@@ -110,8 +110,13 @@ def others(state: State, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 
 def differ(a: State, b: State) -> bool:
-    """Say whether any floating-point tensor of two states differs; counters don't count."""
-    return any(v.is_floating_point() and not same(v, b.weights[k]) for k, v in a.weights.items() if k in b.weights)
+    """Say whether any tensor of two states that can be mixed differs; counters don't count."""
+    return any(mixable(v) and not same(v, b.weights[k]) for k, v in a.weights.items() if k in b.weights)
+
+
+def mixable(tensor: torch.Tensor) -> bool:
+    """Say whether something lies between two such tensors: real or complex numbers, no counters, masks or indices."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

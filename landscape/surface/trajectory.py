@@ -22,7 +22,7 @@ from ..tasks import Task
 from . import checks
 from .directions import PARALLEL, Direction, cosine
 from .grid import plane
-from .path import paired_error
+from .path import beside_parameters, paired_error
 from .routes import MARGIN, Trajectory
 from .rows import MEMORY, Rows
 from .slices import Plane
@@ -252,13 +252,13 @@ def _losses(task: Task, rows: Rows, projected: _Projection, split: str, progress
     model = unwrap(task.model)
     with holding(model, rows.final), Objective(task, split) as objective:
         axes = [d.fitted(objective).tensors(objective.names) for d in projected.axes]
-        live: dict[str, torch.Tensor] = {**dict(model.named_buffers(remove_duplicate=False))}
-        live |= {n: p for n, p in model.named_parameters(remove_duplicate=False) if n not in rows.names}
+        live = beside_parameters(objective)
         true, drawn = [], []
 
         def beside(state: State) -> None:
             for name, value in others(state, rows.names).items():
-                live[name].copy_(value)
+                if name in live:
+                    live[name].copy_(value)
 
         with tqdm(total=2 * rows.shape[0], desc="losses", unit="point", leave=False, disable=not progress) as bar:
             for state in rows.read():
