@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from .augmentation import random_sample
 from .batch import as_tensor, batch_size_of, fingerprint, mapping_like, pick, slice_batch, stays_whole
 from .errors import TaskError
-from .forms import form_of
+from .forms import form_of, holds_a_number
 from .seeding import seeded
 
 
@@ -73,6 +73,7 @@ def draw_batches(
     with torch.inference_mode(False), seeded(seed), _loader_generator(data, seed):
         try:
             batches, available = _take(data, split, max_samples, seed, batch_size, rebatch, notes)
+            _refuse_single(data, batches, split)
             if batches and (i := random_sample(data)) is not None:
                 notes.append(
                     f"the {split} data are random (augmentation?): sample {i} differs when it is read again; all "
@@ -143,23 +144,52 @@ def _take_loader(
 ) -> tuple[list[Any], int | None]:
     # Without a batch sampler the items of the data set are batches already: how many samples they hold nobody says.
     map_style = not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None
-    n = len(loader.dataset) if map_style else None  # type: ignore[arg-type]
-    if n == 0:
+    held = len(loader.dataset) if map_style else None  # type: ignore[arg-type]
+    if held == 0:
         raise TaskError(f"the {split} data are empty: the DataLoader's dataset has no samples")
+    plain = isinstance(loader.sampler, SequentialSampler | RandomSampler) and loader.batch_size is not None
+    # Of one pass; a sampler of the user's own may leave samples out, as one half of a split does.
+    n = held
+    if map_style and not plain:
+        n = len(loader.sampler) if loader.batch_size is not None and isinstance(loader.sampler, Sized) else None
+    again = map_style and loader.batch_size is not None and getattr(loader.sampler, "replacement", False)
     if max_samples is None or (n is not None and max_samples >= n):
         batches = list(loader)
-        if loader.drop_last and batches and n is not None:
-            dropped = n - sum(batch_size_of(b) or 0 for b in batches)
-            if dropped > 0:
-                notes.append(f"the {split} loader drops its last {dropped} samples (drop_last=True)")
-        return batches, n
-    plain = isinstance(loader.sampler, SequentialSampler | RandomSampler) and loader.batch_size is not None
-    if n is not None and plain and rebatch:
+        given = sum(batch_size_of(b) or 0 for b in batches)
+        if loader.drop_last and n is not None and batches and given < n:
+            notes.append(f"the {split} loader drops its last {n - given} samples (drop_last=True)")
+        n = given if map_style and n is None else n
+    elif n is not None and plain and rebatch:
         # Not the first samples of the loader: many data sets are stored sorted by class.
         chosen = _subset(n, max_samples, generator)
         subset = Subset(loader.dataset, chosen or [])
         return list(DataLoader(subset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)), n
-    return _walk(loader, split, max_samples, rebatch, notes), n
+    else:
+        batches = _walk(loader, split, max_samples, rebatch, notes)
+    name = type(loader.sampler).__name__ if loader.batch_size is not None else type(loader.batch_sampler).__name__
+    if again:
+        notes.append(
+            f"the {split} loader's {name} draws with replacement: all numbers are means over its draws, in which a "
+            "sample may come several times, or not at all"
+        )
+        return batches, None
+    if not plain and n is not None and held is not None and n != held:
+        notes.append(f"the {split} loader's {name} gives {n} of its data set's {held} samples")
+    return batches, n
+
+
+def _refuse_single(data: Any, batches: list[Any], split: str) -> None:
+    """Refuse pairs of a sample and its label where batches are expected: each would count as many as it has numbers."""
+    loader = isinstance(data, DataLoader)
+    if (loader and data.batch_sampler is not None) or form_of(data) not in ("loader", "batches"):
+        return
+    first = batches[0] if batches else None
+    if isinstance(first, tuple | list) and len(first) == 2 and holds_a_number(first[1:]):
+        raise TaskError(
+            f"the {split} data give single samples (the label is a number without a dimension), where "
+            f"{'batch_size=None' if loader else 'an iterable'} means batches: give the data set itself, or "
+            "DataLoader(dataset, batch_size=...)"
+        )
 
 
 def _take_columns(

@@ -79,7 +79,7 @@ def _form_of_list(items: Sequence[Any], what: str) -> Literal["samples", "list"]
     """
     if not items or _stands_alone(items[0]):
         return "list"
-    if _holds_a_number(items[0]):
+    if holds_a_number(items[0]):
         return "samples"  # of which there may be many: one is enough to tell
     held = [list(_arrays(i)) for i in items]
     if len(items) < 2 or not any(held):  # of nothing but text the task's own forward has to know
@@ -108,7 +108,7 @@ def _stands_alone(item: Any) -> bool:
     return is_object(item) or isinstance(item, PackedSequence) or any(map(_stands_alone, parts_of(item)))
 
 
-def _holds_a_number(item: Any) -> bool:
+def holds_a_number(item: Any) -> bool:
     """Whether an item is one sample for sure: a batch holds no number without a dimension."""
     return any(map(_is_number, parts_of(item))) or (isinstance(item, torch.Tensor) and item.ndim == 0)
 

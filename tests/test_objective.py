@@ -11,7 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from untouched import State, data, messy, net
 
 from landscape import Hessian, Objective, Task
@@ -338,7 +345,39 @@ class TestFormsOfData:
         assert draw.samples == 7
         allowed = {row.item() for row in data()[0][:3, 0]}
         assert {row.item() for b in draw.batches for row in b[0][:, 0]} <= allowed
-        assert "in their own order" in draw.notes[-1]
+        assert "in their own order" in draw.notes[0]
+
+    def test_what_a_sampler_leaves_out_or_repeats_is_said(self):
+        dataset = TensorDataset(*data(50))
+
+        def drawn(max_samples=None, **settings):
+            loader = DataLoader(dataset, **settings)
+            draw = Task(net(), nn.CrossEntropyLoss(), loader, max_samples=max_samples).draw("train")
+            return draw.samples, draw.available, draw.notes
+
+        half = SubsetRandomSampler(range(20))
+        gives = "the train loader's SubsetRandomSampler gives 20 of its data set's 50 samples"
+        assert drawn(batch_size=8, sampler=half) == (20, 20, (gives,))
+        few = drawn(10, batch_size=8, sampler=half)
+        assert (few[:2], few[2][-1]) == ((10, 20), gives)
+        dropped = drawn(batch_size=8, sampler=half, drop_last=True)
+        assert "drops its last 4 samples" in dropped[2][1]
+        assert drawn(batch_sampler=[[0, 1, 2], [3, 4]])[:2] == (5, 5)
+        again = drawn(batch_size=8, sampler=WeightedRandomSampler([1.0] * 50, 50))
+        assert again[:2] == (50, None)  # no split of 50 samples: draws from a source without end
+        assert "WeightedRandomSampler draws with replacement" in again[2][0]
+        assert drawn(batch_size=8, shuffle=True) == (50, 50, ())
+
+    def test_single_samples_are_not_taken_for_batches_of_their_numbers(self):
+        dataset = TensorDataset(*data(20))
+        with pytest.raises(
+            TaskError, match=r"give single samples .* where batch_size=None means batches: give the data"
+        ):
+            Task(net(), nn.CrossEntropyLoss(), DataLoader(dataset, batch_size=None)).draw("train")
+        with pytest.raises(TaskError, match="where an iterable means batches"):
+            Task(net(), nn.CrossEntropyLoss(), (sample for sample in dataset)).draw("train")
+        batches = DataLoader(list(zip(*(t.split(8) for t in data(20)), strict=True)), batch_size=None)
+        assert Task(net(), nn.CrossEntropyLoss(), batches).draw("train").samples == 20
 
     def test_batches_stay_whole_without_rebatching(self):
         batches = [(torch.randn(6, 5).double(), torch.randint(3, (6,))) for _ in range(5)]

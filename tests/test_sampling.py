@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from landscape import Hessian, Objective, Task, eigenpairs, measurements, sampling_error, sharpness, to_precision, trace
 from landscape.batch import batch_size_of
@@ -259,6 +260,21 @@ def test_a_small_split_is_measured_whole_at_once() -> None:
     assert (found.settings["stages"], found.work, found.error[0]) == ([1000], 1.0, 0)
     few = to_precision(regression(5), top, 0.05)
     assert (few.samples, few.status) == (5, "complete")
+
+
+@pytest.mark.parametrize("given", ["drop_last", "half"])
+def test_a_loader_that_gives_less_than_its_data_set_has_an_end(given: str) -> None:
+    """It went on drawing the same samples for ever where the precision wasn't reached."""
+    x, y = regression(1000).train
+    data = TensorDataset(x, y)
+    half = SubsetRandomSampler(range(700), generator=torch.Generator())
+    loader = DataLoader(data, 64, drop_last=True) if given == "drop_last" else DataLoader(data, 64, sampler=half)
+    found = to_precision(regression().replace(train=loader), top, 1e-4, start=100)
+    count = 960 if given == "drop_last" else 700
+    assert (found.samples, found.population, found.status, found.error[0]) == (count, count, "complete", 0)
+    # The parts of one half are no parts of the other.
+    if given == "half":
+        assert sampling_error(regression().replace(train=loader, max_samples=100), top, of="data").population == 700
 
 
 def test_max_samples_is_the_most_that_is_drawn() -> None:

@@ -149,10 +149,14 @@ def to_precision(
             part = task.replace(max_samples=int(want))
             draw = part.draw(split)
             available = math.inf if draw.available is None else draw.available
-            # A draw smaller than asked for: the data ended, or the next whole batch would not have fitted.
             if not stages and available <= min(SMALL * start, most):
-                draw = (part := task.replace(max_samples=int(available))).draw(split)
-            ended = draw.samples >= available or (draw.available is None and draw.samples < want)
+                want = available
+                draw = (part := task.replace(max_samples=int(want))).draw(split)
+            # All of a split may be fewer samples than it has: a loader drops its last ones (drop_last=True). A smaller
+            # draw than asked for says that the data ended, or that the next whole batch would not have fitted.
+            ended = max(want, draw.samples) >= available or (draw.available is None and draw.samples < want)
+            if stages and not ended and draw.samples <= stages[-1].samples:
+                return _result(stages, float(available), settings, precision, began)
             bar.total = bar.n + (1 if ended else 3) * draw.samples
             if ended:
                 stages.append(_whole(part, measure, draw, bar))
