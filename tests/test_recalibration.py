@@ -308,6 +308,10 @@ SEPARABLE = np.eye(4)[np.arange(80) % 4] * 3.0
     [
         ({"method": "platt"}, "'platt' is not one of 'temperature', 'vector', 'isotonic', 'histogram'"),
         ({"logits": SEPARABLE, "labels": np.arange(80) % 4}, r"no minimum above T=0\.001: .* apart perfectly"),
+        (
+            {"logits": SEPARABLE * 1e-8, "labels": np.where(np.arange(80) < 8, 0, np.arange(80) % 4)},
+            r"no minimum above T=0\.001: the logits are more than 1,000 times too small",
+        ),
         ({"logits": SEPARABLE, "labels": (np.arange(80) + 1) % 4}, r"no minimum below T=1000"),
         ({"logits": np.ones((80, 4)), "labels": np.arange(80) % 4}, "every temperature fits alike"),
         ({"logits": None, "probabilities": np.eye(4)[np.arange(80) % 4]}, r"row 0 has a probability of exactly 0 \(80"),

@@ -226,8 +226,9 @@ class Temperature(Result, kind="temperature", section="calibration"):
 
     `status` is "complete" at an interior minimum, "partial" where there is none within `bounds`; `value` is NaN then
     and the other numbers are those at the bound, except where every temperature fits alike. `outcome` says which:
-    "converged", "at the lower bound" (the labels can be told apart perfectly: ever sharper is ever better),
-    "at the upper bound" (the logits say nothing about the labels) or "flat" (every temperature fits alike; 1).
+    "converged", "at the lower bound" (the labels can be told apart perfectly: ever sharper is ever better; or the
+    logits are more than 1,000 times too small), "at the upper bound" (the logits say nothing about the labels) or
+    "flat" (every temperature fits alike; 1).
     """
 
     value: float = array(stderr="stderr", doc="fitted temperature")

@@ -84,7 +84,7 @@ def temperature_of(predictions: Predictions, settings: Mapping[str, Any] | None 
         bounds=BOUNDS,
         outcome=outcome,
         status="complete" if outcome == "converged" else "partial",
-        checks=(_check(outcome, found),),
+        checks=(_check(outcome, found, apart=slope.apart),),
         settings={**(settings or {}), "input": "logits", "dtype": predictions.dtype},
         warnings=predictions.warnings,
         cost=Cost(seconds=time.perf_counter() - start),
@@ -112,10 +112,12 @@ def _numbered(groups: Any) -> np.ndarray:
     return np.unique(groups.cpu().numpy(), return_inverse=True)[1].reshape(-1)
 
 
-def _check(outcome: str, slope: float) -> Check:
+def _check(outcome: str, slope: float, *, apart: bool) -> Check:
+    small = f"the logits are more than {1 / BOUNDS[0]:,.0f} times too small"
     message = {
         "converged": "the temperature is a minimum of the NLL",
-        "at the lower bound": f"no minimum above T={BOUNDS[0]:g}: the logits tell these labels apart perfectly",
+        "at the lower bound": f"no minimum above T={BOUNDS[0]:g}: "
+        + ("the logits tell these labels apart perfectly" if apart else small),
         "at the upper bound": f"no minimum below T={BOUNDS[1]:g}: the logits say nothing about these labels, or are "
         f"more than {BOUNDS[1]:,.0f} times too large",
         "flat": "every temperature fits alike (the logits of each row are equal): T=1 kept",
@@ -129,7 +131,9 @@ class _Slope:
     def __init__(self, predictions: Predictions) -> None:
         self.columns = Columns(predictions)
         self.evaluations = 0
-        self.flat = all(z.min() == 0 for z, _ in self.columns)  # the largest of each column is 0
+        # The largest of each column is 0.
+        self.flat = all(z.min() == 0 for z, _ in self.columns)
+        self.apart = all((z[y, np.arange(len(y))] == 0).all() for z, y in self.columns)
 
     def __call__(self, x: float) -> tuple[float, float]:
         """Return the slope of the NLL in 1/T at 1/T = exp(x), and its derivative with respect to x."""
