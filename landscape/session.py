@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from .aliases import following, refuse_shared_memory
 from .batch import in_precision
@@ -272,9 +272,9 @@ def _mode(model: nn.Module, mode: str, batchnorm: str) -> Iterator[None]:
     yield
 
 
-def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """Return the layers that keep running statistics of the batches they see."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+def batchnorm_layers(model: nn.Module) -> list[_NormBase]:
+    """Return the layers that keep running statistics: BatchNorm, and InstanceNorm with track_running_stats=True."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
 
 
 @contextlib.contextmanager

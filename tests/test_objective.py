@@ -665,6 +665,23 @@ class TestBatchNorm:
                 assert model[1].running_mean.numpy() == pytest.approx(hidden.detach().mean(0).numpy(), rel=1e-12)
             assert not model[1]._forward_pre_hooks
 
+    @pytest.mark.parametrize("batchnorm", ["eval", "batch", "recompute"])
+    def test_instance_norm_with_running_statistics_follows_the_policy_too(self, batchnorm):
+        torch.manual_seed(0)
+        norm = nn.InstanceNorm1d(4, track_running_stats=True)
+        model = nn.Sequential(nn.Conv1d(2, 4, 1), norm, nn.Tanh(), nn.Flatten(), nn.Linear(20, 3)).double()
+        x, y = torch.randn(20, 2, 5).double(), torch.arange(20) % 3
+        model(x)
+        batches = list(zip(x.split([13, 7]), y.split([13, 7]), strict=True))
+        with Objective(Task(model, nn.CrossEntropyLoss(), batches, batchnorm=batchnorm)) as objective:
+            loss = objective.evaluate().loss
+        hidden = model[0](x).detach()
+        if batchnorm == "recompute":
+            norm.running_mean.copy_(hidden.mean(2).mean(0))
+            norm.running_var.copy_(hidden.var(2).mean(0))
+        model.train(batchnorm == "batch")
+        assert loss == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
+
     def test_batch_uses_those_of_each_batch(self):
         model, (x, y) = net(), data()
         with Objective(Task(model, nn.CrossEntropyLoss(), (x, y), batchnorm="batch")) as objective:
