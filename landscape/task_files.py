@@ -246,11 +246,13 @@ def _marked(tree: ast.Module, path: Path, *, own: bool = False) -> tuple[list[st
     imports from a file beside it, or from this package, counts as it does there: files are read, and none is run.
     `own`: a module of this package, where the decorator may be imported relatively.
     """
-    return _marked_in(tree, path, own, frozenset({path.resolve()}))
+    return _marked_in(tree, path, own, {path.resolve(): []})
 
 
-def _marked_in(tree: ast.Module, path: Path, own: bool, seen: frozenset[Path]) -> tuple[list[str], set[str]]:
-    imported = dict.fromkeys(_imported(tree, path, seen), True)
+def _marked_in(tree: ast.Module, path: Path, own: bool, read: dict[Path, list[str]]) -> tuple[list[str], set[str]]:
+    # Each file is read once: along every path of a project's imports they would be read for minutes. Our own modules
+    # mark their functions themselves.
+    imported = {} if own else dict.fromkeys(_imported(tree, path, read), True)
     names = _decorators(tree, own)
     defined: dict[str, bool] = {}
     for node in tree.body:
@@ -293,8 +295,11 @@ def _decorators(tree: ast.Module, own: bool) -> set[str]:
     return names
 
 
-def _imported(tree: ast.Module, path: Path, seen: frozenset[Path]) -> list[str]:
-    """Return the names under which a file imports marked functions from files beside it or from this package."""
+def _imported(tree: ast.Module, path: Path, read: dict[Path, list[str]]) -> list[str]:
+    """Return the names under which a file imports marked functions from files beside it or from this package.
+
+    `read` holds what was found in the files that were read; of one that is being read (a cycle) nothing yet.
+    """
     found = []
     for node in _at_the_top(tree.body):
         if not isinstance(node, ast.ImportFrom) or node.level > 1 or not node.module:
@@ -303,15 +308,18 @@ def _imported(tree: ast.Module, path: Path, seen: frozenset[Path]) -> list[str]:
         if file is None and not node.level and _OWN_MODULE.fullmatch(node.module):
             with contextlib.suppress(TaskError):
                 file, own = _own_module(node.module), True
-        if file is None or file.resolve() in seen:
+        if file is None:
             continue
-        with contextlib.suppress(TaskError):  # what is wrong there is said where it is imported
-            marked, _ = _marked_in(_parsed(_read(file), file), file, own, seen | {file.resolve()})
-            for a in node.names:
-                if a.name == "*":
-                    found += [name for name in marked if not name.startswith("_")]
-                elif a.name in marked:
-                    found.append(a.asname or a.name)
+        resolved = file.resolve()
+        if resolved not in read:
+            read[resolved] = []
+            with contextlib.suppress(TaskError):  # what is wrong there is said where it is imported
+                read[resolved] = _marked_in(_parsed(_read(file), file), file, own, read)[0]
+        for a in node.names:
+            if a.name == "*":
+                found += [name for name in read[resolved] if not name.startswith("_")]
+            elif a.name in read[resolved]:
+                found.append(a.asname or a.name)
     return found
 
 

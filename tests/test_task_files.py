@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from landscape import task_files
 from landscape.errors import LandscapeError, TaskError
 from landscape.task_files import (
     LoadedTask,
@@ -148,6 +150,21 @@ def test_a_file_beside_that_cannot_be_read_is_said_where_it_is_imported(here):
     _write("broken.py", "def (:\n")
     _write("chosen.py", TINY + "from broken import *\n")
     assert "broken.py, line 1: SyntaxError" in _line(load_task, "chosen.py:tiny")
+
+
+def test_each_file_of_a_project_is_read_once_however_its_imports_cross(here, monkeypatch):
+    """Twelve modules that all import each other: along every path they would be read ten million times."""
+    names = [f"part{i}" for i in range(12)]
+    crossed = "".join(f"from {name} import *\n" for name in names)
+    for name in names:
+        _write(f"{name}.py", f"from __future__ import annotations\nfrom landscape.probes import *\n{crossed}")
+    _write("part11.py", TINY)
+    # Only read: running such modules is Python's affair.
+    read: list[Path] = []
+    monkeypatch.setattr(task_files, "_read", lambda path: read.append(path) or path.read_bytes())
+    tree = ast.parse(f"from part0 import *\n{crossed}")
+    assert task_files._marked(tree, here / "my_task.py") == (["tiny"], set())
+    assert len(read) == len(set(read)) == 13  # landscape.probes is one of them, and what it imports none
 
 
 def test_siblings_are_found_and_kept_apart(here):
