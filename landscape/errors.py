@@ -35,6 +35,10 @@ class MissingSplitError(TaskError, MeasurementError):
     """A measurement needs data of a split that the task has not: others may be measured."""
 
 
+class NoLabelsError(MeasurementError):
+    """Class labels are asked of a task that has none there, such as a regression or a model that generates."""
+
+
 class OutOfMemory(MeasurementError):
     """No memory left, with the batches as small as the task allows."""
 

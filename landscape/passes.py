@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batch import batch_size_of
-from .errors import MeasurementError, ObjectiveError
+from .errors import NoLabelsError, ObjectiveError
 from .labels import known_ignore_index, labels_of_each, rights_of_samples, rows_of_samples
 from .outputs import lacking_labels, predicted
 from .perplexity import Likelihood, is_language_model, likelihood, nll_of_samples
@@ -178,7 +178,7 @@ class Predicted:
 def all_predictions(objective: Objective) -> Predicted:
     """See `Objective.all_predictions`."""
     if not objective.has_labels:
-        raise MeasurementError(lacking_labels(objective.task, objective.split))
+        raise NoLabelsError(lacking_labels(objective.task, objective.split))
     found, groups, several, seen = [], [], set(), 0
     with objective.measuring():
         for i in range(len(objective)):

@@ -14,7 +14,7 @@ from landscape.archive.schema import Subject, dump_json, load_json, plain
 from landscape.archive.writer import ArchiveWriter
 from landscape.data import first_line
 from landscape.differences import differences
-from landscape.errors import MeasurementError, ObjectiveError, OutOfMemory
+from landscape.errors import MeasurementError, NoLabelsError, ObjectiveError, OutOfMemory
 from landscape.identity import describe
 from landscape.journal import Journal, keeping
 from landscape.memory import REMEDY, ran_out
@@ -145,7 +145,9 @@ class Execution:
                 raise
             self.missing[m.name] = reason = _reason(error)
             # Kept back until something is measured, so that a run without any result leaves no file.
-            self.unwritten.append(not_measured(m, c.options, reason))
+            # A model that is no classifier lacks nothing: the preset's calibration is told of, and is no failure.
+            if c.named or not isinstance(error, NoLabelsError):
+                self.unwritten.append(not_measured(m, c.options, reason))
         else:
             found = self._named(c, [result, *(result.along or ())])
             asked = dump_json(self._asked(c))

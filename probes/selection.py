@@ -23,11 +23,14 @@ class UnknownName(MeasurementError):
 
 @dataclass(frozen=True)
 class Chosen:
-    """One measurement to run, with the options to run it with; `given` if the user set any of them."""
+    """One measurement to run, with the options to run it with; `given` if the user set any of them, `named` if the user
+    asked for it or its section.
+    """
 
     measurement: Measurement
     options: Mapping[str, Any]
     given: bool
+    named: bool = False
 
 
 def choose(
@@ -69,7 +72,7 @@ def choose(
             settings = m.settings(preset, **given)
             if m.check is not None:
                 m.check(**settings)
-            chosen.append(Chosen(m, settings, bool(given)))
+            chosen.append(Chosen(m, settings, bool(given), asked))
     unused = [name for name in options if name not in {c.measurement.name for c in chosen}]
     if unused:
         raise UnknownName(f"options are set for {unused[0]!r}, which is not measured; add it to what is asked for")

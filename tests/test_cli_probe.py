@@ -65,6 +65,17 @@ def test_what_was_not_measured_is_null(world):
     assert found["loss"]["train"] > 0
 
 
+def test_a_model_that_is_no_classifier_lacks_nothing(world):
+    """The preset's calibration is told of and fails nothing; one that was asked for by name does."""
+    asked = ("probe", "plain.pt", "--task", "tasks.py:own_loss", "--max-samples", "8")
+    only = ("--only", "performance,calibration")
+    for more, failed, out in ((("--grid", "3"), False, "usual.h5"), (only, True, "named.h5")):
+        said = landscape(*asked, *more, "-o", out, "--preset", "quick").stderr
+        assert "not measured: calibration: the task Sequential has no class labels" in " ".join(said.split())
+        assert ("FAILED" in landscape("show", out).stdout) == failed
+        assert (open_archive(out).select("calibration") != []) == failed
+
+
 def test_not_finite_is_null_with_a_warning(world):
     result = landscape("probe", "plain.pt", "--task", "tasks.py:regression", "--only", "performance", "--json")
     (found,) = json.loads(result.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))["results"]
