@@ -21,7 +21,7 @@ def finish(
     path: Path, run: Run, sink: Sink, opened: Opened, status: str, over_budget: Iterable[str], seconds: float
 ) -> str | None:
     """Put the rows into the archive, give it this status, and let others write it; returns what went wrong, None if
-    nothing. `over_budget` is noted; `seconds` were spent recording.
+    nothing. `over_budget` is noted; `seconds` were spent recording, in all sessions.
     """
     sink.open()
     for told in over_budget:
@@ -29,7 +29,7 @@ def finish(
     if sink.lost:
         sink.event(run.step, "lost_rows", f"{sink.lost} rows could not be written")
     problem = sink.close()
-    elapsed = sink.elapsed
+    elapsed = sink.earlier + sink.elapsed
     try:
         compact(
             path,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from landscape.archive.compaction import begin_run, set_status
@@ -76,6 +77,14 @@ class Opened:
             rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
             found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
         return found
+
+    def spent(self) -> tuple[float, float]:
+        """Return the seconds that earlier sessions took, and those of them that went into recording."""
+        series = self.earlier.get("time")
+        if series is None or not len(series.steps):
+            return 0.0, 0.0
+        elapsed, recording = (float(np.nanmax(series.column(n), initial=0.0)) for n in ("elapsed", "recording"))
+        return elapsed, recording
 
     def epochs(self, step: int) -> int:
         """Return how many epochs had ended at this step of the earlier record."""

@@ -68,6 +68,8 @@ class Recording:
         self._optimizers, self._rank, self._world = optimizers, rank, world
         self._first = run.followed[0].name
         self.logged = Logged(run)
+        #: Of a resumed run, seconds that earlier sessions spent recording; budgets are each session's own.
+        sink.earlier, self._earlier = opened.spent()
         #: Seconds spent recording so far.
         self.seconds = 0.0
         self.all_steps = 0
@@ -81,7 +83,7 @@ class Recording:
     def start(self, probes: Sequence[Probe]) -> None:
         """Begin: probes declare what they record, hooks are attached, and a resumed run goes on from where it was."""
         own = (
-            Quantity("time", ("elapsed", "recording"), "s", "seconds since the run began, and those spent recording"),
+            Quantity("time", ("elapsed", "recording"), "s", "seconds of training since the run began, and recording"),
         )
         self._sink.declare(own)
         decided = self._opened.decisions()
@@ -144,7 +146,8 @@ class Recording:
             if self._pauses:
                 self._after_step(number)
             now = time.perf_counter()
-            sink.record("time", number, (now - sink.began, before + now - started))
+            elapsed = sink.earlier + now - sink.began
+            sink.record("time", number, (elapsed, self._earlier + before + now - started))
         sink.commit()
         self.seconds = before + time.perf_counter() - started
 
@@ -312,7 +315,8 @@ class Recording:
         if self._rank:
             return
         told = [*(t.over_budget(self._sink.elapsed) for t in self._probes), self._over_budget()]
-        problem = finish(self._path, self._run, self._sink, self._opened, status, filter(None, told), self.seconds)
+        seconds = self._earlier + self.seconds
+        problem = finish(self._path, self._run, self._sink, self._opened, status, filter(None, told), seconds)
         if problem is not None:
             warnings.warn(problem, RuntimeWarning, stacklevel=3)
 

@@ -34,6 +34,8 @@ class Sink:
         self._on_device: list[tuple[str, int, torch.Tensor]] = []
         self._waiting: list[dict[str, Any]] = []
         self.began = time.perf_counter()
+        #: Seconds that earlier sessions of a resumed run took.
+        self.earlier = 0.0
         self._said = False
         self._lost = 0
 
@@ -49,7 +51,7 @@ class Sink:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since this session of the run began."""
         return time.perf_counter() - self.began
 
     def declare(self, quantities: Sequence[Quantity]) -> None:
@@ -116,7 +118,7 @@ class Sink:
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Note what happened."""
-        event = {"step": step, "kind": kind, "message": message, "seconds": round(self.elapsed, 3)}
+        event = {"step": step, "kind": kind, "message": message, "seconds": round(self.earlier + self.elapsed, 3)}
         if self._writer is None:
             self._waiting.append(event)  # it alone is no reason to open a segment before everything is declared
         else:

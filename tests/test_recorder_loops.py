@@ -6,6 +6,7 @@ import gc
 import itertools
 import math
 import os
+import time
 import warnings
 
 import numpy as np
@@ -439,6 +440,23 @@ class TestResuming:
         h = history(tmp_path)
         assert h["loss"].superseded.sum() == 5
         np.testing.assert_array_equal(h.current()["loss"].steps, np.arange(1, 11))
+
+    def test_the_seconds_of_all_sessions_count(self, tmp_path, monkeypatch):
+        """A resumed run said to have taken the seconds of its last session, for the steps of all."""
+        clock = itertools.count(step=0.5)  # each look at the clock is half a second later
+        for _ in range(3):
+            model, optimizer = small()
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "perf_counter", lambda: float(next(clock)))
+                with Recorder(tmp_path / "run.h5", model, optimizer, resume=True) as rec:
+                    steps(model, optimizer, 4, rec)
+            archive = open_archive(tmp_path / "run.h5")
+            took = [archive.history["time"].column(n) for n in ("elapsed", "recording")]
+            assert all((np.diff(of) > 0).all() for of in took)
+            assert archive.attributes["seconds"] >= took[0][-1] > took[1][-1] > 0
+            assert archive.attributes["seconds"] >= 0.5 * next(clock) * 0.8
+            events = [e.seconds for e in archive.history.events]
+            assert events == sorted(events)
 
     @pytest.mark.parametrize("killed", [False, True])
     def test_from_the_start_supersedes_step_0_too(self, tmp_path, killed):
