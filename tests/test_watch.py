@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from recorded_training import small, steps
 from recorded_world import begin, session
 
 from landscape import open_archive, save_archive
@@ -27,6 +28,7 @@ from landscape.archive.segments import hold, live_folder
 from landscape.archive.watching import Curve, Watched
 from landscape.cli.main import main
 from landscape.errors import ArchiveError
+from landscape.probes import Recorder
 from landscape.report.textplot import Drawn, Pen, plot, short
 from landscape.report.watching import frame, summary
 
@@ -296,6 +298,17 @@ class TestFrames:
         assert "6  skipped step (2 times)  thrown away" in text
         assert "9  lost rows  3 rows could not be written" in text
         assert "gradient norm" in summary(watched)
+
+    def test_only_losses_of_held_out_data_are_drawn_as_the_loss(self, tmp_path):
+        """The loss of a GAN's discriminator stood there as "loss", and was no validation of anything."""
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for _ in range(3):
+                rec.log(d_loss=1.5, g_loss=0.5, **{"val/loss": 2.5})
+                steps(model, optimizer, 1, None)
+        watched = Watched(tmp_path / "run.h5")
+        watched.refresh()
+        assert {"loss 2.5", "d_loss 1.5", "g_loss 0.5"} <= set(summary(watched).split(", "))
 
     @pytest.mark.parametrize("size", [(30, 10), (60, 24), (80, 24), (200, 60)])
     def test_it_fits(self, path, size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,6 +21,8 @@ _EVENT_LINES = 3
 _STATUS = {"running": "green", "complete": "green", "killed": "red", "failed": "red", "interrupted": "yellow"}
 #: Kinds of events that are bad news.
 _BAD = ("lost_rows", "probe_failed", "not_finite", "failed")
+#: Names of logged losses that are those of held-out data; "d_loss" of a GAN is none.
+_HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|test|dev|held)(?![a-z])", re.IGNORECASE)
 #: Settings that are shown first.
 _FIRST = ("loss", "optimizer", "lr", "schedule", "batch_size", "seed")
 
@@ -195,7 +198,7 @@ def _of_each_optimizer(
 
 
 def _validation(watched: Watched) -> list[tuple[str, str]]:
-    keys = [("logged", name) for _, name in _of(watched, "logged") if "loss" in name]
+    keys = [("logged", name) for _, name in _of(watched, "logged") if "loss" in name and _HELD_OUT.search(name)]
     return keys[:1] or [key for key in _of(watched, "calibration", "nll")[:1] if key[1] != "nll"]
 
 
