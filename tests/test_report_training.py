@@ -17,6 +17,7 @@ from landscape.archive.history import Event, History
 from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
 from landscape.archive.writer import save_archive
+from landscape.report.figures.training import gradients
 from landscape.report.formats import write_report
 from landscape.report.recorded import CURVE_BUCKETS, MAP_BUCKETS, MOST_ROWS, reduce
 from landscape.report.runs import gather, make_run, trainings, unique
@@ -144,6 +145,25 @@ class TestPage:
         assert "Records of up to 5,000 rows are drawn in buckets of about" in found.text
         assert {"loss", "loss_min", "loss_max"} <= set(found.charts["losses"]["series"][0]["columns"])
         assert "drawn in buckets" not in page([make_run("a", [], history=history(steps=200))]).text
+
+    def test_gradients_of_sharpness_aware_steps_compare_at_the_weights(self):
+        def run(name, index, events=(), **norms):
+            parts = [series(q, ("global",), np.arange(1, 5), [v] * 4) for q, v in norms.items()]
+            return make_run(name, [], history=given(*parts, events=events), index=index)
+
+        plain = run("plain", 0, gradient_norm=1.0)
+        climbs = run("climbs", 1, [Event(0, "sharpness_aware", "SAM climbs")], gradient_norm=5.0, ascent_norm=2.5)
+        foreign = run("foreign", 2, [Event(0, "sharpness_aware", "SAM climbs")], gradient_norm=4.0)
+        chart = gradients([plain, climbs])
+        assert [key for key, _ in chart.controls[0].options] == ["after", "ascent"]
+        drawn = [(t["run"], str(t["y"])) for t in chart.panels[0].views["ascent.linear"]]
+        assert [run for run, _ in drawn] == [0, 1]
+        assert ["gradient_norm" in drawn[0][1], "ascent_norm" in drawn[1][1]] == [True, True]
+        assert "Of climbs it is the norm at the weights that SAM climbed to" in chart.caption
+        alone = gradients([plain, foreign])
+        assert [key for key, _ in alone.controls[0].options] == ["after"]
+        assert "Of foreign it is the norm" in alone.caption
+        assert "SAM" not in gradients([plain]).caption
 
     def test_the_layers_of_all_runs_share_one_color_scale(self):
         runs = unique([make_run(str(i), [], history=history(i)) for i in range(3)])

@@ -398,6 +398,8 @@ def training(found: Sequence[tuple[Run, Any]], panels: Sequence[Panel]) -> tuple
         how += "Losses are those that went into each optimizer step. "
     if "gradient_norm" in drawn:
         how += "Gradient norms are those that the optimizer used (after clipping). "
+        if any(event.kind == "sharpness_aware" for _, history in found for event in history.events):
+            how += "SAM's are at the weights that it climbed to. "
     if LAMBDA_MAX in panels:
         keys = ["cohen2021gradient"] * (len(moved) < len(found)) + ["cohen2022adaptive"] * bool(moved)
         # What the last measurement of each run was held to.

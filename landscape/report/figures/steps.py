@@ -29,7 +29,8 @@ class Curve:
     """One column of a quantity in a chart: how it is dashed, what it is called, and the columns of its interval.
 
     `markers` marks single points, where they are few, and joins them; `joined` joins them unmarked. `error` is the
-    (quantity, column) that holds what its bars reach over, up and down.
+    (quantity, column) that holds what its bars reach over, up and down. `without` names a quantity whose runs it leaves
+    out: they have a curve of that one in its place.
     """
 
     quantity: str
@@ -40,6 +41,7 @@ class Curve:
     markers: bool = False
     joined: bool = False
     error: tuple[str, str] | None = None
+    without: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _columns(found: Curves, views: Sequence[View], quantity: str) -> list[str]:
 
 def _traces(run: Run, curve: Curve, view: View, at: dict[tuple[int, str], tuple[int, Curves]]) -> list[dict]:
     found = at.get((run.index, curve.quantity))
-    if found is None:
+    if found is None or (run.index, curve.without) in at:
         return []
     i, kept = found
     if curve.column not in _columns(kept, [view], curve.quantity):

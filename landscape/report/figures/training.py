@@ -13,7 +13,7 @@ from .steps import Curve, View, over_steps
 #: Quantities that a chart of their own shows; all others stand in the last one.
 _SHOWN = {
     "loss", "logged", "metrics", "learning_rate", "momentum", "weight_decay", "scheduled", "gradient_norm",
-    "gradient_norm_before", "clip", "update", "update_norm", "weight_norm", "noise_scale", "eigenvalue",
+    "gradient_norm_before", "ascent_norm", "clip", "update", "update_norm", "weight_norm", "noise_scale", "eigenvalue",
     "eigenvalue_residual", "curvature", "calibration",
 }  # fmt: skip
 
@@ -70,7 +70,10 @@ def _moves(runs: Sequence[Run], quantity: str, column: str) -> bool:
 
 
 def gradients(runs: Sequence[Run]) -> Chart | None:
-    """Return the gradient norm that the optimizer used, the one before clipping, and the clipping itself."""
+    """Return the gradient norm that the optimizer used, the one before clipping, and the clipping itself.
+
+    Of a sharpness-aware optimizer, the one at the weights themselves, too.
+    """
     views = [
         View("after", "Norm", "gradient norm", (Curve("gradient_norm", "global", "gradient norm"),)),
         View(
@@ -81,6 +84,17 @@ def gradients(runs: Sequence[Run]) -> Chart | None:
     caption = (
         "The norm of the whole gradient, after clipping where there was any; clipping: the factor it was scaled by."
     )
+    climbing = [run.name for run in runs if "sharpness_aware" in run.recorded.events]
+    if climbing:
+        caption += (
+            f" Of {', '.join(climbing[:3])}{' and others' if len(climbing) > 3 else ''} it is the norm at the weights "
+            "that SAM climbed to, whose gradient it steps by."
+        )
+    if columns(runs, "ascent_norm"):
+        caption += " At the weights: before any ascent, as other optimizers’ is (and before clipping)."
+        others = Curve("gradient_norm", "global", "gradient norm", without="ascent_norm")
+        curves = (Curve("ascent_norm", "global", "at the weights"), others)
+        views.insert(1, View("ascent", "At the weights", "gradient norm", curves))
     return over_steps("gradients", "Gradient norm", caption, runs, views, marks=True)
 
 
