@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 #: What training is made of: the public names of the registries.
-_TRAINING = ("losses", "schedules", "optimizers")
+_TRAINING = ("losses", "schedules", "optimizers", "averages")
 
 
 @click.command(cls=Command, example="landscape list measurements --json\nlandscape list losses --check")
@@ -106,7 +106,7 @@ def _kind(entry: Any) -> str:
         return "factor" if entry.relative else "value"
     if hasattr(entry, "full_batch"):
         return "full batch" if entry.full_batch else "batches"
-    return entry.kind
+    return getattr(entry, "kind", "weights")
 
 
 def _training_text(facts: dict[str, Any]) -> str:

@@ -90,6 +90,7 @@ _NAMES = {
     "losses": "landscape.training.registries",
     "schedules": "landscape.training.registries",
     "optimizers": "landscape.training.registries",
+    "averages": "landscape.training.averaging",
     "LandscapeError": "landscape.errors",
 }
 
@@ -145,4 +146,5 @@ if TYPE_CHECKING:
     from .task_files import load_task
     from .tasks import Task, task
     from .tokens import next_token
+    from .training.averaging import averages
     from .training.registries import losses, optimizers, schedules

@@ -10,7 +10,7 @@ import torch
 from small_world import done, landscape
 from torch import nn
 
-from landscape import losses, optimizers, schedules
+from landscape import averages, losses, optimizers, schedules
 from landscape.cli.listing import _TRAINING
 from landscape.errors import TrainingError
 from landscape.reduction import split_value
@@ -317,7 +317,7 @@ def test_names_are_taken_once():
 
 @pytest.mark.parametrize("what", sorted(_TRAINING))
 def test_the_listing_shows_each_with_its_parameters_and_source(what):
-    registry = {"losses": losses, "schedules": schedules, "optimizers": optimizers}[what]
+    registry = {"losses": losses, "schedules": schedules, "optimizers": optimizers, "averages": averages}[what]
     text = done("list", what)
     shown = json.loads(done("list", what, "--json"))[what]
     assert [e["name"] for e in shown] == list(registry.names())

@@ -24,12 +24,22 @@ from .grid import FULL, Cell
 from .how import How
 from .locking import PATIENCE, locked
 from .measuring import measure_final
-from .outcome import ARCHIVE, ERROR, FINAL, LAST, CellResult, flat_numbers, read_result, write_result
+from .outcome import (
+    ARCHIVE,
+    ERROR,
+    FINAL,
+    LAST,
+    UNAVERAGED,
+    CellResult,
+    flat_numbers,
+    read_result,
+    write_result,
+)
 from .parts import Parts, make_parts
 from .recording import recording
 from .sources import Source
 from .stopping import Interrupted, Stop
-from .training import Diverged, Training
+from .training import Diverged, Training, averaged, evaluate
 
 #: Told of a training as it goes on: its cell, the training itself.
 Tell = Callable[[Cell, Training], None]
@@ -49,7 +59,8 @@ def train_cell(
     """Train one cell in a folder of its own, or go on with what is there, and return what became of it.
 
     The folder gets `run.h5` (the record of the training and the measurements of its end), `final.pt` (a checkpoint that
-    names its task and loss), `cell.json` (the result) and, while it is half-done, `last.pt`. A cell that is finished
+    names its task and loss), `cell.json` (the result) and, while it is half-done, `last.pt`. Where weights are averaged
+    `final.pt` holds the averaged ones, which are measured, and `unaveraged.pt` the last ones. A cell that is finished
     is returned as it is. On a CPU a training that was interrupted or killed ends with the same weights, bit for bit.
 
     Args:
@@ -183,11 +194,19 @@ class _Attempt:
                 self.result = replace(self.result, step=training.step, epoch=training.epoch)
             self._save(training)
         parts.driver.finish()
-        self._write_final(parts, training, facts)
+        ended, metrics = parts, dict(training.metrics)
+        if parts.average is not None:
+            self._write(UNAVERAGED, parts, training, {**facts, "average": "none"}, f"{self.cell.label}, unaveraged")
+            ended = averaged(parts, training.epoch)
+            if self.how.evaluate and parts.task.test is not None:
+                metrics |= {f"unaveraged.{k}": v for k, v in metrics.items() if k.startswith("test_")}
+                metrics |= evaluate(ended)
+        self._write(FINAL, ended, training, facts, self.cell.label)
         self._became(
             status="trained",
-            metrics=dict(training.metrics),
-            final_weights=fingerprint_of(unwrap(parts.model).state_dict()),
+            metrics=metrics,
+            notes=ended.notes,
+            final_weights=fingerprint_of(unwrap(ended.model).state_dict()),
         )
         last.unlink(missing_ok=True)
 
@@ -195,7 +214,8 @@ class _Attempt:
         write_whole(self.folder / LAST, training.state_dict())
         self._became(step=training.step, epoch=training.epoch)
 
-    def _write_final(self, parts: Parts, training: Training, facts: Mapping[str, Any]) -> None:
+    def _write(self, file: str, parts: Parts, training: Training, facts: Mapping[str, Any], name: str) -> None:
+        """Write a checkpoint of the training's end; averaged weights come without the optimizer, which took others."""
         cell, source = self.cell, self.source
         at_end = text_in_force(cell.loss, training.in_force) if cell.loss else ""
         extra = {"loss_at_end": at_end} if at_end != cell.loss else {}
@@ -204,12 +224,12 @@ class _Attempt:
             settings = source.settings(cell.settings, cell.seed)
             named = {"task": source.reference, "settings": settings, "task_loss": at_end}
         save_checkpoint(
-            self.folder / FINAL,
+            self.folder / file,
             parts.model,
-            optimizer=parts.optimizer,
+            optimizer=parts.optimizer if facts.get("average", "none") == "none" else None,
             step=training.step,
             epoch=training.epoch,
-            further={**facts, **extra, "name": cell.label},
+            further={**facts, **extra, "name": name},
             **named,
         )
 
@@ -245,6 +265,8 @@ def run_facts(cell: Cell, parts: Parts) -> dict[str, Any]:
     }
     if cell.clip is not None:
         facts["clip"] = cell.clip
+    if cell.average:
+        facts["average"] = cell.average
     facts |= {f"drive.{k}": v for k, v in cell.drive.items()}
     return facts | {k: v for k, v in cell.settings.items() if k not in facts}
 

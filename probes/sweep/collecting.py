@@ -193,6 +193,8 @@ def _group(members: Sequence[CellResult], differing: Sequence[str]) -> Group:
 def _said(name: str, value: Any) -> str:
     if name in ("loss", "schedule", "optimizer"):
         return str(value) or "own loss"
+    if name == "average":
+        return value or "no average"
     return f"{name.replace('batch_size', 'batch')} {f'{value:g}' if isinstance(value, float) else value}"
 
 

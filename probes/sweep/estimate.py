@@ -83,7 +83,7 @@ def _kind(cell: Cell) -> str:
     """Return what decides a step's time."""
     # The names alone, of what it is built around, too: settings take no time.
     name = re.findall(r"[a-z_]\w*(?=\()|^\w+$", cell.optimizer)
-    return repr((cell.loss, name, cell.batch_size, cell.clip is None, sorted(cell.settings.items())))
+    return repr((cell.loss, name, cell.batch_size, cell.clip is None, cell.average, sorted(cell.settings.items())))
 
 
 def _without_seed(cell: Cell) -> str:

@@ -41,6 +41,7 @@ class Cell:
         seed: of initial weights and data order. epochs: passes over the training data.
         settings: of the task's function.
         drive: further scalars and their schedules (`landscape.training.driver`). clip: largest gradient norm.
+        average: of the weights that the training ends with (`landscape.training.averaging`), "" for the last ones.
         name: of its folder. label: what tells it apart from the others, for people.
     """
 
@@ -55,6 +56,7 @@ class Cell:
     settings: Mapping[str, Any] = field(default_factory=dict)
     drive: Mapping[str, str] = field(default_factory=dict)
     clip: float | None = None
+    average: str = ""
     name: str = "cell"
     label: str = ""
 
@@ -72,6 +74,8 @@ class Cell:
         """All that decides its result, flat: what tells two cells apart."""
         own = {k: getattr(self, k) for k in ("loss", "schedule", "optimizer", "batch_size", "lr", "epochs", "clip")}
         drive = {f"drive.{k}": v for k, v in self.drive.items()}
+        if self.average:
+            drive["average"] = self.average
         return {**own, **drive, **{k: v for k, v in self.settings.items() if k not in own}, "seed": self.seed}
 
     @property
@@ -93,6 +97,7 @@ def grid(
     vary: Mapping[str, Sequence[Any]] | None = None,
     drive: Mapping[str, str] | None = None,
     clip: float | None = None,
+    average: Sequence[str] = ("",),
 ) -> tuple[Cell, ...]:
     """Return the full grid: every combination of what is listed, the seeds innermost.
 
@@ -110,6 +115,7 @@ def grid(
         "optimizer": tuple(str(parse_call(x, nested=True)) for x in optimizer),
         "batch_size": tuple(batch_size),
         "lr": tuple(lr),
+        "average": tuple(_canonical_average(x) for x in average),
         **{f"vary {k}": v for k, v in varied.items()},
         "seeds": seeds,
     }
@@ -165,6 +171,7 @@ def read_cells(path: str | Path, **defaults: Any) -> tuple[Cell, ...]:
         try:
             given["loss"] = _canonical_sum(given.get("loss") or "")
             given["schedule"] = str(parse_call(given.get("schedule") or SCHEDULE))
+            given["average"] = _canonical_average(given.get("average") or "")
             given["optimizer"] = str(parse_call(given.get("optimizer") or OPTIMIZER, nested=True))
             found.append(checked(Cell(**given)))
         except TrainingError as error:
@@ -198,6 +205,7 @@ def named(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     cells = tuple(cells)
     axes = [c.axes for c in cells]
     differing = [k for k in dict.fromkeys(k for a in axes for k in a) if len({_text(a.get(k)) for a in axes}) > 1]
+    differing.sort(key=lambda k: k == "seed")  # last, though not every cell has all the others
     found: list[Cell] = []
     seen: dict[str, int] = {}
     for index, (cell, own) in enumerate(zip(cells, axes, strict=True), 1):
@@ -240,6 +248,8 @@ def _label(axes: Mapping[str, Any], names: Sequence[str]) -> str:
         value = axes.get(name)
         if name in ("loss", "schedule", "optimizer"):
             said.append(str(value).replace(" ", "") if value else "own loss")
+        elif name == "average":
+            said.append(str(value).replace(" ", "") if value else "no average")
         elif name == "batch_size":
             said.append(f"batch {value}" if value is not None else "own batches")
         elif value is not None:
@@ -253,6 +263,11 @@ def _text(value: Any) -> str:
 
 def _canonical_sum(text: str) -> str:
     return " + ".join(map(str, parse_sum(text))) if text else ""
+
+
+def _canonical_average(text: str) -> str:
+    """Return how weights are averaged; "" for none and "none"."""
+    return "" if text in ("", "none") else str(parse_call(text))
 
 
 def _canonical_drive(drive: Mapping[str, str] | None) -> dict[str, str]:
@@ -271,7 +286,7 @@ def _from_csv(row: Mapping[str, str | None]) -> dict[str, Any]:
             continue
         if key.startswith("drive."):
             found["drive"][key.removeprefix("drive.")] = text
-        elif key in ("loss", "schedule", "optimizer"):
+        elif key in ("loss", "schedule", "optimizer", "average"):
             found[key] = text
         else:
             value = parse_setting(f"{key}={text}")[1]

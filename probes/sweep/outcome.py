@@ -20,6 +20,8 @@ Status = Literal["pending", "running", "interrupted", "trained", "complete", "di
 FINISHED: tuple[Status, ...] = ("complete", "diverged", "failed")
 #: Files of a cell's folder.
 ARCHIVE, FINAL, LAST, STATE, ERROR, LOCK = "run.h5", "final.pt", "last.pt", "cell.json", "error.txt", ".lock"
+#: The last weights of a training whose average is its end.
+UNAVERAGED = "unaveraged.pt"
 
 
 @dataclass(frozen=True)

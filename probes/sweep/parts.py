@@ -15,6 +15,7 @@ from landscape.outputs import forward_of
 from landscape.reduction import split_value
 from landscape.session import batchnorm_layers
 from landscape.tasks import Task
+from landscape.training.averaging import Averaging
 from landscape.training.driver import Driver, drive
 from landscape.training.recipe import Recipe
 from landscape.training.registries import losses, optimizers
@@ -31,8 +32,8 @@ CLIP, UNFREEZE = "clip", "unfreeze"
 class Parts:
     """All that a cell trains with. `groups` are the model's children that have parameters, for progressive unfreezing.
 
-    `closure` says that the optimizer's step takes one, `total` are the optimizer steps of the run, `notes` what is
-    worth knowing about it.
+    `average` is the running average of the weights (None: the last ones are kept), `closure` says that the optimizer's
+    step takes one, `total` are the optimizer steps of the run, `notes` what is worth knowing about it.
     """
 
     cell: Cell
@@ -45,6 +46,7 @@ class Parts:
     groups: tuple[nn.Module, ...]
     notes: tuple[str, ...]
     closure: bool = False
+    average: Averaging | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -96,10 +98,11 @@ def make_parts(cell: Cell, task: Task, device: torch.device | None = None) -> Pa
     total = cell.epochs * batches.per_epoch
     groups = tuple(m for m in task.model.children() if any(True for _ in m.parameters()))
     driver = make_driver(cell, optimizer, task.loss, total, batches.per_epoch, len(groups))
+    average = Averaging(cell.average, task.model, total, batches.per_epoch) if cell.average else None
     notes = [*batches.notes, *driver.notes]
     if isinstance(task.loss, nn.Module) and any(p.requires_grad for p in task.loss.parameters()):
         notes.append("the loss has parameters of its own, which are not trained")
-    return Parts(cell, task, optimizer, driver, batches, device, total, groups, tuple(notes), recipe.closure)
+    return Parts(cell, task, optimizer, driver, batches, device, total, groups, tuple(notes), recipe.closure, average)
 
 
 def make_recipe(cell: Cell) -> Recipe:
@@ -124,11 +127,15 @@ def make_driver(
     return drive(optimizer, schedules, total, steps_per_epoch=per_epoch, loss=loss, values=values)
 
 
-def raw_loss(task: Task, batch: Any) -> Any:
-    """Return what the task's loss gives for a batch in training: a mean, (mean, weight) or {term: mean}."""
+def raw_loss(task: Task, batch: Any, model: nn.Module | None = None) -> Any:
+    """Return what the task's loss gives for a batch in training: a mean, (mean, weight) or {term: mean}.
+
+    `model` stands in for the task's own.
+    """
+    model = task.model if model is None else model
     if task.batch_loss is not None:
-        return task.batch_loss(task.model, batch)
-    outputs, target = forward_of(task, task.model, batch)
+        return task.batch_loss(model, batch)
+    outputs, target = forward_of(task, model, batch)
     assert task.loss is not None
     return task.loss(outputs, target)
 

@@ -82,7 +82,7 @@ def range_test(
         raise TrainingError(f"rates from {low} to {high} in {steps} steps: they must rise from above 0, in 3 or more")
     source = task if isinstance(task, Source) else Source(task)
     begun = time.perf_counter()
-    cell = checked(replace(cell or Cell(), schedule="constant", lr=None, drive={}, epochs=1))
+    cell = checked(replace(cell or Cell(), schedule="constant", lr=None, drive={}, epochs=1, average=""))
     with one_thread_on_cpu(device), torch.random.fork_rng():
         parts = make_parts(cell, source.make(cell.settings, cell.seed), resolve_device(device))
         try_loss(parts)

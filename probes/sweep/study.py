@@ -47,8 +47,8 @@ class Sweep:
         out: the folder of the sweep.
         cells: instead of lists: a file of cells (.json, .jsonl, .csv), or cells of `landscape.probes.grid` or your own.
         how: recording and measuring.
-        lists: what `landscape.probes.grid` takes: loss, schedule, optimizer, batch_size, lr (a list each, or one),
-            seeds, epochs, settings, vary, drive, clip.
+        lists: what `landscape.probes.grid` takes: loss, schedule, optimizer, batch_size, lr, average (a list each, or
+            one), seeds, epochs, settings, vary, drive, clip.
 
     Raises LandscapeError for cells that can't be written so; `check` finds what else is wrong before anything trains.
     """
@@ -66,7 +66,7 @@ class Sweep:
         self.out = Path(out)
         self.how = how or How()
         if cells is None:
-            several = ("loss", "schedule", "optimizer", "batch_size", "lr")
+            several = ("loss", "schedule", "optimizer", "batch_size", "lr", "average")
             given: dict[str, Any] = {
                 k: [v] if k in several and isinstance(v, str | int | float) else v for k, v in lists.items()
             }

@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -148,6 +149,8 @@ class Training:
         self._window.append(as_tensor(value).detach())
         self.step += 1
         self.position += 1
+        if parts.average is not None:
+            parts.average.stepped(self.step)
 
     def _step_by_closure(self, batch: Any, now: Mapping[str, float]) -> torch.Tensor:
         """Take a step of an optimizer that asks for gradients by itself, several times; return the first loss."""
@@ -238,6 +241,7 @@ class Training:
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "driver": parts.driver.state_dict(),
+            "average": parts.average.state_dict() if parts.average is not None else None,
             "step": self.step,
             "epoch": self.epoch,
             "position": self.position,
@@ -261,6 +265,8 @@ class Training:
         try:
             parts.model.load_state_dict(state["model"])
             parts.optimizer.load_state_dict(state["optimizer"])
+            if parts.average is not None:
+                parts.average.load_state_dict(state["average"])
         except (RuntimeError, ValueError) as error:
             raise TrainingError(f"the saved state doesn't fit the model: {str(error).splitlines()[0]}") from error
         self.step, self.epoch, self.position = state["step"], state["epoch"], state["position"]
@@ -273,6 +279,19 @@ class Training:
         if state["groups"] != self._groups:
             self._thaw(state["groups"])
         _set_generators(state["generators"])
+
+
+def averaged(parts: Parts, epoch: int) -> Parts:
+    """Return the parts of a training that has ended with its averaged weights in the model's place.
+
+    BatchNorm's running statistics are estimated anew over the training batches of one more epoch.
+    """
+    assert parts.average is not None
+    average, task = parts.average, parts.task
+    if average.estimate_statistics(parts.batches.epoch(epoch), lambda model, batch: raw_loss(task, batch, model)):
+        note = "BatchNorm's running statistics were estimated anew at the averaged weights"
+        parts = replace(parts, notes=(*parts.notes, note))
+    return replace(parts, task=task.replace(model=average.model))
 
 
 def evaluate(parts: Parts, recorder: Log | None = None) -> dict[str, float]:
