@@ -19,6 +19,7 @@ from landscape.probes.sweep.batches import Batches
 from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import grid, read_cells
 from landscape.probes.sweep.how import How
+from landscape.report.runs import gather
 from landscape.training.averaging import Averaging
 
 NORMED = """
@@ -115,6 +116,7 @@ def test_the_end_of_a_cell_is_the_average_of_the_weights_that_it_kept(text):
     )
     one, other = read_checkpoint("c/final.pt"), read_checkpoint("c/unaveraged.pt")
     assert (one.facts["average"], other.facts["average"]) == (text, "none")
+    assert (one.step, other.step) == (None, 12)  # what was recorded at the last step is not the average's
     assert one.optimizer is None  # its moments, and its threshold, are of other weights
     assert other.optimizer is not None
     assert one.task.reference == other.task.reference == "tasks.py:tiny"
@@ -160,6 +162,8 @@ def test_the_averaged_weights_are_measured():
     result = train_cell(chosen, "tasks.py:tiny", "c", How(only=["performance"]))
     assert result.status == "complete", result.reason
     assert result.metrics["loss.test"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
+    (run,) = gather(["c/run.h5"])
+    assert "calibration" not in run.results  # recorded of the last weights, not of these
     record = open_archive("c/run.h5")
     assert record.run["average"] == "ema(decay=0.9)"
 

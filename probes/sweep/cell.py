@@ -215,7 +215,12 @@ class _Attempt:
         self._became(step=training.step, epoch=training.epoch)
 
     def _write(self, file: str, parts: Parts, training: Training, facts: Mapping[str, Any], name: str) -> None:
-        """Write a checkpoint of the training's end; averaged weights come without the optimizer, which took others."""
+        """Write a checkpoint of the training's end.
+
+        Averaged weights come without the optimizer, which stepped others, and without a step: what the recorder
+        measured at the last one is not theirs.
+        """
+        own = facts.get("average", "none") == "none"
         cell, source = self.cell, self.source
         at_end = text_in_force(cell.loss, training.in_force) if cell.loss else ""
         extra = {"loss_at_end": at_end} if at_end != cell.loss else {}
@@ -226,8 +231,8 @@ class _Attempt:
         save_checkpoint(
             self.folder / file,
             parts.model,
-            optimizer=parts.optimizer if facts.get("average", "none") == "none" else None,
-            step=training.step,
+            optimizer=parts.optimizer if own else None,
+            step=training.step if own else None,
             epoch=training.epoch,
             further={**facts, **extra, "name": name},
             **named,
