@@ -322,6 +322,21 @@ class Objective:
         """Put the weights back to the centre, exactly."""
         self.move((), ())
 
+    def held(self) -> dict[str, torch.Tensor]:
+        """Return the model's parameters and buffers by name as they are now, tied ones under each of their names."""
+        model = self.model
+        found: dict[str, torch.Tensor] = dict(model.named_buffers(remove_duplicate=False))
+        return found | dict(model.named_parameters(remove_duplicate=False))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Give what `held` does, to be written into; every later pass starts from the buffers that were left there."""
+        self.buffers.reset()
+        with torch.no_grad():
+            yield self.held()
+        self.buffers.keep()
+        self.moves += 1
+
     @contextlib.contextmanager
     def holding_statistics(self) -> Iterator[None]:
         """Hold BatchNorm statistics that are recomputed at those of the weights as they are now, to which we come back.

@@ -49,6 +49,12 @@ class Buffers:
                 held.tensor = held.module._buffers[held.key] = held.first.clone()
                 held.version = held.tensor._version
 
+    def keep(self) -> None:
+        """Let what the buffers hold now be what each pass starts from: somebody has written other values to them."""
+        for held in self._held:
+            held.tensor = held.module._buffers[held.key]  # type: ignore[assignment]
+            held.first, held.version = held.tensor.clone(), held.tensor._version
+
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Leave the buffers alone inside: torch.func has put its own in their place."""

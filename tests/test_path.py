@@ -186,6 +186,25 @@ def test_frozen_parameters_go_along():
     np.testing.assert_array_equal(interpolate(task, *states, points=4, batchnorm="interpolate").loss, free.loss)
 
 
+class Scaled(nn.Module):
+    """w x times a buffer that is no running statistic."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(scale, dtype=DOUBLE))
+        self.register_buffer("scale", torch.tensor([scale], dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale * self.weight
+
+
+def test_buffers_that_are_no_statistics_go_along():
+    ones = torch.ones(4, 1, dtype=DOUBLE)
+    found = interpolate(Task(Scaled(1.0), nn.MSELoss(), (ones, 0 * ones)), Scaled(1.0), Scaled(3.0), points=3)
+    assert found.loss[0].tolist() == [1.0, 16.0, 81.0]
+    assert found.own_loss[0].tolist() == [1.0, 81.0]
+
+
 # ------------------------------------------------------------------------------------------------------- curve
 
 

@@ -195,6 +195,26 @@ def test_recomputed_statistics_belong_to_each_checkpoint():
     assert found.loss[2] == pytest.approx(F.cross_entropy(model.eval()(x), y).item(), rel=EXACT)
 
 
+class Scaled(nn.Module):
+    """x @ w times a buffer that is no running statistic."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(values[:2], dtype=DOUBLE))
+        self.register_buffer("scale", torch.tensor([values[2]], dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weight)[:, None] * self.scale
+
+
+def test_buffers_that_are_no_statistics_belong_to_each_checkpoint():
+    x, y = torch.eye(2, dtype=DOUBLE), torch.zeros(2, 1, dtype=DOUBLE)
+    states = [Scaled(1, 0, 3), Scaled(0, 1, 5), Scaled(1, 1, 7)]
+    found = trajectory(Task(Scaled(0, 0, 1), nn.MSELoss(), (x, y)), states)
+    # mean of (w_i s)^2 over the two samples
+    np.testing.assert_allclose(found.loss, [9 / 2, 25 / 2, 49.0], rtol=1e-12)
+
+
 def test_a_large_gap_is_said():
     model = nn.Linear(3, 1, bias=False).to(DOUBLE)
     x = torch.eye(3, dtype=DOUBLE)

@@ -156,11 +156,12 @@ class _Walk:
         else:
             shares, ends = (1 - t, t), (first, last)
         set_mixed(objective.parameters, ends, shares)
-        live = beside_parameters(objective)
-        beside = [others(s, self.names) for s in (a, b)]
-        for name, tensor in live.items():
-            if name in beside[0] and mixable(tensor):
-                set_mixed([tensor], [[o[name]] for o in beside], (1 - t, t))
+        beside, measured = [others(s, self.names) for s in (a, b)], {id(p) for p in objective.parameters}
+        with objective.writing() as live:
+            for name, tensor in live.items():
+                # Further names of tied parameters are none of their own: those have moved along the curve already.
+                if name in beside[0] and id(tensor) not in measured and mixable(tensor):
+                    set_mixed([tensor], [[o[name]] for o in beside], (1 - t, t))
 
     def recompute(self) -> None:
         """Estimate BatchNorm's statistics over the train draw at every position, and keep them."""
@@ -264,16 +265,6 @@ def set_mixed(targets: Tensors, ends: Sequence[Tensors], shares: Sequence[float]
             torch.mul(parts[0][0], parts[0][1], out=target)
             for value, c in parts[1:]:
                 target.add_(value, alpha=c)
-
-
-def beside_parameters(objective: Objective) -> dict[str, torch.Tensor]:
-    """Return the model's frozen parameters and buffers by name: inside an Objective they are copies of its own.
-
-    Further names of tied parameters are none of them.
-    """
-    model, measured = objective.model, {id(p) for p in objective.parameters}
-    found: dict[str, torch.Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    return found | {n: p for n, p in model.named_parameters(remove_duplicate=False) if id(p) not in measured}
 
 
 def names_of_tied(model: nn.Module, names: tuple[str, ...]) -> dict[str, list[str]]:

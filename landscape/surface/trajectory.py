@@ -22,7 +22,7 @@ from ..tasks import Task
 from . import checks
 from .directions import PARALLEL, Direction, cosine
 from .grid import plane
-from .path import beside_parameters, paired_error
+from .path import paired_error
 from .routes import MARGIN, Trajectory
 from .rows import MEMORY, Rows
 from .slices import Plane
@@ -252,19 +252,14 @@ def _losses(task: Task, rows: Rows, projected: _Projection, split: str, progress
     model = unwrap(task.model)
     with holding(model, rows.final), Objective(task, split) as objective:
         axes = [d.fitted(objective).tensors(objective.names) for d in projected.axes]
-        live = beside_parameters(objective)
         true, drawn = [], []
-
-        def beside(state: State) -> None:
-            for name, value in others(state, rows.names).items():
-                if name in live:
-                    live[name].copy_(value)
 
         with tqdm(total=2 * rows.shape[0], desc="losses", unit="point", leave=False, disable=not progress) as bar:
             for state in rows.read():
                 objective.reset()  # also has statistics that are recomputed done anew
-                with torch.no_grad():
-                    beside(state)
+                with objective.writing() as live:
+                    for name, value in others(state, rows.names).items():
+                        live[name].copy_(value)
                     for p, w in zip(objective.parameters, state.chosen(objective.names), strict=True):
                         p.copy_(w)
                 true.append(objective.evaluate(stderr=True))
