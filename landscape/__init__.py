@@ -59,6 +59,8 @@ _NAMES = {
     "plane": "landscape.surface.grid",
     "Path": "landscape.surface.routes",
     "interpolate": "landscape.surface.path",
+    "Alignment": "landscape.alignment.aligned",
+    "align": "landscape.alignment.permuting",
     "Trajectory": "landscape.surface.routes",
     "trajectory": "landscape.surface.trajectory",
     "trajectory_plane": "landscape.surface.trajectory",
@@ -98,6 +100,8 @@ __getattr__, __dir__ = attach(__name__, _NAMES)
 __all__ = sorted([*_NAMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from .alignment.aligned import Alignment
+    from .alignment.permuting import align
     from .archive.reader import Archive, open_archive
     from .archive.schema import Subject
     from .archive.writer import save_archive

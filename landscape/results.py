@@ -34,6 +34,7 @@ RESULT_MODULES = (
     "landscape.surface.slices",
     "landscape.surface.routes",
     "landscape.surface.fields",
+    "landscape.alignment.aligned",
     "landscape.calibration.table",
     "landscape.calibration.recalibrated",
     "landscape.calibration.samples",

@@ -29,6 +29,7 @@ TORCH_FREE = (
     "landscape.errors", "landscape.results", "landscape.performance", "landscape.curvature.spectrum",
     "landscape.curvature.estimates", "landscape.curvature.kernels",
     "landscape.surface.slices", "landscape.surface.routes", "landscape.surface.fields",
+    "landscape.alignment.aligned",
     "landscape.calibration.table", "landscape.archive", "landscape.report", "landscape.comparison",
 )  # fmt: skip
 #: Third-party package -> the only folder that may import it.

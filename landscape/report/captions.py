@@ -133,7 +133,8 @@ def _path(found: Found, quantity: str, scale: str) -> str:
     for _, x in found:
         highest = int(np.argmax(np.nan_to_num(x.barrier[0], nan=-np.inf)))
         height = uncertain(float(x.barrier[0][highest]), float(x.barrier_stderr[0][highest]))
-        told.append(" ± ".join(t for t in height if t) + (f" ({x.splits[0]})" if len(x.splits) > 1 else ""))
+        text = " ± ".join(t for t in height if t) + (f" ({x.splits[0]})" if len(x.splits) > 1 else "")
+        told.append(text + _aligned(x))
     names = {"linear": "a straight path", "bezier": "a trained Bezier curve"}
     ways = list(dict.fromkeys(names.get(x.curve, f"a {x.curve} curve") for _, x in found))
     return (
@@ -141,6 +142,16 @@ def _path(found: Found, quantity: str, scale: str) -> str:
         "height above the dashed line that joins them. "
         f"Highest barrier{'' if len(told) == 1 else 's'}: {_listed(told)}."
     )
+
+
+def _aligned(path: Any) -> str:
+    """Say that the units of a path's states were permuted, and what its barrier was before."""
+    if path.unaligned_barrier is None:
+        return ""
+    k = int(np.argmax(np.nan_to_num(path.unaligned_barrier[0], nan=-np.inf)))
+    before = uncertain(float(path.unaligned_barrier[0][k]), float(path.unaligned_barrier_stderr[0][k]))
+    height = " ± ".join(t for t in before if t)
+    return f", after permuting the units of each end to fit the state before it (by {path.align}; before: {height})"
 
 
 def _trajectory(found: Found, quantity: str, scale: str) -> str:

@@ -6,14 +6,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..alignment.aligned import Alignment
+from ..alignment.permuting import Method, align_states
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..parameters import trainable, unwrap
@@ -44,6 +46,7 @@ def interpolate(
     batchnorm: Statistics = "recompute",
     splits: Sequence[str] = ("train",),
     accuracy: bool = True,
+    align: Method | None = None,
     steps: int = STEPS,
     rate: float = RATE,
     seed: int = 0,
@@ -66,7 +69,11 @@ def interpolate(
             each batch's own.
         splits: the data to take the loss over, "train" and "test".
         accuracy: also the share of right labels, where the task has labels.
-        steps, rate, seed: of the curve's training; see `landscape.surface.curve.train_middle`.
+        align: "weights" or "activations" permutes the hidden units of each state but the first so that they fit those
+            of the one before it, by `landscape.align` on the train data, so that no barrier is left that comes from
+            the order of units alone, as far as it was found. Leave `batchnorm` at "recompute" then. The straight path
+            before the alignment is measured, too.
+        steps, rate, seed: of the curve's training (see `landscape.surface.curve.train_middle`) and of the alignment.
         progress: bars on stderr.
 
     Returns a Path. Frozen and complex parameters and other floating-point buffers are mixed as the weights are, along a
@@ -74,8 +81,8 @@ def interpolate(
     "finite" says so.
 
     Costs for each split one forward pass a point and one a state, one more for each point where statistics are
-    recomputed, 2 to verify the task. The states stay where they are, and come to the task's device point by point. The
-    caller's model and states are as before on every way out.
+    recomputed, 2 to verify the task; twice that and the alignments' own with `align`. The states stay where they are,
+    and come to the task's device point by point. The caller's model and states are as before on every way out.
 
     Raises CheckpointError for a state that doesn't fit the model, naming what differs; MeasurementError for fewer than
     two states, two neighbors that are identical, a state that is not finite, buffers of whole numbers that differ;
@@ -83,7 +90,7 @@ def interpolate(
     """
     if not isinstance(task, Task):
         raise TypeError(f"interpolate needs a landscape.Task, got {type(task).__name__}")
-    _check_settings(states, points, curve, batchnorm, splits)
+    _check_settings(states, points, curve, batchnorm, splits, align)
     begun = time.perf_counter()
     model = unwrap(task.model)
     names = tuple(trainable(model))
@@ -94,16 +101,47 @@ def interpolate(
         policy = "none"
     # Statistics are set here, point by point: the objective itself must leave them alone.
     ready = task.replace(batchnorm="batch" if policy == "batch" else "eval")
-    walk = _Walk(ready, names, read, points, policy, accuracy, progress)
-    trained: list[Trained] = []
-    with holding(model, read[0]):
-        if curve == "bezier":
-            trained = walk.train(steps, rate, seed)
-        if policy == "recompute":
-            walk.recompute()
-        found = [walk.evaluate(split) for split in splits]
-        distance = walk.distances()
-    return _result(walk, found, trained, splits, distance, curve, seed, time.perf_counter() - begun)
+    found: list[Alignment] = []
+    before: Path | None = None
+
+    def measured(states: Sequence[State], curve: Curve) -> Path:
+        walk = _Walk(ready, names, states, points, policy, accuracy, progress)
+        return walk.measure(curve, splits, steps, rate, seed)
+
+    if align is not None:
+        before = measured(read, "linear")
+        for i in range(1, len(read)):
+            one = align_states(task, *read[i - 1 : i + 1], method=align, split="train", seed=seed, progress=progress)
+            read[i] = replace(read[i], weights=one.weights)
+            found.append(one)
+    path = measured(read, curve)
+    if before is not None and align is not None:
+        path = _with_alignment(path, before, found, align)
+    return replace(path, cost=replace(path.cost, seconds=time.perf_counter() - begun))
+
+
+def _with_alignment(path: Path, before: Path, found: Sequence[Alignment], method: str) -> Path:
+    said = [
+        f"{one.states[1]} was permuted to fit {one.states[0]}: {int(one.moved.sum())} of {int(one.units.sum())} units "
+        f"in {len(one.units)} groups changed places, by {method}; it computes what it did before"
+        for one in found
+    ]
+    kept = [replace(c, name=f"alignment {c.name}") for one in found for c in one.checks]
+    return replace(
+        path,
+        align=method,
+        groups=np.array([len(one.units) for one in found]),
+        units=np.array([int(one.units.sum()) for one in found]),
+        moved=np.array([int(one.moved.sum()) for one in found]),
+        unaligned_loss=before.loss,
+        unaligned_barrier=before.barrier,
+        unaligned_barrier_stderr=before.barrier_stderr,
+        unaligned_distance=before.distance,
+        checks=(*path.checks, *kept),
+        warnings=tuple(dict.fromkeys((*path.warnings, *(w for one in found for w in one.warnings)))),
+        notes=tuple(dict.fromkeys((*said, *path.notes))),
+        cost=replace(path.cost, passes=path.cost.passes + before.cost.passes + sum(one.cost.passes for one in found)),
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +184,18 @@ class _Walk:
     @property
     def position(self) -> np.ndarray:
         return np.array([s + t for s, t in self.positions])
+
+    def measure(self, curve: Curve, splits: Sequence[str], steps: int, rate: float, seed: int) -> Path:
+        """Measure everything that a Path holds."""
+        begun = time.perf_counter()
+        trained: list[Trained] = []
+        with holding(unwrap(self.task.model), self.states[0]):
+            if curve == "bezier":
+                trained = self.train(steps, rate, seed)
+            if self.policy == "recompute":
+                self.recompute()
+            found = [self.evaluate(split) for split in splits]
+        return _result(self, found, trained, splits, self.distances(), curve, seed, time.perf_counter() - begun)
 
     def at(self, objective: Objective, segment: int, t: float) -> None:
         """Set parameters, frozen parameters and buffers to those of the path at t on a segment."""
@@ -277,7 +327,9 @@ def _moments(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.running_mean.clone(), layer.running_var.clone()
 
 
-def _check_settings(states: Sequence[Any], points: int, curve: str, batchnorm: str, splits: Sequence[str]) -> None:
+def _check_settings(
+    states: Sequence[Any], points: int, curve: str, batchnorm: str, splits: Sequence[str], align: str | None
+) -> None:
     if len(states) < 2:
         raise MeasurementError(f"a path needs at least two states, got {len(states)}: interpolate(task, a, b)")
     if isinstance(points, bool) or not isinstance(points, int) or points < 3:
@@ -286,6 +338,8 @@ def _check_settings(states: Sequence[Any], points: int, curve: str, batchnorm: s
         raise MeasurementError(f"curve={curve!r} is neither 'linear' nor 'bezier'")
     if batchnorm not in ("recompute", "interpolate"):
         raise MeasurementError(f"batchnorm={batchnorm!r} is neither 'recompute' nor 'interpolate'")
+    if align is not None and align not in get_args(Method):
+        raise MeasurementError(f"align={align!r} is neither 'weights' nor 'activations'")
     if isinstance(splits, str) or not splits:
         raise MeasurementError(f"splits={splits!r} must be one or both of 'train' and 'test', as a tuple")
 

@@ -29,6 +29,10 @@ class Path(Result, kind="path", section="path"):
     2). Both are maxima over the points evaluated. Standard errors of differences are paired: the same samples lie at
     every point. `own_loss` is each state's loss with its own running statistics, which may differ from the path's
     end where they are recomputed; `batchnorm` says which they are ("none" for a model without any).
+
+    `align` is "none", or how the units of each state but the first were permuted to fit those of the one before it (see
+    `align`): `groups` of units that change places together, their `units`, and how many `moved`. The straight path
+    through the states as they were, on the same points and samples, is then in the fields that begin with `unaligned`.
     """
 
     position: np.ndarray = array("position", units="segments", coordinate=True, doc="segments from the first state")
@@ -61,10 +65,31 @@ class Path(Result, kind="path", section="path"):
     training_loss: np.ndarray | None = array(
         "segment", "step", units="loss", doc="loss of each step's batch while the curve was trained", default=None
     )
+    groups: np.ndarray | None = array("segment", doc="groups of units that may change places", default=None)
+    units: np.ndarray | None = array("segment", doc="units in these groups", default=None)
+    moved: np.ndarray | None = array("segment", doc="units that changed places, to align its end", default=None)
+    unaligned_loss: np.ndarray | None = array(
+        "split", "position", units="loss", doc="mean loss on the straight path before the alignment", default=None
+    )
+    unaligned_barrier: np.ndarray | None = array(
+        "split",
+        "segment",
+        units="loss",
+        stderr="unaligned_barrier_stderr",
+        doc="barrier before the alignment",
+        default=None,
+    )
+    unaligned_barrier_stderr: np.ndarray | None = array(
+        "split", "segment", units="loss", doc="paired standard error of that barrier", default=None
+    )
+    unaligned_distance: np.ndarray | None = array(
+        "segment", units="||theta||_2 units", doc="distance between a segment's ends before the alignment", default=None
+    )
     samples: np.ndarray = array("split", doc="number of samples")
     splits: tuple[str, ...] = ("train",)
     states: tuple[str, ...] = ()
     curve: str = "linear"
+    align: str = "none"
     batchnorm: str = "none"
     seed: int | None = None
     middles: Any = beside("a state_dict for each segment: the trained middle point of a Bezier curve")
@@ -83,6 +108,27 @@ class Path(Result, kind="path", section="path"):
             "points": len(self.position),
             "curve": self.curve,
             "batchnorm": self.batchnorm,
+        } | self._before()
+
+    def _before(self) -> dict[str, Any]:
+        """Return what the alignment changed; nothing where there was none."""
+        if self.unaligned_barrier is None or self.unaligned_barrier_stderr is None or self.unaligned_distance is None:
+            return {}
+        highest = [int(np.argmax(np.where(np.isnan(row), np.inf, row))) for row in self.unaligned_barrier]
+        return {
+            "align": self.align,
+            "unaligned_barrier": {
+                split: {
+                    "value": float(self.unaligned_barrier[i, k]),
+                    "stderr": float(self.unaligned_barrier_stderr[i, k]),
+                }
+                for i, (split, k) in enumerate(zip(self.splits, highest, strict=True))
+            },
+            "groups": np.asarray(self.groups).tolist(),
+            "units": np.asarray(self.units).tolist(),
+            "moved": np.asarray(self.moved).tolist(),
+            "distance": [float(d) for d in self.distance],
+            "unaligned_distance": [float(d) for d in self.unaligned_distance],
         }
 
 

@@ -193,6 +193,15 @@ def _facts(path: Any) -> tuple[str, ...]:
     }
     if path.batchnorm in said:
         lines.append(said[path.batchnorm])
+    if path.unaligned_barrier is not None:
+        before = [
+            " ± ".join(t for t in uncertain(float(h), float(e)) if t)
+            for h, e in zip(path.unaligned_barrier[0], path.unaligned_barrier_stderr[0], strict=True)
+        ]
+        lines.append(
+            f"units of each end permuted to fit the state before it, by {path.align}; {path.splits[0]} barrier before: "
+            f"{', '.join(before)}"
+        )
     if path.curve == "bezier":
         lines.append("along a trained quadratic Bezier curve")
     return tuple(lines)
