@@ -88,7 +88,7 @@ def _reliability(history: Any) -> list[list[str]]:
 
 def archive_text(archive: Any) -> str:
     """Return what an archive holds, as much as a screen holds: for each checkpoint its numbers, then the checks."""
-    from landscape.archive.describe import printable, told
+    from landscape.archive.describe import printable, salvaged, told
     from landscape.archive.training import training_facts
 
     from .summary import summarize
@@ -107,6 +107,7 @@ def archive_text(archive: Any) -> str:
     lines = [f"{archive.path}: {', '.join([str(state), f'{n} results' if n != 1 else '1 result', *made])}"]
     if archive.run:
         lines.append("  " + "  ".join(f"{k} {v}" for k, v in archive.run.items() if isinstance(v, str | int | float)))
+    lines += [f"  {line}" for line in salvaged(archive)]
     left = sum(len(rows) for rows in archive.unfinished.values())
     if left:
         lines.append(f"  unfinished: {left:,} points of a surface; landscape probe --resume goes on from them")

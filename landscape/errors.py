@@ -27,6 +27,10 @@ class ArchiveError(LandscapeError):
     """An archive that cannot be read or written."""
 
 
+class DamagedError(ArchiveError):
+    """An archive that is not as it was written, or not all of it: `landscape repair` salvages the rest."""
+
+
 class MeasurementError(LandscapeError):
     """A measurement asked for something that it cannot give."""
 

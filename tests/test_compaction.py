@@ -216,7 +216,7 @@ class TestWhateverHappens:
             compact(path, "complete")
         same(before, open_archive(path).history)
 
-    @pytest.mark.parametrize("moment", ["copyfile", "reserve", "_write_rows", "_write_events", "fsync", "replace"])
+    @pytest.mark.parametrize("moment", ["copyfile", "reserve", "_write_rows", "write_events", "fsync", "replace"])
     def test_killed_at_each_stage_of_compaction(self, run, moment):
         before = read(run)
         where = {"copyfile": "compaction.shutil", "fsync": "os", "replace": "os"}.get(moment, "compaction")

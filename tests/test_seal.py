@@ -48,8 +48,12 @@ def test_damage_to_any_part_of_the_seal_is_said(archive):
         archive.write_bytes(whole[: 1 - place])
         with pytest.raises(ArchiveError, match="is damaged"):
             open_archive(archive)
-    archive.write_bytes(whole[:-41])  # all of the seal is gone, and nothing else
+    own = seal.own_end(whole[:48])
+    archive.write_bytes(whole[:own])  # all of the seal is gone, and nothing else
     assert len(open_archive(archive).entries) == 2
+    archive.write_bytes(whole[: own - 1])
+    with pytest.raises(ArchiveError, match="is damaged: it is cut short"):
+        open_archive(archive)
 
 
 def test_a_file_without_a_seal_is_read_as_ever(archive):

@@ -21,12 +21,14 @@ import numpy as np
 
 from ..errors import ArchiveError
 from .atomic import Partial, reserve
+from .damage import damage
 from .groups import PLAIN_DIMENSION, encode, write_group
 from .history import COMPACTED, EPOCHS, EVENTS, PROBES, STEPS, Event, Probed, live_results, read_history, result_name
 from .reader import open_archive
 from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
-from .seal import check, seal, sealed
+from .seal import check, damaged, seal, sealed
 from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, overtaken_at, segment_paths
+from .survey import readable
 
 #: Beside the archive: what could not be read when a run was put into it.
 DAMAGED = ".damaged"
@@ -162,7 +164,7 @@ def _compact(path: Path, folder: Path, partial: Partial, status: str, facts: Map
             for plan in plans:
                 _write_rows(file, plan, segments)
             _mark_overtaken(file, plans, segments)
-            _write_events(file, history.events)
+            write_events(file, history.events)
             for p in probed:
                 if p.file == path:
                     _mark_probed(file, p)
@@ -386,7 +388,8 @@ def _mark(late: np.ndarray, steps: np.ndarray, part: slice, name: str, later: Se
 # ------------------------------------------------------------------------------------------------- events and Results
 
 
-def _write_events(file: h5py.File, events: Sequence[Event]) -> None:
+def write_events(file: h5py.File, events: Sequence[Event]) -> None:
+    """Write what happened, in place of what the file holds."""
     if EVENTS in file:
         del file[EVENTS]
     if not events:
@@ -433,8 +436,10 @@ def _write_probed(file: h5py.File, probed: Probed) -> bool:
 def repair(path: str | os.PathLike[str]) -> Compacted:
     """Finish the archive of a run that was killed: put its rows into it, with the status "interrupted".
 
-    Raises ArchiveError where there is nothing to repair, or the run goes on.
+    Raises DamagedError where the archive is damaged (`salvage.salvage` helps), ArchiveError where there is nothing to
+    repair, or the run goes on.
     """
+    _refuse_damaged(Path(path))
     archive = open_archive(path)
     if archive.alive:
         raise ArchiveError(f"{path} is being written by a run that goes on; wait for its end, or stop it")
@@ -453,3 +458,16 @@ def repair(path: str | os.PathLike[str]) -> Compacted:
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise DamagedError where any byte is not as it was written, or can't be read where no checksum tells."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    if check(path, everything=True):
+        return
+    if not h5py.is_hdf5(path):
+        if damage(path).proven:
+            raise damaged(path, "its first bytes are")
+    elif not readable(path):
+        raise damaged(path, "HDF5 cannot read all of it")

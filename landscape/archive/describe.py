@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ArchiveError
 from ..results import Result, Variable
 from .reader import Archive, Entry
-from .schema import Subject, plain
+from .schema import SALVAGED, Subject, plain
 from .training import training_facts
 
 #: Columns, so that the text stands in an 80x24 terminal's wider sister and in an issue. Chosen by us.
@@ -88,6 +88,8 @@ def _head(archive: Archive, facts: Mapping[str, Any] | None) -> Iterator[str]:
     yield from _wrapped(
         f"{archive.path}: {state}, {count} result{'s' * (count != 1)}, format {about.get('format_version', '?')}"
     )
+    for line in salvaged(archive):
+        yield from _field("salvaged", line)
     rows = sum(len(r) for r in archive.unfinished.values())
     if rows:
         yield from _field("unfinished", f"{rows:,} points of a surface; landscape probe --resume goes on from them")
@@ -102,6 +104,15 @@ def _head(archive: Archive, facts: Mapping[str, Any] | None) -> Iterator[str]:
         }
         if differing:
             yield from _field("", f"other versions: {_pairs(differing)}")
+
+
+def salvaged(archive: Archive) -> list[str]:
+    """Return what is to be said of an archive that `landscape repair` made of a damaged one; nothing of others."""
+    found = archive.attributes.get(SALVAGED)
+    if not isinstance(found, Mapping):
+        return []
+    proven = "" if found.get("proven") else "; its checksums were gone, so that nothing proves the numbers"
+    return [f"salvaged from {found.get('from')}, which was damaged{proven}", *(f"lost: {x}" for x in found["lost"])]
 
 
 def _training(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -17,11 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, DamagedError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .schema import unpack
-from .seal import check_data, opened
+from .seal import check_data, cure, opened
 from .segments import Rows, kept_until, live_folder, overtaken_at, read_live, segment_paths
 
 #: Groups of the archive: quantities by step, quantities by epoch, what happened, Results of probes.
@@ -114,7 +114,7 @@ class Probed:
         except ArchiveError:
             raise
         except Exception as error:  # of a damaged group, HDF5 raises nearly anything
-            raise ArchiveError(f"{self.group} of {self.file} cannot be read: {error}") from error
+            raise DamagedError(f"{self.group} of {self.file} cannot be read: {error}; {cure(self.file)}") from error
 
 
 @dataclass(frozen=True)
@@ -278,13 +278,13 @@ def _stored(path: Path) -> tuple[History, frozenset[str]]:
                     readers[name] = partial(_series, path, f"{parent}/{name}", name, axis)
                     cutters[name] = partial(_cut_file, path, f"{parent}/{name}", name, axis)
             if isinstance(group := file.get(EVENTS), h5py.Group):
-                events = _events(group)
+                events = stored_events(group)
             for name, groups in _groups(file.get(PROBES)):
                 probed[name] = tuple(_probed(name, step, group, path) for step, group in _groups(groups))
     except ArchiveError:
         raise
     except Exception as error:  # of a damaged file, HDF5 raises nearly anything
-        raise ArchiveError(f"the training's record in {path} is damaged: {error}") from error
+        raise DamagedError(f"the training's record in {path} is damaged: {error}; {cure(path)}") from error
     return History(_Lazily(readers, cutters), events, probed), compacted
 
 
@@ -343,10 +343,11 @@ def _part(path: Path, where: str, name: str, axis: str, part: slice) -> tuple[Se
     except ArchiveError:
         raise
     except Exception as error:  # of a damaged group, HDF5 raises nearly anything
-        raise ArchiveError(f"{where} of {path} cannot be read: {error}") from error
+        raise DamagedError(f"{where} of {path} cannot be read: {error}; {cure(path)}") from error
 
 
-def _events(group: Any) -> tuple[Event, ...]:
+def stored_events(group: Any) -> tuple[Event, ...]:
+    """Return the events that a group of an archive holds."""
     rows = zip(
         group["step"][()].tolist(),
         group["kind"].asstr()[()],

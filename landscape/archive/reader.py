@@ -18,12 +18,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, DamagedError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
 from .history import History, read_history
 from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, load_json, unpack
-from .seal import check
+from .seal import check, cure
 from .segments import held, live_folder
 
 
@@ -68,9 +68,9 @@ class Entry:
                     raise TypeError("expected a group")
                 return rebuild(self.kind, read_variables(group), self.attributes)
             except Exception as error:  # of a damaged group, HDF5 raises nearly anything
-                raise ArchiveError(
+                raise DamagedError(
                     f"{self.group} of {self.archive.path} cannot be read ({_line(error)}); measure it again "
-                    f"with --append, or read the group with h5py"
+                    f"with --append, or: {cure(self.archive.path)}"
                 ) from error
 
 
@@ -97,9 +97,8 @@ class Archive:
                     try:
                         attributes, subject = read_attributes(group)
                     except Exception as error:  # not JSON, or not the JSON of ours
-                        raise ArchiveError(
-                            f"{RESULTS}/{kind}/{name} of {path} has damaged attributes ({_line(error)}); "
-                            f"restore the file from a copy, or delete that group with h5py"
+                        raise DamagedError(
+                            f"{RESULTS}/{kind}/{name} of {path} has damaged attributes ({_line(error)}); {cure(path)}"
                         ) from error
                     provenance = later.get(str(group.attrs.get("appended", "")), self.attributes)
                     order = int(group.attrs.get("order", 0))
@@ -252,7 +251,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except ArchiveError:
         raise
     except Exception as error:  # of a damaged file, HDF5 raises nearly anything
-        raise ArchiveError(f"{path} is cut short or damaged ({_line(error)}); restore it from a copy") from error
+        raise DamagedError(f"{path} is cut short or damaged ({_line(error)}); {cure(path)}") from error
 
 
 def _check_format(path: Path, file: h5py.File) -> None:

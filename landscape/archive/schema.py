@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,18 @@ RESULTS = "results"
 RUN = "run"
 APPENDED = "appended"
 UNFINISHED = "unfinished"
+#: Root attribute of an archive that `landscape repair` made of a damaged one: from which, what is lost, and whether
+#: what is there is proven.
+SALVAGED = "salvaged"
 #: Lists the attributes of a group whose text is JSON, so that a text that only looks like JSON stays a text.
 JSON_NAMES = "json_attributes"
 
 STATUSES = ("running", "complete", "failed", "interrupted")
+
+
+def salvaged_path(path: Path) -> Path:
+    """Return where `landscape repair` writes what is left of a damaged archive: run.salvaged.h5 beside run.h5."""
+    return path.with_name(f"{path.name.removesuffix('.h5')}.salvaged.h5")
 
 
 @dataclass(frozen=True)

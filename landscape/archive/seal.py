@@ -1,10 +1,11 @@
 """Checksums behind an archive's last byte, looked at before the HDF5 library sees the file: damage is said, not read.
 
-    <HDF5 file> <a CRC of each block, 4 bytes> <1 byte for each block: 1 is looked at when it is read> <footer>
+    <HDF5 file> <what mends it: `parity`> <a CRC of each block, 4 bytes> <1 byte for each block> <footer>
 
 Of a damaged file HDF5 gives wrong numbers without a word, or never ends. It ignores what lies behind its own end, and
 cuts it off when it changes a file: an archive that another program changed has no seal, and is read as one of an
-earlier version. Blocks that hold nothing but large chunked data are checked when those are read, the others at once.
+earlier version. Blocks that hold nothing but large chunked data, whose byte is 1, are checked when those are read, the
+others at once.
 
 A block's CRC is that of the sums of its words by rows and by columns: it finds whatever a CRC finds but rectangles of
 changes that cancel, at 3 GB a second where zlib's CRC takes 0.7 (HDF5's own Fletcher32 doubles the time of reading).
@@ -25,7 +26,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ArchiveError
+from ..errors import DamagedError
+from .parity import recovery
+from .schema import salvaged_path
 
 _MAGIC = b"landscape-seal\n1"
 #: Of the HDF5 file, of the table, and the table's CRC.
@@ -43,14 +46,24 @@ _FILES = 256
 
 def sealed(image: bytes) -> bytes:
     """Return an HDF5 file, given as its bytes, with its seal."""
+    image = b"".join((image, *recovery(len(image), lambda start, size: image[start : start + size])))
     found = _checksums(np.frombuffer(image, np.uint8))
     return b"".join((image, _seal(len(image), found, np.zeros(len(found), np.uint8))))
 
 
 def seal(path: Path) -> None:
-    """Append the seal to an HDF5 file that has none; it is read once."""
+    """Append what mends it and the seal to an HDF5 file that has none; it is read twice."""
     with h5py.File(path, "r", locking=False) as file:
         large = sorted(_large(file))
+    with open(path, "r+b") as whole:
+
+        def read(start: int, count: int) -> bytes:
+            whole.seek(start)
+            return whole.read(count)
+
+        for part in recovery(path.stat().st_size, read):
+            whole.seek(0, os.SEEK_END)
+            whole.write(part)
     size = path.stat().st_size
     deferred = np.zeros(-(-size // BLOCK), np.uint8)
     for start, stop in _joined(large):
@@ -62,15 +75,16 @@ def seal(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def check(path: Path, *, everything: bool = False) -> None:
-    """Compare a file with its seal, if it has one; `everything` reads large data, too, as for a copy of it.
+def check(path: Path, *, everything: bool = False) -> bool:
+    """Compare a file with its seal, and return whether it has one; `everything` reads large data, too, as for a copy.
 
-    Costs a pass over the file but for its large data, once for each state of the file. Raises ArchiveError where it is
+    Costs a pass over the file but for its large data, once for each state of the file. Raises DamagedError where it is
     damaged, OSError where it can't be read.
     """
     known = _known(path)
     if known is not None:
         known.check(np.ones(len(known.table), bool) if everything else known.deferred == 0)
+    return known is not None
 
 
 @contextlib.contextmanager
@@ -82,7 +96,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def check_data(dataset: h5py.Dataset, rows: slice) -> None:
-    """Compare the bytes of rows that are about to be read with the file's seal. Raises ArchiveError as `check`."""
+    """Compare the bytes of rows that are about to be read with the file's seal. Raises DamagedError as `check`."""
     path = Path(dataset.file.filename)
     if dataset.chunks is None or dataset.id.get_storage_size() < LARGE or not path.is_file():
         return
@@ -97,6 +111,23 @@ def check_data(dataset: h5py.Dataset, rows: slice) -> None:
         if found.byte_offset is not None:
             wanted[found.byte_offset // BLOCK : (found.byte_offset + found.size - 1) // BLOCK + 1] = True
     known.check(wanted)
+
+
+def fits(path: Path) -> tuple[int, np.ndarray] | None:
+    """Return how many bytes a seal covers and which of its blocks fit it, though both may be damaged; None without."""
+    end = path.stat().st_size
+    with open(path, "rb") as file:
+        own = own_end(file.read(48))
+        file.seek(max(0, end - _FOOTER.size))
+        footer = file.read()
+        sizes = [_FOOTER.unpack(footer)[0]] if len(footer) == _FOOTER.size else []
+        for size in (*sizes, *([own] if own is not None else [])):
+            blocks = -(-size // BLOCK)
+            if size and size + 5 * blocks + _FOOTER.size == end:
+                file.seek(size)
+                table = np.frombuffer(file.read(4 * blocks), "<u4")
+                return size, _of_file(path, size, np.arange(blocks)) == table
+    return None
 
 
 @dataclass
@@ -121,10 +152,16 @@ class _Known:
             raise damaged(self.path, f"{bad} of {len(self.table)} blocks of 64 KB do not fit their checksums")
 
 
-def damaged(path: Path, why: str) -> ArchiveError:
-    """Return the error that says so."""
-    return ArchiveError(
-        f"{path} is damaged: {why}, so its numbers cannot be trusted; restore it from a copy, or measure again"
+def damaged(path: Path, why: str) -> DamagedError:
+    """Return the error that says so, and what helps."""
+    return DamagedError(f"{path} is damaged: {why}, so its numbers cannot be trusted; {cure(path)}")
+
+
+def cure(path: Path) -> str:
+    """Return what helps a damaged archive, in words."""
+    return (
+        f"landscape repair {path} writes all of it that can be proven intact to {salvaged_path(path).name}, says what "
+        f"is lost, and leaves this file as it is"
     )
 
 
@@ -132,7 +169,7 @@ _seals: dict[str, tuple[tuple[int, int, int], _Known | None]] = {}
 
 
 def _known(path: Path) -> _Known | None:
-    """Return the seal of a file as it is now; None where it has none. ArchiveError where a seal is damaged."""
+    """Return the seal of a file as it is now; None where it has none. DamagedError where a seal is damaged."""
     name = os.path.abspath(path)
     found = os.stat(path)
     identity = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -161,12 +198,15 @@ def _read(path: Path, identity: tuple[int, int, int]) -> _Known | None:
                     crcs = np.frombuffer(table, "<u4", blocks)
                     return _Known(path, identity, size, crcs, deferred, np.zeros(blocks, bool))
             raise damaged(path, "the checksums at its end are")
-    if (own := _own_end(head)) is not None and end > own:
+    own = own_end(head)
+    if own is not None and end > own:
         raise damaged(path, "the checksums at its end are")
+    if own is not None and end < own:
+        raise damaged(path, f"it is cut short, {end:,} of {own:,} bytes are there")
     return None
 
 
-def _own_end(head: bytes) -> int | None:
+def own_end(head: bytes) -> int | None:
     """Return where an HDF5 file ends by its own first bytes; None where they say nothing of the kind."""
     # Versions 0 and 1 have their "end of file address" behind two more addresses than versions 2 and 3.
     if len(head) < 48 or not head.startswith(b"\x89HDF\r\n\x1a\n"):
