@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -107,6 +110,48 @@ class TestWhateverHappens:
             count = 5 * ((size - begin) // block)
             np.testing.assert_array_equal(found.values["x"], given[:count])
             assert found.torn == (size - begin) % block
+
+    def test_a_damaged_block_in_the_middle_loses_its_rows_alone_and_is_said(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(live, "MOST_ROWS", 5)
+        given = write(tmp_path / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
+        whole = (tmp_path / "whole" / "0001.rows").read_bytes()
+        block = segments.ROWS.size + 5 * 8 * 3
+        begin = len(whole) - 4 * block
+        for place in range(begin + block, begin + 2 * block):  # every byte of the second block, its head included
+            data = bytearray(whole)
+            data[place] ^= 0x40
+            (tmp_path / "bad.rows").write_bytes(data)
+            found = read_segment(tmp_path / "bad.rows")
+            np.testing.assert_array_equal(found.steps["x"], [0, 1, 2, 3, 4, *range(10, 20)])
+            np.testing.assert_array_equal(found.values["x"], np.delete(given, np.s_[5:10], axis=0))
+            (event,) = found.events
+            assert (event["kind"], event["step"], found.torn) == ("lost_rows", 4, 0)
+            assert "bad.rows is damaged" in event["message"]
+        assert event["message"].startswith("5 rows of x are lost")
+
+    def test_a_damaged_header_is_read_from_its_copy(self, tmp_path):
+        given = write(tmp_path / "whole", range(3), columns={"x": ("a", "b")})["x"][1]
+        whole = (tmp_path / "whole" / "0001.rows").read_bytes()
+        header = whole.index(segments.MAGIC, 1)
+        for place in range(2 * header):
+            data = bytearray(whole)
+            data[place] ^= 1
+            (tmp_path / "bad.rows").write_bytes(data)
+            found = read_segment(tmp_path / "bad.rows")
+            assert found.columns["x"] == ("a", "b")
+            np.testing.assert_array_equal(found.values["x"], given)
+
+    def test_segments_of_earlier_versions_are_read(self, tmp_path):
+        header = json.dumps({"columns": {"x": ["a"]}, "facts": {}, "id": "1"}).encode()
+        blocks = []
+        for rows in ([1, 2], [3]):
+            payload = np.array(rows, "<i8").tobytes() + np.array(rows, "<f8").tobytes()
+            blocks.append(struct.pack("<4sHIII", b"LSBK", 0, len(rows), len(payload), zlib.crc32(payload)) + payload)
+        path = tmp_path / "0001.rows"
+        path.write_bytes(struct.pack("<8sI", b"LSROWS1\n", len(header)) + header + b"".join(blocks))
+        np.testing.assert_array_equal(read_segment(path).values["x"][:, 0], [1, 2, 3])
+        path.write_bytes(path.read_bytes().replace(np.float64(2).tobytes(), np.float64(3).tobytes()))
+        np.testing.assert_array_equal(read_segment(path).values["x"][:, 0], [3])
 
     def test_a_last_block_of_the_right_length_with_wrong_bytes_is_torn(self, tmp_path):
         write(tmp_path, range(5), columns={"x": ("a",)})

@@ -175,7 +175,7 @@ def _compact(path: Path, folder: Path, partial: Partial, status: str, facts: Map
             file.attrs.update(pack({**unpack(file.attrs), **about}))
         seal(aside)
         unread += [f for f in results if f not in {p.file for p in probed}]
-        kept = _keep(path, [*unread, *(s.path for s in segments if s.torn and s.goes_on())])
+        kept = _keep(path, [*unread, *(s.path for s in segments if s.damaged)])
         partial.publish(aside)
     finally:
         aside.unlink(missing_ok=True)

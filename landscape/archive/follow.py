@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArchiveError
-from .segments import Unfinished, in_words, read_events, read_header, rows_of, segment_paths, whole_blocks
+from .segments import (
+    Unfinished,
+    in_words,
+    last_step,
+    lost_event,
+    read_events,
+    read_header,
+    rows_of,
+    segment_paths,
+    whole_blocks,
+)
 
 #: Bytes that are read at once (chosen by us: twice a writer's largest block, which is read whole).
 _PIECE = 1 << 23
@@ -82,7 +92,7 @@ class _Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.place = self.left = 0
+        self.place = self.left = self._step = 0
         self._names: list[str] = []
         self._columns: dict[str, tuple[str, ...]] = {}
         self._skipped = False
@@ -121,10 +131,15 @@ class _Tail:
     def _blocks(self, data: np.ndarray) -> Iterator[Fresh | Happened]:
         begin = self.place
         widths = [len(c) for c in self._columns.values()]
-        for quantity, rows, start, stop in whole_blocks(memoryview(data.data), 0, widths):
+        memory = memoryview(data.data)
+        for block in whole_blocks(memory, 0, widths):
+            quantity, rows, start, stop, damaged = block
             self.place = begin + stop
-            if quantity is None:
+            if damaged:
+                yield Happened((lost_event(block, self._names, self._step, self.path),))
+            elif quantity is None:
                 yield Happened(tuple(read_events(data[start:stop].tobytes(), self.path)))
             else:
                 name = self._names[quantity]
+                self._step = last_step(memory, block)
                 yield Fresh(name, self._columns[name], *rows_of(data, start, rows, widths[quantity]))

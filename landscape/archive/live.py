@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import uuid
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import ArchiveError
-from .segments import BLOCK, EVENTS, HEAD, MAGIC, ROWS, SUFFIX, in_words, segment_paths
+from .segments import BLOCK, EVENTS, ROWS, SUFFIX, in_words, sealed_head, segment_paths, written_header
 
 #: Seconds between two writes (DESIGN: what a kill may cost), and rows of a block at most.
 FLUSH_SECONDS, MOST_ROWS = 2.0, 1 << 14
@@ -189,8 +188,7 @@ class LiveWriter:
         events = [self._events.popleft() for _ in range(len(self._events))]
         if events:
             payload = json.dumps(events, default=str).encode()
-            head = ROWS.pack(EVENTS, 0, len(events), len(payload), zlib.crc32(payload))
-            yield memoryview(head + payload), len(events)
+            yield memoryview(sealed_head(EVENTS, 0, len(events), payload) + payload), len(events)
 
     def _block(self, quantity: str, steps: Sequence[int], rows: Sequence[Any]) -> Iterator[tuple[memoryview, int]]:
         """Yield rows of one quantity as a block; those that are not numbers of its width are counted as lost, alone.
@@ -208,7 +206,7 @@ class LiveWriter:
                 return
             steps, rows = [steps[i] for i in good], [rows[i] for i in good]
             block, payload = _encoded(steps, rows, width)
-        ROWS.pack_into(block, 0, BLOCK, self._numbers[quantity], len(steps), len(payload), zlib.crc32(payload))
+        block[: ROWS.size] = sealed_head(BLOCK, self._numbers[quantity], len(steps), payload)
         yield block, len(steps)
 
     def _write(self) -> None:
@@ -293,7 +291,7 @@ def _fits(row: Any, width: int) -> bool:
 
 def _new_segment(folder: Path, columns: Mapping[str, Sequence[str]], facts: Mapping[str, Any]) -> tuple[BinaryIO, Path]:
     # The id tells a segment that an archive holds already from a later one under the same name.
-    header = json.dumps({"columns": columns, "facts": facts, "id": uuid.uuid4().hex}, default=str).encode()
+    header = written_header({"columns": columns, "facts": facts, "id": uuid.uuid4().hex})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(p.stem) for p in segment_paths(folder)), default=0)
@@ -301,7 +299,7 @@ def _new_segment(folder: Path, columns: Mapping[str, Sequence[str]], facts: Mapp
         # Unbuffered: a write either reached the system, where a kill can't undo it, or raised.
         file = open(path, "xb", buffering=0)  # noqa: SIM115
         try:
-            _write_all(file, HEAD.pack(MAGIC, len(header)) + header)
+            _write_all(file, header)
         except OSError:
             file.close()
             path.unlink(missing_ok=True)

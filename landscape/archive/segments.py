@@ -1,13 +1,15 @@
 """Segments: the rows of a run while it goes on, in files that are only ever appended to, and read whatever happened.
 
-A segment is a header and blocks. The header is one JSON object (quantities with their column names, and facts about the
-run) behind a magic number and its length; a block holds rows of one quantity,
+A segment is a header, twice, and blocks. The header is one JSON object (quantities with their column names, and facts
+about the run) behind a magic number, its length and checksum; a block holds rows of one quantity,
 
-    magic, quantity, rows, bytes and checksum of the payload; int64 steps (rows,); float64 values (rows, columns)
+    magic, quantity, rows, bytes of the payload, checksum; int64 steps (rows,); float64 values (rows, columns)
 
 in the machine's little-endian order, or events (what happened when, in words) as JSON behind a magic number of their
-own. A reader takes every whole block and ignores the torn one that a kill may leave at the end, so that nothing is ever
-repaired before it is read, and a second process can follow a file as it grows.
+own. A reader takes every block that fits its checksum and ignores the torn one that a kill may leave at the end, so
+that nothing is ever repaired before it is read, and a second process can follow a file as it grows. A block in the
+middle that doesn't fit loses its rows alone: reading goes on at the next one that does, and an event says what is lost.
+(Earlier versions wrote the header once, without a checksum, and blocks whose checksum is that of the payload alone.)
 
 Not HDF5, though the archive is: a full disk inside the HDF5 library ends the process (h5py 3.16), a killed writer
 leaves a file that needs repair, readers must open after writers, and network mounts refuse its locks. A failed write of
@@ -20,6 +22,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 import zlib
 from array import array
@@ -27,7 +30,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,8 +45,15 @@ except ImportError:  # Windows has no advisory locks of this kind; two writers a
 FOLDER, SUFFIX = ".live", ".rows"
 #: Of the folder: locked by the process that writes there.
 LOCK = "lock"
-MAGIC, BLOCK, EVENTS = b"LSROWS1\n", b"LSBK", b"LSEV"
-HEAD, ROWS = struct.Struct("<8sI"), struct.Struct("<4sHIII")
+MAGIC, BLOCK, EVENTS = b"LSROWS2\n", b"LSB2", b"LSE2"
+_OLD_MAGIC, _OLD_BLOCK, _OLD_EVENTS = b"LSROWS1\n", b"LSBK", b"LSEV"
+HEAD, ROWS = struct.Struct("<8sII"), struct.Struct("<4sHIII")
+_OLD_HEAD = struct.Struct("<8sI")
+#: Of a block's head, the bytes that its checksum covers before the payload.
+_COVERED = ROWS.size - 4
+_BEGINS = re.compile(b"|".join((BLOCK, EVENTS, _OLD_BLOCK, _OLD_EVENTS)))
+#: A second header lies within so many bytes (chosen by us: names of 100,000 parameters are shorter).
+_HEADERS = 1 << 26
 
 
 def live_folder(archive: str | os.PathLike[str]) -> Path:
@@ -118,7 +128,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment as it was read: its facts, its columns, whole blocks of rows, and bytes of a torn one at the end."""
+    """One segment as it was read: its facts, its columns, whole blocks of rows, and bytes of a torn one at the end.
+
+    What damaged blocks held is missing; an event of kind "lost_rows" says so for each.
+    """
 
     path: Path
     facts: Mapping[str, Any]
@@ -135,11 +148,7 @@ class Unfinished(ArchiveError):
 
 
 def read_segment(path: str | os.PathLike[str]) -> Segment:
-    """Read every whole block of a segment, also while it is being written; raises ArchiveError if it is none.
-
-    The payload's checksum is verified for the last block, which a kill or a lost mount may have left torn: those before
-    it were complete when the next one was begun.
-    """
+    """Read every whole block of a segment, also while it is being written; raises ArchiveError if it is none."""
     path = Path(path)
     try:
         data = np.fromfile(path, dtype=np.uint8)
@@ -175,18 +184,27 @@ class Opened:
             raise ArchiveError(in_words(error, path, "read")) from error
 
     @cached_property
-    def _blocks(self) -> tuple[dict[str | None, array[int]], int]:
-        """Where each quantity's blocks begin and how many rows they have, in turn; and where the last one ends."""
-        names, place = list(self.columns), self.first
+    def _blocks(self) -> tuple[dict[str | None, array[int]], int, dict[int, Mapping[str, Any]]]:
+        """Where each quantity's blocks begin and their numbers of rows, in turn; where the last ends; what is lost."""
+        names, place, before = list(self.columns), self.first, None
         found: dict[str | None, array[int]] = {name: array("Q") for name in (None, *names)}
+        lost: dict[int, Mapping[str, Any]] = {}
         memory = memoryview(self._data.data)
-        for quantity, rows, start, stop in whole_blocks(memory, place, [len(c) for c in self.columns.values()]):
-            place = stop
-            if quantity is None:
-                found[None].extend((start, stop - start))
+        for block in whole_blocks(memory, place, [len(c) for c in self.columns.values()]):
+            place = block.stop
+            if block.damaged:
+                lost[block.start] = lost_event(block, names, last_step(memory, before), self.path)
+            elif block.quantity is None:
+                found[None].extend((block.start, block.stop - block.start))
             else:
-                found[names[quantity]].extend((start, rows))
-        return found, place
+                found[names[block.quantity]].extend((block.start, block.rows))
+                before = block
+        return found, place, lost
+
+    @property
+    def damaged(self) -> bool:
+        """Whether blocks in the middle don't fit their checksums."""
+        return bool(self._blocks[2])
 
     @property
     def torn(self) -> int:
@@ -195,26 +213,13 @@ class Opened:
 
     @cached_property
     def events(self) -> tuple[Mapping[str, Any], ...]:
-        """What happened, in order."""
-        places = self._blocks[0][None]
-        found: list[Mapping[str, Any]] = []
+        """What happened, in order; what was lost of the segment, too."""
+        blocks, _, lost = self._blocks
+        places = blocks[None]
+        found = {start: [event] for start, event in lost.items()}
         for start, size in zip(places[::2], places[1::2], strict=True):
-            found += read_events(self._data[start : start + size].tobytes(), self.path)
-        return tuple(found)
-
-    def goes_on(self) -> bool:
-        """Whether there are whole blocks behind the torn bytes: then the file is damaged, not merely cut short."""
-        data = self._data[len(self._data) - self.torn :].tobytes()
-        widths = [len(c) for c in self.columns.values()]
-        for magic in (BLOCK, EVENTS):
-            place = data.find(magic, 1)
-            while place >= 0:
-                for _, _, start, stop in whole_blocks(memoryview(data), place, widths):
-                    if zlib.crc32(data[start:stop]) == ROWS.unpack_from(data, place)[4]:
-                        return True
-                    break
-                place = data.find(magic, place + 1)
-        return False
+            found[start] = read_events(self._data[start : start + size].tobytes(), self.path)
+        return tuple(event for start in sorted(found) for event in found[start])
 
     def count(self, quantity: str) -> int:
         """Return how many rows of a quantity there are."""
@@ -308,19 +313,29 @@ def read_header(memory: memoryview | bytes, path: Path) -> tuple[dict[str, tuple
     Raises `Unfinished` where the header is longer than that, ArchiveError where it is none.
     """
     begin = bytes(memory[: HEAD.size])
+    unfinished = Unfinished(f"{path} is a segment whose header was never finished: it holds no rows")
     if (MAGIC.startswith(begin[: len(MAGIC)]) and len(begin) < HEAD.size) or not any(begin):
-        raise Unfinished(f"{path} is a segment whose header was never finished: it holds no rows")
-    if not begin.startswith(MAGIC):
-        raise ArchiveError(
-            f"{path} is no segment of a run: it doesn't begin as one; move it out of the folder to read the others"
-        )
-    end = HEAD.size + HEAD.unpack(begin)[1]
-    if len(memory) < end:
-        raise Unfinished(f"{path} is a segment whose header was never finished: it holds no rows")
+        raise unfinished
+    if begin.startswith(_OLD_MAGIC):
+        start, end = _OLD_HEAD.size, _OLD_HEAD.size + _OLD_HEAD.unpack(begin[: _OLD_HEAD.size])[1]
+        if len(memory) < end:
+            raise unfinished
+    else:
+        start, end = _header(memory)
+        if not end and not begin.startswith(MAGIC):
+            raise ArchiveError(
+                f"{path} is no segment of a run: it doesn't begin as one; move it out of the folder to read the others"
+            )
+        # A header that was never finished holds no rows, whichever of its copies is.
+        whole = _behind(memory, start, end) if end else 2 * (HEAD.size + HEAD.unpack(begin)[1])
+        if len(memory) < whole:
+            raise unfinished
     try:
-        header = json.loads(bytes(memory[HEAD.size : end]))
+        if not end:
+            raise ValueError("neither of its copies fits its checksum")
+        header = json.loads(bytes(memory[start:end]))
         columns = {str(q): tuple(str(n) for n in names) for q, names in header["columns"].items()}
-        return columns, dict(header["facts"]), str(header.get("id", "")), end
+        return columns, dict(header["facts"]), str(header.get("id", "")), _behind(memory, start, end)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArchiveError(
             f"{path} is a segment with a damaged header ({error}); restore it from a copy, or move it out of the "
@@ -328,18 +343,94 @@ def read_header(memory: memoryview | bytes, path: Path) -> tuple[dict[str, tuple
         ) from error
 
 
-def whole_blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[tuple[int | None, int, int, int]]:
-    """Yield (quantity, rows, where the payload starts, where it ends) of every whole block; no quantity for events."""
+def written_header(header: Mapping[str, Any]) -> bytes:
+    """Return a segment's header as it is written: twice, so that damage to one loses nothing."""
+    content = json.dumps(header, default=str).encode()
+    return 2 * (HEAD.pack(MAGIC, len(content), zlib.crc32(content)) + content)
+
+
+def _header(memory: memoryview | bytes) -> tuple[int, int]:
+    """Return where a header that fits its checksum begins and ends; (0, 0) where neither does."""
+    for found in re.finditer(re.escape(MAGIC), memory[:_HEADERS]):
+        if found.start() + HEAD.size <= len(memory):
+            _, size, checksum = HEAD.unpack_from(memory, found.start())
+            start, end = found.start() + HEAD.size, found.start() + HEAD.size + size
+            if end <= len(memory) and zlib.crc32(memory[start:end]) == checksum:
+                return start, end
+    return 0, 0
+
+
+def _behind(memory: memoryview | bytes, start: int, end: int) -> int:
+    """Return where the blocks begin: behind the second header, if there is one behind this one."""
+    # From the first header's own place and size: the second may be damaged.
+    second = start == HEAD.size and bytes(memory[: len(MAGIC)]) == MAGIC
+    return 2 * end if second else end
+
+
+class Block(NamedTuple):
+    """A block's payload from `start` to `stop`; no quantity: events. Or a damaged place, and what its head says."""
+
+    quantity: int | None
+    rows: int
+    start: int
+    stop: int
+    damaged: bool = False
+
+
+def sealed_head(magic: bytes, quantity: int, rows: int, payload: memoryview | bytes) -> bytes:
+    """Return a block's head, whose checksum covers itself and the payload."""
+    head = ROWS.pack(magic, quantity, rows, len(payload), 0)[:_COVERED]
+    return head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head)))
+
+
+def whole_blocks(memory: memoryview, place: int, widths: Sequence[int]) -> Iterator[Block]:
+    """Yield every block that fits its checksum, and each damaged place that such a block stands behind."""
     while place + ROWS.size <= len(memory):
-        magic, quantity, rows, size, checksum = ROWS.unpack_from(memory, place)
-        start, stop = place + ROWS.size, place + ROWS.size + size
-        of_rows = magic == BLOCK and quantity < len(widths) and size == 8 * rows * (1 + widths[quantity])
-        if not (of_rows or magic == EVENTS) or stop > len(memory):
-            return
-        if stop == len(memory) and zlib.crc32(memory[start:stop]) != checksum:
-            return
-        yield None if magic == EVENTS else quantity, rows, start, stop
-        place = stop
+        found, fits = _block(memory, place, widths)
+        if found is None or not fits:
+            behind = next(
+                (
+                    place + at.start()
+                    for at in _BEGINS.finditer(memory[place:])
+                    if at.start() and _block(memory, place + at.start(), widths)[1]
+                ),
+                None,
+            )
+            if behind is None:
+                return  # torn by a kill, or being written
+            told = found if found is not None and found.stop == behind else Block(None, 0, place, behind)
+            found = told._replace(start=place, damaged=True)
+        yield found
+        place = found.stop
+
+
+def _block(memory: memoryview, place: int, widths: Sequence[int]) -> tuple[Block | None, bool]:
+    """Return the block whose head is there, None if there is none, and whether it fits its checksum."""
+    if place + ROWS.size > len(memory):
+        return None, False
+    magic, quantity, rows, size, checksum = ROWS.unpack_from(memory, place)
+    start, stop = place + ROWS.size, place + ROWS.size + size
+    of_rows = magic in (BLOCK, _OLD_BLOCK) and quantity < len(widths) and size == 8 * rows * (1 + widths[quantity])
+    if not (of_rows or magic in (EVENTS, _OLD_EVENTS)) or stop > len(memory):
+        return None, False
+    begin = zlib.crc32(memory[place : place + _COVERED]) if magic in (BLOCK, EVENTS) else 0
+    return Block(quantity if of_rows else None, rows, start, stop), zlib.crc32(memory[start:stop], begin) == checksum
+
+
+def last_step(memory: memoryview, block: Block | None) -> int:
+    """Return the step of a block's last row; 0 of none."""
+    return struct.unpack_from("<q", memory, block.start + 8 * (block.rows - 1))[0] if block and block.rows else 0
+
+
+def lost_event(block: Block, names: Sequence[str], step: int, path: Path) -> Mapping[str, Any]:
+    """Return the event that says what a damaged place held; `step` is the last one before it."""
+    if block.quantity is not None:
+        what = f"{block.rows:,} rows of {names[block.quantity]} are lost"
+    elif block.rows:
+        what = f"{block.rows:,} events are lost"
+    else:
+        what = f"rows in {block.stop - block.start:,} bytes are lost"
+    return {"step": step, "kind": "lost_rows", "message": f"{what}: their block in {path.name} is damaged"}
 
 
 def rows_of(data: np.ndarray, start: int, rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
