@@ -10,6 +10,13 @@ imported everything, so that a variant costs milliseconds; its end is one of
     silent      exit 0 and other output without a word: wrong numbers
     crash       ended by a signal
     hang        still at work after the time limit
+
+Then `landscape repair` salvages damaged archives, and what it kept is compared with the sound one, number by number:
+
+    salvaged    what it kept is what was measured, and what is missing is said
+    told        nothing could be kept, in one clear line
+    wrong       a number that was never measured
+    unsaid      something is missing, and no line says so
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +45,12 @@ COMMANDS = {
     "report": ("report", "a.h5", "-o", "out/report.md"),
     "compare": ("compare", "b.h5", "a.h5", "--json"),
     "export": ("export", "a.h5", "-o", "out/tables", "--format", "csv"),
+    "repair": ("repair", "a.h5"),
 }
+READING = tuple(name for name in COMMANDS if name != "repair")
 KINDS = ("byte", "bits", "zeros", "noise", "cut")
+#: What a repair is tried at, too: a copy that was cut short.
+REPAIRED = (*KINDS, "cut 50%", "cut 90%")
 
 
 def damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
@@ -52,6 +64,8 @@ def damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
             found[place] ^= 1 << int(rng.integers(8))
     elif kind == "cut":
         del found[at:]
+    elif kind.startswith("cut "):
+        del found[len(found) * int(kind[4:-1]) // 100 :]
     else:
         start = at - at % 512
         size = len(found[start : start + 512])
@@ -92,7 +106,7 @@ def run(data: bytes, good: bytes, command: str, folder: Path) -> tuple[str, str,
     child = os.fork()
     if not child:
         _child(work, command)
-    code = _wait(child)
+    code = _wait(child, LIMIT * (6 if command == "repair" else 1))  # whose own reader may hang at several pieces
     texts = {p.name: p.read_text("utf-8", "replace") for p in sorted((work / "out").rglob("*")) if p.is_file()}
     said = "\n".join([(work / "stdout").read_text("utf-8", "replace"), *(f"{n}\n{t}" for n, t in texts.items())])
     return code, said, (work / "stderr").read_text("utf-8", "replace")
@@ -120,8 +134,8 @@ def _child(work: Path, command: str) -> None:
         os._exit(code)
 
 
-def _wait(child: int) -> str:
-    until = time.monotonic() + LIMIT
+def _wait(child: int, limit: float) -> str:
+    until = time.monotonic() + limit
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -148,7 +162,7 @@ def verdict(code: str, said: str, errors: str, expected: str) -> str:
     return "warned" if any(line.startswith("warning:") for line in lines) else "silent"
 
 
-def fuzz(seed: int, variants: int, commands: tuple[str, ...] = tuple(COMMANDS)) -> Iterator[dict[str, str]]:
+def fuzz(seed: int, variants: int, commands: tuple[str, ...] = READING) -> Iterator[dict[str, str]]:
     """Yield a row for each variant and command: archive, kind, command, verdict, the last line said."""
     import landscape.archive.convert
     import landscape.archive.tables
@@ -180,6 +194,72 @@ def fuzz(seed: int, variants: int, commands: tuple[str, ...] = tuple(COMMANDS)) 
                 yield {"archive": name, "kind": kind, "command": command, "end": end, "code": code, "said": last}
 
 
+def repairs(seed: int, variants: int, kinds: tuple[str, ...] = REPAIRED) -> Iterator[dict[str, Any]]:
+    """Yield a row for each variant that was repaired: archive, kind, end, and the share of the rows that was kept."""
+    import landscape.archive.salvage
+    import landscape.cli.repair  # noqa: F401  once, before the forks
+
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        archives = {name: data for name, data in sound(folder).items() if name != "running"}
+        expected = {name: numbers(folder / "work" / "b.h5", data) for name, data in archives.items()}
+        names = list(archives)
+        for i in range(variants):
+            name, kind = names[i % len(names)], kinds[(i // len(names)) % len(kinds)]
+            bad = damaged(archives[name], kind, rng)
+            if bad == archives[name]:
+                continue
+            code, said, errors = run(bad, archives[name], "repair", folder)
+            kept = folder / "work" / "a.salvaged.h5"
+            share, end = 0.0, verdict(code, said, errors, "")
+            if code == "0":
+                share, end = judged(numbers(kept), expected[name], "lost: " in errors)
+            assert (folder / "work" / "a.h5").read_bytes() == bad
+            last = (errors.strip().splitlines() or [""])[-1]
+            yield {"archive": name, "kind": kind, "end": end, "share": share, "code": code, "said": last}
+
+
+def numbers(path: Path, data: bytes | None = None) -> dict[str, Counter[bytes]]:
+    """Return what an archive holds by dataset, as its rows' bytes; rows of a training with their steps."""
+    import h5py
+
+    if data is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    found: dict[str, Counter[bytes]] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if not isinstance(item, h5py.Dataset) or not item.id.get_storage_size():
+            return
+        held = item[()]
+        rows = [repr(held).encode()] if not item.ndim else [_row(row) for row in held]
+        if name.startswith("events/"):
+            rows = [r for r, kind in zip(rows, item.parent["kind"][()], strict=True) if kind != b"lost_rows"]
+        elif name.startswith(("steps/", "epochs/")) and name.endswith(("/value", "/superseded")):
+            rows = [b"%d %b" % pair for pair in zip(item.parent["step"][()].tolist(), rows, strict=True)]
+        else:
+            rows = [b"%d %b" % pair for pair in enumerate(rows)] if not name.startswith(("steps/", "epochs/")) else rows
+        found[name] = Counter(rows)
+
+    with h5py.File(path, "r", locking=False) as file:
+        file.visititems(visit)
+    return found
+
+
+def _row(row: Any) -> bytes:
+    return row if isinstance(row, bytes) else np.asarray(row).tobytes()
+
+
+def judged(kept: dict[str, Counter[bytes]], whole: dict[str, Counter[bytes]], said: bool) -> tuple[float, str]:
+    """Return the share of an archive's rows of numbers that were kept, and how the repair ended."""
+    total = sum(rows.total() for rows in whole.values())
+    left = sum(rows.total() for rows in kept.values())
+    if any(rows - whole.get(name, Counter()) for name, rows in kept.items()):
+        return left / total, "wrong"
+    return left / total, "salvaged" if left == total or said else "unsaid"
+
+
 def main() -> None:
     seed, variants = (int(sys.argv[i]) if len(sys.argv) > i else default for i, default in ((1, 0), (2, 400)))
     ends: dict[str, Counter[str]] = {}
@@ -189,6 +269,13 @@ def main() -> None:
             print(json.dumps(row), flush=True)
     for command, counted in ends.items():
         print(command, dict(counted))
+    shares: dict[str, list[float]] = {}
+    for row in repairs(seed, variants):
+        shares.setdefault(row["kind"], []).append(row["share"])
+        if row["end"] not in ("told", "salvaged"):
+            print(json.dumps(row), flush=True)
+    for kind, found in shares.items():
+        print(f"repair, {kind}: {100 * np.mean(found):.0f}% of what was measured kept, of {len(found)}")
 
 
 if __name__ == "__main__":

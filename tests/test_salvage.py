@@ -213,3 +213,17 @@ def test_nothing_is_written_where_nothing_can_be_read(tmp_path):
     with pytest.raises(ArchiveError, match=r"nothing of .* can be read any more"):
         salvage.salvage(path)
     assert os.listdir(tmp_path) == ["run.h5"]
+
+
+@pytest.mark.slow
+def test_no_repair_crashes_makes_up_a_number_or_loses_one_without_a_word():
+    rows = list(archive_fuzz.repairs(seed=2, variants=42))
+    assert [r for r in rows if r["end"] not in ("salvaged", "told")] == []
+    for kind in ("byte", "zeros", "noise"):  # within a page or two: parity gives all of it back
+        assert {r["share"] for r in rows if r["kind"] == kind} == {1.0}
+    assert np.mean([r["share"] for r in rows if r["kind"] == "cut 90%"]) > 0.3
+
+
+def test_a_few_random_flips_lose_nothing():
+    rows = list(archive_fuzz.repairs(seed=3, variants=3, kinds=("byte",)))
+    assert [(r["end"], r["share"]) for r in rows] == [("salvaged", 1.0)] * 3

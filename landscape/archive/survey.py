@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 #: Seconds that reading one piece may take, and deaths of the reading process after which it is given up (chosen by us).
-LIMIT, _DEATHS = 10.0, 50
+LIMIT, _DEATHS = 5.0, 10
 
 #: What reads. -P: what lies in the current folder doesn't hide what is installed.
 COMMAND = (sys.executable, "-P", "-m", f"{__package__}.piecewise")
