@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from landscape.checkpoint import load_checkpoint, read_checkpoint
+from landscape.checkpoints.mapped import map_file
 from landscape.errors import CheckpointError
 
 
@@ -593,6 +594,30 @@ def test_truncated_at_any_place(tmp_path, keep, legacy):
     with pytest.raises(CheckpointError, match=r"truncated|damaged") as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_byte_of_the_weights_is_damage_and_no_other_weight(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"model": _net().state_dict()}, path)
+    whole = path.read_bytes()
+    found = read_checkpoint(path)
+    tensor = next(t for t in found.weights.values() if t.numel() > 1)
+    place = whole.index(tensor.numpy().tobytes())
+    path.write_bytes(whole[: place + 2] + bytes([whole[place + 2] ^ 8]) + whole[place + 3 :])
+    with pytest.raises(CheckpointError, match=r"x\.pt is damaged: .*/data/\d+ in it does not fit its checksum"):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"does not fit its checksum"):
+        map_file(path)
+
+
+def test_a_file_written_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": _net().state_dict()}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert read_checkpoint(tmp_path / "x.pt").weights
 
 
 def test_truncated_safetensors(tmp_path):

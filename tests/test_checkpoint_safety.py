@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import struct
 import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -375,10 +376,11 @@ def test_trust_is_not_used_where_it_is_not_needed(tmp_path):
 
 
 def test_a_trusted_pickle_whose_classes_are_gone_says_where_to_run(tmp_path):
-    torch.save(Net(), tmp_path / "x.pt")
-    data = (tmp_path / "x.pt").read_bytes()
+    torch.save(Net(), tmp_path / "whole.pt")
     name = Net.__module__.encode()
-    (tmp_path / "x.pt").write_bytes(data.replace(name, b"q" * len(name)))
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "x.pt", "w") as other:
+        for info in whole.infolist():
+            other.writestr(info, whole.read(info).replace(name, b"q" * len(name)))
     with pytest.raises(CheckpointError, match=r"cannot be imported here"):
         read_checkpoint(tmp_path / "x.pt", trust_pickle=True)
 

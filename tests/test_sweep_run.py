@@ -333,6 +333,21 @@ def test_the_results_are_one_table_and_means_over_the_seeds(world):
     assert collect("runs").to_dict() == found.to_dict()
 
 
+def test_a_damaged_cell_file_is_set_aside_and_its_cell_goes_on(world):
+    sweep = Sweep("tasks.py:tiny", "runs", loss=["cross_entropy", "focal"], epochs=1, batch_size=50, how=BARE)
+    before = {r.cell.name: r.final_weights for r in sweep.run().results}
+    name = next(iter(before))
+    for content in ('{"status": "com', "", "\0" * 300):
+        (world / "runs" / name / "cell.json").write_text(content)
+        with pytest.raises(TrainingError, match=r"cell\.json can't be read .*--resume sets it aside"):
+            collect("runs")
+        said: list[str] = []
+        found = sweep.run(resume=True, say=said.append)
+        assert {r.cell.name: r.final_weights for r in found.results} == before
+        assert any("is kept as cell.json.damaged" in line for line in said)
+        assert (world / "runs" / name / "cell.json.damaged").read_text() == content
+
+
 def test_a_folder_without_a_sweep_is_said(world):
     with pytest.raises(TrainingError, match="holds no sweep"):
         collect(world)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import CheckpointError
+from .checksums import check_entries
 from .safe_pickle import read_inert
 
 # What damaged bytes raise inside the readers: none of these is a fault of ours, all mean "not readable".
@@ -68,6 +69,8 @@ def read_file(path: Path, *, trust_pickle: bool = False) -> Found:
             kind = _kind(path, head, size, file)
             if kind == "safetensors" or path.suffix == ".safetensors":
                 return Found(read_safetensors(path))
+            if kind == "zip":
+                check_entries(path)
             return _read_torch(path, file, kind, trust_pickle)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; check the path") from None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
+from .checksums import check_entries
 from .contents import Contents, take_apart
 from .files import read_safetensors
 
@@ -28,11 +29,13 @@ def map_file(path: Path) -> Contents | None:
     """Return the parts of a torch file with its tensors mapped from disk, read only where they are looked at.
 
     None for what can't be mapped so: a file from before the zip format, strangers beside the weights, a folder, and
-    anything damaged or missing (`read_checkpoint` reads it whole, or says what is wrong). Costs the file's index, not
-    its weights; they stay mapped as long as a tensor of them lives.
+    anything missing (`read_checkpoint` reads it whole, or says what is wrong). Costs a pass over the file for its
+    checksums, once, and then its index, not its weights; they stay mapped as long as a tensor of them lives. Raises
+    CheckpointError where an entry does not fit its checksum.
     """
     if not path.is_file() or not zipfile.is_zipfile(path):
         return None
+    check_entries(path)
     try:
         return take_apart(_load(path, mmap=True, map_location="cpu"))
     except _UNFIT:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from landscape.checkpoint import fingerprint_of, save_checkpoint, write_whole
+from landscape.checkpoints.checksums import check_entries
 from landscape.errors import LandscapeError, TrainingError
 from landscape.parameters import unwrap
 from landscape.seeding import seed_all, seeded
@@ -279,6 +280,7 @@ def run_facts(cell: Cell, parts: Parts) -> dict[str, Any]:
 def _read_state(path: Path) -> dict[str, Any]:
     """Return a saved state. Raises TrainingError where it can't be read."""
     try:
+        check_entries(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, torch raises nearly anything
         raise TrainingError(

@@ -86,10 +86,22 @@ def write_result(result: CellResult) -> None:
     write_text(Path(result.folder) / STATE, json.dumps(json.loads(dump_json(result.to_dict())), indent=1))
 
 
+class UnreadableError(TrainingError):
+    """A `cell.json` that can't be read."""
+
+
+def set_aside(cell: Cell, folder: Path) -> CellResult:
+    """Put a `cell.json` that can't be read beside itself, and return that the cell goes on from its last state."""
+    os.replace(folder / STATE, folder / f"{STATE}.damaged")
+    found = CellResult(cell, str(folder), status="interrupted", reason=f"its {STATE} could not be read")
+    write_result(found)
+    return found
+
+
 def read_result(cell: Cell, folder: Path) -> CellResult:
     """Return what `cell.json` of a cell's folder says, pending where there is none.
 
-    Raises TrainingError where it can't be read, or is of another cell.
+    Raises UnreadableError where it can't be read, TrainingError where it is of another cell.
     """
     path = folder / STATE
     try:
@@ -98,7 +110,9 @@ def read_result(cell: Cell, folder: Path) -> CellResult:
     except FileNotFoundError:
         return CellResult(cell, str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path} can't be read ({error}); delete the folder to train the cell anew") from None
+        raise UnreadableError(
+            f"{path} can't be read ({error}); --resume sets it aside and goes on from the cell's last saved state"
+        ) from None
     if found.cell.axes != cell.axes:
         raise TrainingError(f"{folder} holds another cell ({found.cell.label}), expected {cell.label}")
     return replace(found, cell=cell)  # whose label may have become longer: the sweep was extended

@@ -21,7 +21,7 @@ from .estimate import Estimate, estimate
 from .grid import Cell, grid, joined, named, read_cells
 from .how import How
 from .manifest import Manifest, admit, claim, read_manifest
-from .outcome import CellResult, read_result, write_result
+from .outcome import CellResult, UnreadableError, read_result, set_aside, write_result
 from .parts import Parts, make_parts, try_loss
 from .recording import chosen_probes
 from .sources import Source
@@ -194,7 +194,11 @@ class Sweep:
         cells = tuple(own[c.key] for c in only) if only is not None else self.cells
         todo = []
         for cell in cells:
-            found = read_result(cell, self.out / cell.name)
+            try:
+                found = read_result(cell, self.out / cell.name)
+            except UnreadableError:
+                found = set_aside(cell, self.out / cell.name)
+                say(f"{cell.name}: {found.reason}, and is kept as cell.json.damaged; it goes on from its last state")
             if retry and found.status == "failed":
                 found = replace(found, status="interrupted", reason="to be tried again")
                 write_result(found)
