@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -177,6 +179,17 @@ def test_a_reader_that_hangs_or_dies_loses_its_piece_alone(measured, monkeypatch
         walked = survey.walk(reader)
     assert {key[1].rpartition("/")[2] for key in walked.unread} == {"values", "residuals"}
     assert ("rows", "/results/eigenvalues/0002/values", 0, -1) in walked.digests
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="needs signal.alarm")
+def test_a_reader_whose_asker_was_killed_ends_by_itself(measured):
+    code = "import time; from landscape.archive import piecewise as p; p.answer = lambda *a: time.sleep(60); p.main()"
+    child = subprocess.Popen([sys.executable, "-c", code, str(measured), "100", "1"], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    with child.stdin as tasks:
+        tasks.write(b'["group", "/"]\n')
+        tasks.flush()
+        assert child.wait(30) == -signal.SIGALRM
 
 
 def test_rows_beside_a_damaged_archive_go_into_the_salvaged_one(tmp_path):

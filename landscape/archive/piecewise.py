@@ -2,7 +2,8 @@
 
 Tasks come as lines of JSON on the standard input: `["group", path]`, `["attributes", path]` (a group's),
 `["dataset", path]`, `["rows", path, start, stop]` (0 and -1: all, which need not have rows). The answer to each is a
-line of JSON, with the number of bytes in "bytes", and those bytes; or `{"error": why}`. `survey` asks.
+line of JSON, with the number of bytes in "bytes", and those bytes; or `{"error": why}`. `survey` asks, and says how
+many seconds one answer may take: nothing else would end a loop inside HDF5 once who asked is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import signal
 import sys
 from typing import Any
 
@@ -112,7 +114,8 @@ def _described(dataset: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Answer until the input ends."""
-    path, size = sys.argv[1], int(sys.argv[2])
+    path, size, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    alarm = getattr(signal, "alarm", lambda seconds: 0)  # Windows has none
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -121,11 +124,13 @@ def main() -> None:
     out, file = sys.stdout.buffer, None
     for line in sys.stdin:
         content = b""
+        alarm(seconds)  # nobody handles it: it ends this process
         try:
             file = file or h5py.File(path, "r", locking=False)
             found, content = answer(file, json.loads(line), _MEMORY + size)
         except Exception as error:  # of a damaged file, HDF5 raises nearly anything
             found = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+        alarm(0)
         out.write(json.dumps(found).encode() + b"\n" + content)
         out.flush()
 

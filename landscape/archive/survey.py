@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -80,7 +81,7 @@ class Reader:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
-            [*COMMAND, str(self._path), str(self._path.stat().st_size)],
+            [*COMMAND, str(self._path), str(self._path.stat().st_size), str(math.ceil(2 * LIMIT))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
