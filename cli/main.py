@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("compare", "Say how the runs of two archives differ: B minus A, with 95% intervals."),
         "show": ("show", "Print what archives hold."),
         "watch": ("watch", "Follow a training run: losses, gradient norms, curvature, speed and events."),
-        "repair": ("repair", "Put what a killed run left beside its archive into it."),
+        "repair": ("repair", "Put what a killed run left beside its archive into it, or salvage a damaged archive."),
         "import": ("importing", "Read a surface file of tomgoldstein/loss-landscape into an archive."),
         "export": ("exporting", "Write an archive in another program's format."),
         "list": (
