@@ -32,14 +32,14 @@ def task_of(model: nn.Module, loss: Callable) -> Task:
 
 
 class Bomb:
-    """A loss that works until its n-th call; -1 never fails."""
+    """A loss that works until its n-th call, and fails from there on; -1 never fails."""
 
     def __init__(self, at: int, error: type[BaseException]):
         self.calls, self.at, self.error = 0, at, error
 
     def __call__(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        if self.calls == self.at:
+        if 0 <= self.at <= self.calls:
             raise self.error("stop")
         return F.cross_entropy(outputs, target)
 
@@ -63,13 +63,13 @@ def test_after_an_exception_in_its_middle(name, error):
     run(task_of(messy(), counting), seed=0, progress=False, **quick(name))
     assert counting.calls > 2, "this measurement never calls the loss: the test below would show nothing"
     model = messy()
-    # How many calls there are hangs on what is timed on the way: not the last of them.
+    # How many calls there are hangs on what is timed on the way, and trials of other ways pass over a failure.
     loss = Bomb(max(2, 2 * counting.calls // 3), error)
     task = task_of(model, loss)
     before = State(model)
     with pytest.raises((LandscapeError, KeyboardInterrupt)):
         run(task, seed=0, progress=False, **quick(name))
-    assert loss.calls == loss.at
+    assert loss.calls >= loss.at
     before.unchanged()
 
 
