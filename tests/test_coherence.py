@@ -229,6 +229,19 @@ class TestBadInput:
         with pytest.raises(MeasurementError, match="not convex in the outputs"):
             measure_coherence(task)
 
+    def test_samples_that_are_sure_of_their_label_are_no_sign_of_it(self):
+        torch.manual_seed(0)
+        x, y = 3 * torch.randn(24, 6), torch.arange(24) % 4
+        model = nn.Linear(6, 4)
+        with torch.no_grad():
+            logits = 9 * nn.functional.one_hot(y, 4) + torch.randn(24, 4)
+            model.weight.copy_(torch.linalg.lstsq(x, logits).solution.T)
+            model.weight.mul_(4)
+            model.bias.zero_()
+        exact = measure_coherence(Task(model, nn.CrossEntropyLoss(), (x, y), dtype=torch.float64))
+        found = measure_coherence(Task(model, nn.CrossEntropyLoss(), (x, y)))
+        assert found.sigma == pytest.approx(exact.sigma, rel=1e-3)
+
     def test_many_outputs_and_batches_that_stay_whole(self):
         x = torch.randn(5, 3).double()
         with pytest.raises(MeasurementError, match="300 numbers; coherence takes up to 256"):

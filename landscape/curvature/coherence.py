@@ -26,6 +26,8 @@ from .thresholds import Coherence
 #: Outputs that a sample may have (each costs a backward pass), bytes for the factors of all samples, and groups of the
 #: jackknife (all chosen by us).
 MOST_OUTPUTS, MEMORY, GROUPS = 256, 1 << 30, 16
+#: Share of the largest eigenvalue that one may lie below 0 and be rounding (chosen by us).
+CONVEX = 1e-5
 
 
 @measurement(
@@ -145,17 +147,19 @@ def _factors(objective: Objective, progress: bool) -> tuple[list[torch.Tensor], 
     A = GaussNewton(objective)
     found: list[torch.Tensor] = []
     weights: list[float] = []
-    held, cut = 0, ()
+    held, cut, ends = 0, (), []
     for i in tqdm(range(len(objective)), desc="coherence", disable=not progress, leave=False):
-        factor, weight = _factor(A, i)
+        factor, weight, *lowest_and_highest = _factor(A, i)
         if weight == 0:
             continue
+        ends.append(lowest_and_highest)
         held += factor.numel() * factor.element_size()
         if held > MEMORY and found:
             cut = (f"{len(found)} samples only: the factors of more need over {MEMORY >> 20} MiB",)
             break
         found.append(factor)
         weights.append(weight)
+    _needs_convex(*(np.array(end) for end in zip(*ends, strict=True)), torch.finfo(objective.dtype).eps)
     mean = sum(weights) / len(weights)
     found = [f * math.sqrt(w / mean) for f, w in zip(found, weights, strict=True)]
     if not any(bool(f.any()) for f in found):
@@ -163,14 +167,28 @@ def _factors(objective: Objective, progress: bool) -> tuple[list[torch.Tensor], 
     return found, cut
 
 
-def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float]:
-    """Return (F (rank, parameters), weight) of sample i."""
+def _needs_convex(lowest: np.ndarray, highest: np.ndarray, eps: float) -> None:
+    """Refuse a loss with negative curvature in its outputs, from each sample's smallest and largest eigenvalue.
+
+    Of a sample that is sure of its label (1 - p) is what is left of 1 and p: its curvature, however small, carries a
+    rounding error of the size of eps, which is none of the loss.
+    """
+    most = float(highest.max())
+    if float(lowest.min()) < -max(CONVEX * most, min(4 * eps, 0.1 * most)):
+        raise MeasurementError(
+            f"the loss is not convex in the outputs (an eigenvalue of {float(lowest.min()):.2g}): coherence needs "
+            "positive semi-definite matrices"
+        )
+
+
+def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float, float, float]:
+    """Return (F (rank, parameters), weight, smallest, largest eigenvalue of the loss's own Hessian) of sample i."""
     objective = A.objective
     parameters = objective.parameters
     try:
         outputs, weight, multiply = loss_curvature(objective, i, A._see_through)
         if weight == 0:
-            return torch.zeros(0, device="cpu"), 0.0
+            return torch.zeros(0, device="cpu"), 0.0, 0.0, 0.0
         sizes = [t.numel() for t in outputs]
         if sum(sizes) > MOST_OUTPUTS:
             raise MeasurementError(
@@ -183,12 +201,7 @@ def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float]:
         ]
         inner = torch.stack(columns).double()
         values, vectors = torch.linalg.eigh((inner + inner.T) / 2)
-        if float(values[0]) < -1e-5 * float(values[-1].abs() + values[0].abs()):
-            raise MeasurementError(
-                f"the loss is not convex in the outputs (an eigenvalue of {float(values[0]):.2g}): coherence needs "
-                "positive semi-definite matrices"
-            )
-        kept = values > 1e-12 * values[-1]
+        kept = (values > 1e-12 * values[-1]) & (values > 0)
         roots = (vectors[:, kept] * values[kept].sqrt()).to(objective.dtype)
         rows = []
         for column in roots.T:
@@ -209,4 +222,5 @@ def _factor(A: GaussNewton, i: int) -> tuple[torch.Tensor, float]:
         raise error if ran_out(error) else explained(error) from error
     objective.passes += (1 + 2 * len(rows)) / len(objective)
     n = sum(p.numel() for p in parameters)
-    return (torch.stack(rows) if rows else torch.zeros(1, n, dtype=objective.dtype, device=objective.device)), weight
+    factor = torch.stack(rows) if rows else torch.zeros(1, n, dtype=objective.dtype, device=objective.device)
+    return factor, weight, float(values[0]), float(values[-1])
