@@ -62,6 +62,10 @@ class GradientNoise(Probe):
         samples: int = 64,
         decay: float = 0.99,
     ) -> None:
+        if isinstance(batch_size, When):
+            raise MeasurementError(
+                "GradientNoise takes the samples of a micro-batch first; say GradientNoise(when=every(...))"
+            )
         if source not in ("micro-batches", "ranks", "samples"):
             raise MeasurementError(f"source={source!r} is not one of 'micro-batches', 'ranks' or 'samples'")
         if accumulation not in ("mean", "sum"):

@@ -13,6 +13,7 @@ from torch import nn
 import landscape as ls
 from landscape import load_checkpoint, open_archive, read_checkpoint
 from landscape.dynamics.noise import NoiseScale
+from landscape.errors import MeasurementError
 from landscape.probes import (
     CalibrationProbe,
     CurvatureProbe,
@@ -128,6 +129,10 @@ class TestExpensiveProbes:
         squared = float(G.mean(0).square().sum()) - variance / n
         found = open_archive(tmp_path / "n.h5").history["noise_scale"]
         np.testing.assert_allclose(found.values[0][1:], [squared, variance], rtol=1e-4)
+
+    def test_when_in_the_place_of_samples_is_told(self):
+        with pytest.raises(MeasurementError, match=r"say GradientNoise\(when=every"):
+            GradientNoise(every(steps=10))  # pyright: ignore[reportArgumentType]
 
     def test_the_noise_scale_of_micro_batches_is_the_naive_one(self, tmp_path):
         model, optimizer = small()
