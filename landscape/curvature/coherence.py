@@ -147,19 +147,20 @@ def _factors(objective: Objective, progress: bool) -> tuple[list[torch.Tensor], 
     A = GaussNewton(objective)
     found: list[torch.Tensor] = []
     weights: list[float] = []
-    held, cut, ends = 0, (), []
+    held, cut, lowest, highest = 0, (), [], []
     for i in tqdm(range(len(objective)), desc="coherence", disable=not progress, leave=False):
-        factor, weight, *lowest_and_highest = _factor(A, i)
+        factor, weight, smallest, largest = _factor(A, i)
         if weight == 0:
             continue
-        ends.append(lowest_and_highest)
+        lowest.append(smallest)
+        highest.append(largest)
         held += factor.numel() * factor.element_size()
         if held > MEMORY and found:
             cut = (f"{len(found)} samples only: the factors of more need over {MEMORY >> 20} MiB",)
             break
         found.append(factor)
         weights.append(weight)
-    _needs_convex(*(np.array(end) for end in zip(*ends, strict=True)), torch.finfo(objective.dtype).eps)
+    _needs_convex(min(lowest), max(highest), torch.finfo(objective.dtype).eps)
     mean = sum(weights) / len(weights)
     found = [f * math.sqrt(w / mean) for f, w in zip(found, weights, strict=True)]
     if not any(bool(f.any()) for f in found):
@@ -167,17 +168,16 @@ def _factors(objective: Objective, progress: bool) -> tuple[list[torch.Tensor], 
     return found, cut
 
 
-def _needs_convex(lowest: np.ndarray, highest: np.ndarray, eps: float) -> None:
-    """Refuse a loss with negative curvature in its outputs, from each sample's smallest and largest eigenvalue.
+def _needs_convex(lowest: float, highest: float, eps: float) -> None:
+    """Refuse a loss with negative curvature in its outputs, from the smallest and the largest eigenvalue of all samples.
 
     Of a sample that is sure of its label (1 - p) is what is left of 1 and p: its curvature, however small, carries a
     rounding error of the size of eps, which is none of the loss.
     """
-    most = float(highest.max())
-    if float(lowest.min()) < -max(CONVEX * most, min(4 * eps, 0.1 * most)):
+    if lowest < -max(CONVEX * highest, min(4 * eps, 0.1 * highest)):
         raise MeasurementError(
-            f"the loss is not convex in the outputs (an eigenvalue of {float(lowest.min()):.2g}): coherence needs "
-            "positive semi-definite matrices"
+            f"the loss is not convex in the outputs (an eigenvalue of {lowest:.2g}): coherence needs positive "
+            "semi-definite matrices"
         )
 
 
