@@ -202,6 +202,10 @@ def sample_weight(outputs: Any, batch: Any, what: str) -> float:
     )
 
 
+#: What helps where a loss is the sum of its parts.
+SUMMED = "return its mean, divided by their number, so that it means the same whatever the batches are"
+
+
 def verify_mean(
     whole: float, parts: list[tuple[float, float]], what: str, *, relative: float, advice: str = ""
 ) -> None:
@@ -214,9 +218,11 @@ def verify_mean(
     scale = max(abs(whole), max(abs(v) for v, _ in parts), 1e-12)
     if abs(whole - mean) <= relative * scale:  # False where a part is NaN: a mean over no sample that counts
         return
+    if abs(whole - sum(v for v, _ in parts)) <= relative * scale:
+        raise ObjectiveError(f"{what} sums over the samples of a batch ({whole:.6g} over {total:g} of them): {SUMMED}")
     raise ObjectiveError(
         f"{what} can't say its weight: over a whole batch it is {whole:.6g}, but its parts average {mean:.6g}, so it "
         "is no plain mean over samples. Return (mean, weight), where weight is the mean's own denominator (tokens "
-        "not ignored, sum of class weights, 1 for a sum); or set rebatch=False if the loss couples the samples of "
+        "not ignored, sum of class weights); or set rebatch=False if the loss couples the samples of "
         f"a batch{advice}"
     )

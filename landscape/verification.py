@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,8 +15,8 @@ from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .quantized import observers
-from .reduction import known_weight, pieces, sample_weight, split_value, verify_mean
-from .seeding import seeded
+from .reduction import SUMMED, known_weight, pieces, sample_weight, split_value, verify_mean
+from .seeding import seed_all, seeded
 from .session import batchnorm_layers
 from .sparse import same
 from .stateful import written
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 # Blocks of samples behind a standard error: its own relative error is 1/sqrt(2*64) = 9% (chosen by us).
 BLOCKS = 64
+# Seeds over which a loss that draws random numbers is compared with that of its parts, and how far they lie apart; how
+# many standard errors apart the two may be, and below which share of the loss they are alike whatever the noise: a sum
+# is 44% off (all chosen by us).
+SEEDS, SEED_STEP, NOISE, LITTLE = 8, 100_003, 6.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ def verify(objective: Objective) -> Verified:
     """Compare two passes over the draw, and each batch with its parts where its weight is not known.
 
     Costs two forward passes, and a third for a loss that returns no weight and is not computed from outputs that can
-    be cut. Raises ObjectiveError naming the random layer, the batch whose loss is not finite, or the loss that can't
-    say its weight.
+    be cut; where that draws random numbers, twice `SEEDS` over the first batch. Raises ObjectiveError naming the random
+    layer, the batch whose loss is not finite, or the loss that can't say its weight.
     """
     objective.copies = True
     try:
@@ -80,7 +85,9 @@ def _verify(objective: Objective) -> Verified:
     notes: tuple[str, ...] = ()
     if any(f.weighing == "samples" for f in found):
         how = "verified: each batch's mean is that of its parts"
-        if not any(f.compared for f in found):
+        if any(f.compared == "seeds" for f in found):
+            how = f"verified: the first batch's mean is that of its parts, over {SEEDS} seeds and within their noise"
+        elif not any(f.compared for f in found):
             how = f"not verified: {'batches of one sample' if objective.can_cut() else 'no cutting'}"
         notes = (f"batches are weighed by their samples ({how})",)
     notes += tuple(f.doubt for f in found if f.doubt)
@@ -98,7 +105,7 @@ class _Found:
 
     weighing: str
     weight: float
-    compared: bool
+    compared: Literal["", "exactly", "seeds"]
     written: bool
     doubt: str = ""
 
@@ -126,11 +133,13 @@ def _verify_batch(objective: Objective, i: int) -> _Found:
         )
     if own is not None and weight is not None:
         doubt = _doubt(objective, batch, outputs, target, first, mean.dtype) if i == 0 and weight > 0 else ""
-        return _Found("own", weight, False, written, doubt)
+        return _Found("own", weight, "", written, doubt)
     if known is not None:
-        return _Found("torch", known, False, written)
-    compared = _compare_with_parts(objective, batch, outputs, target, first, terms, mean.dtype)
-    return _Found("samples", 1.0, compared, written)
+        return _Found("torch", known, "", written)
+    if _compare_with_parts(objective, batch, outputs, target, first, terms, mean.dtype):
+        return _Found("samples", 1.0, "exactly", written)
+    compared = i == 0 and _compare_over_seeds(objective, i, outputs)
+    return _Found("samples", 1.0, "seeds" if compared else "", written)
 
 
 def _compare_with_parts(
@@ -181,6 +190,44 @@ def _compare_with_parts(
             compare(float(value), [float(of.get(name, math.nan)) for _, (_, _, of) in parts], f"the term {name!r}")
         raise
     return True
+
+
+def _compare_over_seeds(objective: Objective, i: int, outputs: Any) -> bool:
+    """Check that a batch's mean is that of its parts within its noise, where each part draws random numbers of its own.
+
+    Returns whether it could be compared. Costs 2 `SEEDS` passes over the batch.
+    """
+    size = batch_size_of(objective.batch(i))
+    if not (_runs_again(objective, outputs) and objective.task.rng == "fixed" and size and size > 1):
+        return False
+    if not objective.task.rebatch or objective.draw.whole or _takes_batch_statistics(objective):
+        return False
+    cut = max(1, size // 3)
+    wholes, sums, means = np.zeros((3, SEEDS))
+    for s in range(SEEDS):
+        seed_all(objective.task.seed + 1 + i + SEED_STEP * s)
+        wholes[s] = float(split_value(objective.loss_value(*objective.forward(objective.batch(i))))[0].detach())
+        for start, stop in ((0, cut), (cut, size)):
+            part = slice_batch(objective.batch(i), start, stop, size)
+            value = float(split_value(objective.loss_value(*objective.forward(part)))[0].detach())
+            means[s] += value * (stop - start) / size
+            sums[s] += value
+    objective.passes += 2 * SEEDS / len(objective)
+    if not np.isfinite([wholes, means]).all() or _same_within_noise(wholes, means):
+        return bool(np.isfinite([wholes, means]).all())
+    over = f"over {SEEDS} seeds, {objective.what} is {wholes.mean():.4g} on a whole batch of {size}"
+    if _same_within_noise(wholes, sums):
+        raise ObjectiveError(f"{over}, and its parts sum up to that ({sums.mean():.4g}): {SUMMED}")
+    raise ObjectiveError(
+        f"{over}, and its parts average {means.mean():.4g}: it is no plain mean over samples. Return (mean, weight), "
+        "where weight is the mean's own denominator; or set rebatch=False if the loss couples the samples of a batch"
+    )
+
+
+def _same_within_noise(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two numbers of each seed differ by no more than their spread explains, or by little."""
+    apart, noise = abs(float((a - b).mean())), float((a - b).std(ddof=1)) / math.sqrt(len(a))
+    return apart <= max(NOISE * noise, LITTLE * float(np.abs(a).mean()))
 
 
 def _doubt(objective: Objective, batch: Any, outputs: Any, target: Any, whole: float, dtype: torch.dtype) -> str:
@@ -280,7 +327,7 @@ def _runs_again(objective: Objective, outputs: Any) -> bool:
 def can_cut(objective: Objective, outputs: Any = None) -> bool:
     """Say whether a batch may be cut by samples without changing what the loss means."""
     task = objective.task
-    if not task.rebatch or (task.batchnorm == "batch" and batchnorm_layers(objective.model)):
+    if not task.rebatch or _takes_batch_statistics(objective):
         return False
     own = task.batch_loss is not None or _holds_a_number(outputs)
     if own and task.rng != "refuse":
@@ -288,6 +335,10 @@ def can_cut(objective: Objective, outputs: Any = None) -> bool:
     if outputs is None or own:
         return not objective.draw.whole  # the batches themselves are cut
     return batch_size_of(outputs) is not None and not stays_whole(outputs)
+
+
+def _takes_batch_statistics(objective: Objective) -> bool:
+    return objective.task.batchnorm == "batch" and bool(batchnorm_layers(objective.model))
 
 
 def _holds_a_number(outputs: Any) -> bool:

@@ -443,19 +443,55 @@ class TestFormsOfData:
             Objective(Task(net(), nn.CrossEntropyLoss(), data()), "test")
 
 
+def summed(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, target, reduction="sum")
+
+
 class TestWeightsAreNeverGuessed:
     @pytest.mark.parametrize(
         "loss",
         [
             lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([1.0, 7.0, 0.1]).double()),
             lambda o, t: F.cross_entropy(o, t.masked_fill(torch.arange(len(t)) % 3 == 0, -100)),
-            lambda o, t: F.cross_entropy(o, t, reduction="sum"),
             lambda o, t: F.cross_entropy(o, t) + o.std(),
         ],
     )
     def test_a_loss_that_is_no_plain_mean_is_refused(self, loss):
         with pytest.raises(ObjectiveError, match="can't say its weight"):
             Objective(Task(net(), loss, data(), batch_size=9)).__enter__()
+
+    def test_a_sum_is_called_one(self):
+        with pytest.raises(
+            ObjectiveError, match=r"loss summed sums over the samples .* 9 of them.*: return its"
+        ):
+            Objective(Task(net(), summed, data(), batch_size=9)).__enter__()
+
+    @pytest.mark.parametrize(
+        ("of", "said"),
+        [
+            (lambda r, _: r.mean(), ""),
+            (lambda r, _: r.sum(dim=1).mean(), ""),
+            (lambda r, _: r.sum(), r"over 8 seeds, the loss noisy is .* its parts sum up to that"),
+            (lambda r, _: r.sum(dim=1).mean() + r.sum() / 50, r"over 8 seeds, .* no plain mean over samples"),
+            (lambda r, keep: (r * keep).sum() / keep.sum(), r"over 8 seeds, .* no plain mean over samples"),
+        ],
+        ids=["mean", "sum over features", "sum", "with a sum", "masked"],
+    )
+    def test_losses_that_draw_their_own_numbers_are_compared_over_seeds(self, of, said):
+        x = data()[0]
+        keep = (torch.arange(9) < 2).double()[:, None]  # all in the first part
+
+        def noisy(model, batch):
+            noise = torch.randn_like(batch[0])
+            return of((model(batch[0] + 0.1 * noise) - 1).square(), keep[: len(batch[0])])
+
+        task = Task(net(), batch_loss=noisy, train=[(x[:9],), (x[9:18],)], rng="fixed")
+        if said:
+            with pytest.raises(ObjectiveError, match=said):
+                Objective(task).__enter__()
+            return
+        with Objective(task) as objective:
+            assert "verified: the first batch's mean is that of its parts, over 8 seeds" in objective.notes[-1]
 
     def test_a_batch_loss_is_verified_as_well(self):
         def masked(model, batch):

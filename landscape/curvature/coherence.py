@@ -169,7 +169,7 @@ def _factors(objective: Objective, progress: bool) -> tuple[list[torch.Tensor], 
 
 
 def _needs_convex(lowest: float, highest: float, eps: float) -> None:
-    """Refuse a loss with negative curvature in its outputs, from the smallest and the largest eigenvalue of all samples.
+    """Refuse a loss with negative curvature in its outputs, by the smallest and the largest eigenvalue of all samples.
 
     Of a sample that is sure of its label (1 - p) is what is left of 1 and p: its curvature, however small, carries a
     rounding error of the size of eps, which is none of the loss.
