@@ -461,9 +461,7 @@ class TestWeightsAreNeverGuessed:
             Objective(Task(net(), loss, data(), batch_size=9)).__enter__()
 
     def test_a_sum_is_called_one(self):
-        with pytest.raises(
-            ObjectiveError, match=r"loss summed sums over the samples .* 9 of them.*: return its"
-        ):
+        with pytest.raises(ObjectiveError, match=r"loss summed sums over the samples .* 9 of them.*: return its"):
             Objective(Task(net(), summed, data(), batch_size=9)).__enter__()
 
     @pytest.mark.parametrize(
