@@ -23,6 +23,7 @@ from untouched import State, data, messy, net
 
 from landscape import Hessian, Objective, Task
 from landscape.errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
+from landscape.evaluation import evaluate_checkpoint
 
 
 class TestRestoration:
@@ -163,6 +164,21 @@ class TestTheMean:
             found = objective.evaluate(stderr=True)
         losses = F.cross_entropy(model.eval()(x), y, reduction="none").detach()
         assert found.stderr == pytest.approx((losses.std() / 60**0.5).item(), rel=1e-10)
+
+    def test_an_error_from_few_whole_batches_is_called_a_rough_one(self):
+        x = torch.randn(36, 5, dtype=torch.float64)
+
+        def noisy(model, batch):
+            return (model(batch[0]) - torch.randn_like(batch[0][:, :1])).square().mean()
+
+        task = Task(net(), batch_loss=noisy, train=[(x[:18],), (x[18:],)], rng="fixed")
+        told = [n for n in evaluate_checkpoint(task).notes if "standard error" in n]
+        assert told == [
+            "the standard error of the train loss rests on 2 batches, which can't be cut into samples: it is known to "
+            "about 71% only; more samples (max_samples) or smaller batches tell more"
+        ]
+        whole = Task(net(), nn.CrossEntropyLoss(), data(), batch_size=18)
+        assert not [n for n in evaluate_checkpoint(whole).notes if "standard error" in n]
 
     @pytest.mark.parametrize("own", [False, True])
     def test_accuracys_error_is_over_images_not_over_pixels(self, own):
