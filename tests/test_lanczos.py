@@ -709,14 +709,7 @@ def test_the_measurement_is_registered_with_its_options() -> None:
     assert len(found.smallest) == 1
 
 
-def test_of_a_model_with_fewer_parameters_than_a_probe_takes_all_are_measured():
-    torch.manual_seed(0)
-    x, y = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 1, dtype=torch.float64)
-    task = Task(nn.Linear(3, 1).double(), nn.MSELoss(), (x, y))
-    with Hessian(task) as h:
-        expected = torch.linalg.eigvalsh(h @ torch.eye(4, dtype=torch.float64)).flip(0)
-    found = measure_eigenvalues(task, k=10, k_smallest=6)
-    np.testing.assert_allclose(found.values, expected, rtol=1e-9)
-    np.testing.assert_allclose(found.smallest, expected.flip(0), rtol=1e-9)
-    assert "all 4 eigenvalues: there are no 10 of 4 parameters" in found.notes
-    assert not any("all" in note for note in measure_eigenvalues(task, k=4).notes)
+def test_more_eigenvalues_than_parameters_are_refused_not_clipped() -> None:
+    task = small_task()[0]
+    with pytest.raises(MeasurementError, match="k=54 exceeds the 53 parameters selected"):
+        measure_eigenvalues(task, k=54)

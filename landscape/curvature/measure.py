@@ -87,8 +87,7 @@ def measure_eigenvalues(
     """Largest and smallest eigenvalues of the Hessian, with residuals and a check for missed ones.
 
     Of the mean loss over the task's draw; see `eigenpairs` for the methods and the cost. With `precision` the draw is
-    as small as `to_precision` finds for the first eigenvalue, and the task's own size is the most that is drawn. Of
-    fewer than k parameters all eigenvalues are taken.
+    as small as `to_precision` finds for the first eigenvalue, and the task's own size is the most that is drawn.
     """
     if operator not in OPERATORS:
         raise MeasurementError(f"operator={operator!r} is unknown; choose from {', '.join(OPERATORS)}")
@@ -100,22 +99,18 @@ def measure_eigenvalues(
         drawn = to_precision(task, "eigenvalues", precision, split=split, seed=seed, progress=progress, **one)
         task = task.replace(max_samples=drawn.samples)
     with Objective(task, split) as objective:
-        matrix = OPERATORS[operator](objective, chosen)
-        n = matrix.shape[0]
         found = eigenpairs(
-            matrix,
-            min(k, n),
+            OPERATORS[operator](objective, chosen),
+            k,
             which,
             tol,
             seed=seed,
             stop=stop,
-            k_smallest=min(k_smallest, n) if which == "both" else None,
+            k_smallest=k_smallest if which == "both" else None,
             method=method,
             progress=progress,
         )
         found = noted(found, objective)
-        if k > n:
-            found = replace(found, notes=(*found.notes, f"all {n} eigenvalues: there are no {k} of {n} parameters"))
     return found if drawn is None else with_sampling(found, drawn)
 
 
