@@ -60,7 +60,7 @@ def _text(found: Inspection) -> str:
             span(t.low, t.high) if t.known else "none" for t in (speed.forward, speed.gradient, speed.product)
         )
         parts.append(
-            f"one batch of {count(speed.samples)} in {found.dtype} on {found.device}: "
+            f"{count(speed.samples)} samples of one batch in {found.dtype} on {found.device}: "
             f"forward {forward}, gradient {gradient}, Hessian product {product}"
         )
         rows = [["preset", "samples", "time", "memory"]]

@@ -119,10 +119,19 @@ def test_of_a_batch_that_takes_long_a_part_is_compared(size, level, monkeypatch)
     assert check.level == level
     assert check.message.endswith("(on 2 samples: one pass over more takes long)")
     assert seen[-6:] == [2] * 6
+    whole = twice_differentiable(Task(Seen(size), lambda outputs, _: outputs.mean(), [(x, x)], rebatch=False))
+    assert whole.level == level
+    assert "samples" not in whole.message  # they can't be cut, and it is not said that they were
     seen.clear()
     monkeypatch.setattr("landscape.probes.derivatives.PASS", 1e9)
     assert twice_differentiable(task).level == level
     assert 2 not in seen
+
+
+def test_a_loss_that_cannot_be_measured_is_the_checks_message():
+    check = twice_differentiable(Task(net(), lambda outputs, _: outputs.sum(), data()))
+    assert check.level == "fail"
+    assert "sums over the samples of a batch" in check.message
 
 
 def test_a_missing_part_is_found_beside_kinks_at_the_weights():
