@@ -1,0 +1,105 @@
+"""By what a batch counts: known for torch's losses, verified for others, and never guessed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from untouched import data, net
+
+from landscape import Objective, Task
+from landscape.errors import ObjectiveError
+
+
+def summed(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, target, reduction="sum")
+
+
+class TestWeightsAreNeverGuessed:
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([1.0, 7.0, 0.1]).double()),
+            lambda o, t: F.cross_entropy(o, t.masked_fill(torch.arange(len(t)) % 3 == 0, -100)),
+            lambda o, t: F.cross_entropy(o, t) + o.std(),
+        ],
+    )
+    def test_a_loss_that_is_no_plain_mean_is_refused(self, loss):
+        with pytest.raises(ObjectiveError, match="can't say its weight"):
+            Objective(Task(net(), loss, data(), batch_size=9)).__enter__()
+
+    def test_a_sum_is_called_one(self):
+        with pytest.raises(ObjectiveError, match=r"loss summed sums over the samples .* 9 of them.*: return its"):
+            Objective(Task(net(), summed, data(), batch_size=9)).__enter__()
+
+    @pytest.mark.parametrize(
+        ("of", "said"),
+        [
+            (lambda r, _: r.mean(), ""),
+            (lambda r, _: r.sum(dim=1).mean(), ""),
+            (lambda r, _: r.sum(), r"over 8 seeds, the loss noisy is .* its parts sum up to that"),
+            (lambda r, _: r.sum(dim=1).mean() + r.sum() / 50, r"over 8 seeds, .* no plain mean over samples"),
+            (lambda r, keep: (r * keep).sum() / keep.sum(), r"over 8 seeds, .* no plain mean over samples"),
+        ],
+        ids=["mean", "sum over features", "sum", "with a sum", "masked"],
+    )
+    def test_losses_that_draw_their_own_numbers_are_compared_over_seeds(self, of, said):
+        x = data()[0]
+        keep = (torch.arange(9) < 2).double()[:, None]  # all in the first part
+
+        def noisy(model, batch):
+            noise = torch.randn_like(batch[0])
+            return of((model(batch[0] + 0.1 * noise) - 1).square(), keep[: len(batch[0])])
+
+        task = Task(net(), batch_loss=noisy, train=[(x[:9],), (x[9:18],)], rng="fixed")
+        if said:
+            with pytest.raises(ObjectiveError, match=said):
+                Objective(task).__enter__()
+            return
+        with Objective(task) as objective:
+            assert "verified: the first batch's mean is that of its parts, over 8 seeds" in objective.notes[-1]
+
+    def test_a_batch_loss_is_verified_as_well(self):
+        def masked(model, batch):
+            x, y = batch
+            return F.cross_entropy(model(x), y.masked_fill(x[:, 0] > 0.3, -100))
+
+        with pytest.raises(ObjectiveError, match="the loss masked can't say its weight"):
+            Objective(Task(net(), batch_loss=masked, train=data(), batch_size=9)).__enter__()
+
+    def test_a_plain_mean_is_verified_and_said(self):
+        with Objective(Task(net(), lambda o, t: F.cross_entropy(o, t), data(), batch_size=9)) as objective:
+            assert any("verified: each batch's mean is that of its parts" in n for n in objective.notes)
+
+    def test_a_loss_that_couples_samples_is_measured_as_it_is(self):
+        def coupled(o, t):
+            return F.cross_entropy(o, t) + o.std()
+
+        model, (x, y) = net(), data()
+        batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+        with Objective(Task(model, coupled, batches, rebatch=False)) as objective:
+            loss = objective.evaluate().loss
+        model.eval()
+        expected = (9 * coupled(model(x[:9]), y[:9]) + 14 * coupled(model(x[9:]), y[9:])) / 23
+        assert loss == pytest.approx(expected.item(), rel=1e-12)
+
+    @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="sum"), nn.MSELoss(reduction="none")])
+    def test_a_torch_loss_with_another_reduction(self, loss):
+        with pytest.raises(ObjectiveError, match=r'expected (reduction="mean"|its mean)'):
+            Objective(Task(net(), loss, (data()[0], torch.zeros(23, 3).double()))).__enter__()
+
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            (lambda o, t: 1.0, "is a float"),
+            (lambda o, t: o, "has shape"),
+            (lambda o, t: (o.mean(), 1, 2), "tuple of 3"),
+            (lambda o, t: (o.mean(), torch.ones(3)), "weight of shape"),
+            (lambda o, t: (o.mean(), -1.0), "weight -1"),
+            (lambda o, t: {}, "no terms"),
+        ],
+    )
+    def test_what_a_loss_may_return(self, value, said):
+        with pytest.raises(ObjectiveError, match=said), Objective(Task(net(), value, data())) as objective:
+            objective.evaluate()
