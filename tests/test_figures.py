@@ -27,9 +27,11 @@ from landscape.curvature.estimates import NormEstimate
 from landscape.errors import LandscapeError, MeasurementError
 from landscape.report.figures import draw, figure, figures
 from landscape.report.figures.density import draw_density
+from landscape.report.figures.generic import charts
 from landscape.report.figures.registry import new_axes
 from landscape.report.figures.self_check import self_check
 from landscape.report.palette import HOLE
+from landscape.report.runs import make_run
 from landscape.results import Result, StoredResult, Variable, array
 
 EVERY = {
@@ -323,6 +325,29 @@ def test_an_unknown_curve_is_drawn_over_its_coordinate_with_its_error_as_a_band(
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), result.curve)
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(result.curve.max() + 1.959964 * 0.05)
+
+
+def test_what_has_no_coordinate_is_dots_with_bars_and_no_line():
+    @dataclass(frozen=True, kw_only=True)
+    class Classes(Result, kind=""):
+        share: np.ndarray = array("class", units="share", interval="ends", doc="of each class")
+        ends: np.ndarray = array("class", "bound", units="share")
+
+    share = np.array([0.5, 0.25, 0.75])
+    ends = np.stack([share - [0.1, 0.2, 0.3], share + 0.05], axis=1)
+    ax = draw(Classes(share=share, ends=ends))
+    dots = ax.lines[0]
+    assert dots.get_linestyle() == "None"
+    np.testing.assert_array_equal(dots.get_ydata(), share)
+    bars = [path.vertices[:, 1] for path in ax.collections[0].get_paths()]
+    np.testing.assert_allclose(bars, ends)
+    (chart,) = charts(
+        "classes",
+        [make_run("a", [StoredResult(stored_kind="classes", stored=Classes(share=share, ends=ends).variables())])],
+    )
+    (trace,) = chart.panels[0].views["all"]
+    assert trace["mode"] == "markers"
+    assert {"array", "arrayminus"} <= set(trace["error_y"])
 
 
 def test_unknown_scalars_are_a_table_with_their_uncertainty():

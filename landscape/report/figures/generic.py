@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import MeasurementError
 from ...results import Result, Variable, kind_of
-from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash
+from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash, run_symbol
 from ..measures import Z95
 from ..numbers import interval, number, uncertain
 from ..palette import HOLE, RUN_COLORS, SURFACE_MAP
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+#: How the label of a dimension ends that has no coordinate.
+_INDEX = "(index)"
+
+
 def draw_generic(
     result: Result, *, ax: Axes | None = None, variable: str | None = None, color: str = RUN_COLORS[0]
 ) -> Axes:
     """Draw one variable of any result; by default the one with the most dimensions (up to 2), else all scalars.
 
-    Standard errors and intervals are drawn where the result declares them, as a band. Raises MeasurementError
-    where the result has no such variable, or none that can be drawn.
+    Standard errors and intervals are drawn where the result declares them: as a band, or as bars of dots where the
+    dimension has no coordinate, so that what lies between two numbers is nothing (classes, draws). Raises
+    MeasurementError where the result has no such variable, or none that can be drawn.
     """
     variables = result.variables()
     name = variable or _main(variables)
@@ -45,13 +50,17 @@ def draw_generic(
         ax = ax or new_axes((5.0, 3.4))
         x, x_label = _positions(variables, v.dims[0], len(data))
         low, high = spread(variables, v, data)
-        ax.plot(x, np.where(np.isfinite(data), data, np.nan), "o-", color=color, linewidth=1.4, markersize=3)
-        if np.isfinite(low).any():
-            ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        known = np.where(np.isfinite(data), data, np.nan)
+        if x_label.endswith(_INDEX):
+            bars = np.abs(np.stack([known - low, high - known])) if np.isfinite(low).any() else None
+            ax.errorbar(x, known, yerr=bars, fmt="o", color=color, markersize=4, elinewidth=1.2, capsize=2)
+            whole_numbers(ax.xaxis)
+        else:
+            ax.plot(x, known, "o-", color=color, linewidth=1.4, markersize=3)
+            if np.isfinite(low).any():
+                ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         ax.set_xlabel(x_label)
         ax.set_ylabel(_named(name, v))
-        if x_label.endswith("(index)"):
-            whole_numbers(ax.xaxis)
         tidy(ax)
         return ax
     ax = ax or new_axes((5.2, 4.2))
@@ -62,7 +71,7 @@ def draw_generic(
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     for axis, label in ((ax.xaxis, x_label), (ax.yaxis, y_label)):
-        if label.endswith("(index)"):
+        if label.endswith(_INDEX):
             whole_numbers(axis)
     return ax
 
@@ -137,7 +146,7 @@ def _positions(variables: Mapping[str, Variable], dim: str, n: int) -> tuple[np.
     for name, v in variables.items():
         if v.coordinate and v.dims == (dim,) and len(v.data) == n and v.data.dtype.kind in "fiu":
             return np.asarray(v.data, dtype=float), _named(name, v)
-    return np.arange(n, dtype=float), f"{dim} (index)"
+    return np.arange(n, dtype=float), f"{dim} {_INDEX}"
 
 
 def _named(name: str, v: Variable) -> str:
@@ -192,14 +201,21 @@ def _curves(kind: str, name: str, found: Sequence[tuple[Run, dict[str, Variable]
         y_label, doc = _named(name, v), v.doc
         i = len(series)
         columns: dict[str, Any] = {v.dims[0]: x, name: data}
+        apart, bars = x_label.endswith(_INDEX), {}
         if np.isfinite(low).any():
             columns |= {f"{name}_low": low, f"{name}_high": high}
-            traces += _band(i, run, v.dims[0], name)
+            if apart:
+                own, up, down = (ref(i, name + end) for end in ("", "_high", "_low"))
+                ends = {"array": {"minus": [up, own]}, "arrayminus": {"minus": [own, down]}}
+                look = {"color": run_css(run.index), "thickness": 1.2, "width": 3}
+                bars = {"error_y": {"type": "data", "symmetric": False, **ends, **look}}
+            else:
+                traces += _band(i, run, v.dims[0], name)
         series.append(Series(columns, (v.dims[0],), run.name, run.index))
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers" if len(data) <= 60 else "lines",
+                "mode": "markers" if apart else "lines+markers" if len(data) <= 60 else "lines",
                 "run": run.index,
                 "x": ref(i, v.dims[0]),
                 "y": ref(i, name),
@@ -210,7 +226,8 @@ def _curves(kind: str, name: str, found: Sequence[tuple[Run, dict[str, Variable]
                     "width": 1.8,
                     "dash": run_dash(run.index),
                 },
-                "marker": {"color": run_css(run.index), "size": 5},
+                "marker": {"color": run_css(run.index), "size": 5, "symbol": run_symbol(run.index)},
+                **bars,
             }
         )
     layout = {
