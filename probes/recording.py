@@ -314,6 +314,10 @@ class Recording:
         self.detach()
         if self._rank:
             return
+        if self._opened.session == 0:
+            for timed in self._probes:
+                if text := timed.never_asked(self._run.step, self._run.epoch):
+                    self._run.event("not_measured", text)
         told = [*(t.over_budget(self._sink.elapsed) for t in self._probes), self._over_budget()]
         seconds = self._earlier + self.seconds
         problem = finish(self._path, self._run, self._sink, self._opened, status, filter(None, told), seconds)

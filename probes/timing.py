@@ -24,6 +24,8 @@ class Timed:
     def __init__(self, probe: Probe, run: Run, decided: Mapping[int, bool], world: int) -> None:
         self.probe, self._run, self._decided = probe, run, decided
         self.off = False
+        #: Whether it was ever asked to look or to measure.
+        self.asked = False
         self.evaluates = probe.evaluates
         self.wants_ready = type(probe).ready is not Probe.ready
         self._together = world > 1 and probe.everywhere(run)
@@ -78,7 +80,7 @@ class Timed:
     def forced(self, now: Now, elapsed: float) -> tuple[Found | None, float]:
         """Let the probe measure whatever it costs."""
         started = time.perf_counter()
-        self._run.measuring = True
+        self._run.measuring = self.asked = True
         try:
             with torch.enable_grad():
                 found = self.call(lambda p: _checked(p.measure(self._run, now)))
@@ -100,11 +102,13 @@ class Timed:
         """Let a cheap probe look at a step, if it is due: `look` is its `before`, `on_gradients` or `after`."""
         if self.spacing is not None:
             if step.number % self.spacing == 0:
+                self.asked = True
                 try:
                     look(self._run, step)
                 except Exception as error:
                     self.fail(error)
         elif self.due(step.number):
+            self.asked = True
             self.call(lambda _: look(self._run, step))
 
     def call(self, what: Callable[[Any], Any]) -> Any:
@@ -131,6 +135,22 @@ class Timed:
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+    def never_asked(self, steps: int, epochs: int) -> str:
+        """Return in words that a run of so many steps and epochs ended before the probe's first moment; "" if not."""
+        when = self.probe.when
+        if self.asked or self.off or self.evaluates or not steps:
+            return ""
+        first = when.first_from(1)
+        if when.epochs is not None:
+            ahead = f"the end of epoch {when.epochs}, and there were {epochs}"
+        elif math.isfinite(first):
+            ahead = f"step {first:g}, and the run ended at step {steps}"
+        else:
+            return ""
+        return (
+            f"{self.probe.name}: nothing was recorded: its first moment is {ahead}; let it look more often (when=...)"
+        )
 
     def over_budget(self, elapsed: float) -> str:
         """Return in words that a run of so many seconds was too short for the first point's cost; "" if it was not."""

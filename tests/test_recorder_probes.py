@@ -130,6 +130,24 @@ class TestExpensiveProbes:
         found = open_archive(tmp_path / "n.h5").history["noise_scale"]
         np.testing.assert_allclose(found.values[0][1:], [squared, variance], rtol=1e-4)
 
+    def test_a_run_that_ended_before_a_probes_first_moment_says_so(self, tmp_path):
+        def told(name, count, **resume):
+            model, optimizer = small()
+            probes = [GradientNorms(), Embeddings("0"), SurfaceProbe(5, when=every(epochs=3)), CalibrationProbe()]
+            with Recorder(tmp_path / name, model, optimizer, task=task_of(model), probes=probes, **resume) as rec:
+                steps(model, optimizer, count, rec)
+                rec.end_epoch()
+            return [e.message for e in open_archive(tmp_path / name).history.events if e.kind == "not_measured"]
+
+        assert told("short.h5", 5) == [
+            "embeddings: nothing was recorded: its first moment is step 100, and the run ended at step 5; let it look "
+            "more often (when=...)",
+            "surface: nothing was recorded: its first moment is the end of epoch 3, and there were 1; let it look more "
+            "often (when=...)",
+        ]
+        assert not [m for m in told("long.h5", 100) if "embeddings" in m]
+        assert told("none.h5", 0) == []
+
     def test_when_in_the_place_of_samples_is_told(self):
         with pytest.raises(MeasurementError, match=r"say GradientNoise\(when=every"):
             GradientNoise(every(steps=10))  # pyright: ignore[reportArgumentType]
