@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from untouched import State as Kept
 
 import landscape
 from landscape.alignment.axes import Atom, Product, Sum, atoms, cut, order, places, resolve, unify
-from landscape.alignment.check import permuted, shuffled
+from landscape.alignment.check import generators, permuted
 from landscape.alignment.matching import Weights, match
 from landscape.alignment.permuting import align
+from landscape.alignment.rules import RULES, elementwise
 from landscape.alignment.units import Units, find_units
 from landscape.checkpoint import read_checkpoint
 from landscape.errors import CheckpointError, MeasurementError
@@ -130,8 +132,8 @@ def units_of(given: Task) -> Units:
 
 def scrambled(given: Task, seed: int = 3) -> dict[str, torch.Tensor]:
     """Return the task's weights with the units of every group in a random order."""
-    state, units = given.model.state_dict(), units_of(given)
-    return state | permuted(units, state, shuffled(list(units.names), seed))
+    state, units, generator = given.model.state_dict(), units_of(given), np.random.default_rng(seed)
+    return state | permuted(units, state, {g: generator.permutation(g.size) for g in units.names})
 
 
 # -------------------------------------------------------------------------------------- what was only permuted
@@ -268,17 +270,80 @@ def test_units_with_an_order_of_their_own_stay(name):
     assert found.dropped == ()
 
 
-def test_what_torch_does_not_see_is_caught_by_trying_and_told():
-    # NumPy hands the values on where no operation of torch's is seen to read them.
-    def use(h: torch.Tensor) -> torch.Tensor:
-        return h + torch.from_numpy(h.detach().numpy() * np.arange(8, dtype="float32")).to(h)
+class Deep(nn.Module):
+    """Two hidden layers: n units that are used in some way, and 7 that may change places."""
 
-    model = made(lambda: Ordered(use))
-    found = align(task(model), model, made(lambda: Ordered(use), 2))
-    assert found.moved.sum() == 0
-    assert found.distance == found.distance_before
-    if len(found.dropped):
-        assert any("permuting these units changes outputs" in w for w in found.warnings)
+    def __init__(self, n: int, use) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, n), nn.Linear(n, 7), nn.Linear(7, 10)
+        self.use = use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.tanh(self.b(self.use(F.relu(self.a(x.flatten(1))), self))))
+
+
+def weighed_unseen(h: torch.Tensor, _model: Deep) -> torch.Tensor:
+    """Scale all units by a number that weighs each of them apart: NumPy's operations are none of torch's."""
+    return h * (1 + float((h.detach().numpy() @ np.arange(1.0, 1 + h.shape[1])).mean()))
+
+
+def neighbors(h: torch.Tensor, _model: Deep) -> torch.Tensor:
+    """Multiply each unit by the one before it, which a turn of all units leaves alone, and no swap does."""
+    return h * h.roll(1, 1)
+
+
+WRONG = [("unseen", n) for n in (2, 3, 8)] + [("wrong rule", n) for n in (3, 4, 8)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("why", "n"), WRONG)
+def test_a_group_that_changes_the_function_is_dropped_and_told(monkeypatch, why, n, seed):
+    if why == "wrong rule":
+        monkeypatch.setitem(RULES, "roll", elementwise)
+    use = weighed_unseen if why == "unseen" else neighbors
+    a, b = (made(lambda: Deep(n, use), i) for i in (1, 2))
+    assert sorted(g.size for g in units_of(task(b)).names) == sorted([n, 7])  # the wrong one is proposed
+    found = align(task(a), a, b, seed=seed)
+    assert found.dropped == ("a.weight, dim 0",)
+    assert found.warnings == ("a.weight, dim 0: permuting these units changes outputs; they stay as they are",)
+    assert {c.name: c.level for c in found.checks}["groups"] == "warn"
+    assert torch.equal(found.weights["a.weight"], b.a.weight)
+    # The other group is aligned all the same.
+    assert (found.units.tolist(), found.names) == ([7], ("b.weight, dim 0",))
+    assert found.distance < found.distance_before
+
+
+def test_a_permutation_that_is_another_function_at_b_itself_is_refused():
+    # Fresh biases are all 0; generic ones, at which groups are tried, are not.
+    def use(h: torch.Tensor, model: Deep) -> torch.Tensor:
+        return h if model.a.bias.detach().numpy().any() else weighed_unseen(h, model)
+
+    a, b = (made(lambda: Deep(8, use), i) for i in (1, 2))
+    nn.init.zeros_(b.a.bias)
+    said = "b with its units permuted gives other outputs than b on the train data"
+    with pytest.raises(MeasurementError, match=said):
+        align(task(a), a, b)
+    with pytest.raises(MeasurementError, match=said):
+        interpolate(task(a), a, b, points=3, align="weights")
+
+
+def test_a_group_that_changes_the_function_on_a_later_batch_only_is_dropped():
+    def use(h: torch.Tensor, model: Deep) -> torch.Tensor:
+        return weighed_unseen(h, model) if len(h) == 8 else h  # of 16, 16 and 8 samples
+
+    a, b = (made(lambda: Deep(8, use), i) for i in (1, 2))
+    found = align(task(a), a, b)
+    assert found.dropped == ("a.weight, dim 0",)
+    assert found.units.tolist() == [7]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_a_group_is_tried_by_permutations_that_make_all_others(n):
+    pair = [tuple(p.tolist()) for p in generators(Atom(n), seed=n)]
+    reached = set(pair)
+    while more := {tuple(p[i] for i in q) for p in reached for q in pair} - reached:
+        reached |= more
+    assert len(reached) == math.factorial(n)
 
 
 def test_outputs_keep_their_order_where_the_loss_has_none():

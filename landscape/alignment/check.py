@@ -37,10 +37,16 @@ def generic(state: State, parameters: set[str], seed: int) -> dict[str, torch.Te
     return made
 
 
-def shuffled(groups: Sequence[Atom], seed: int) -> Permutations:
-    """Return a random permutation of each group."""
-    generator = np.random.default_rng(seed)
-    return {g: generator.permutation(g.size) for g in groups}
+def generators(group: Atom, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a random cycle through all units of a group, and a swap of two that are neighbors in it.
+
+    Every permutation is a product of these two: what neither changes, none does.
+    """
+    sequence = np.random.default_rng(seed).permutation(group.size)
+    cycle, swap = np.arange(group.size), np.arange(group.size)
+    cycle[sequence] = np.roll(sequence, 1)
+    swap[sequence[:2]] = sequence[1::-1]
+    return cycle, swap
 
 
 def put(objective: Objective, state: State) -> None:
@@ -57,28 +63,33 @@ def permuted(units: Units, state: State, permutations: Permutations) -> dict[str
     return {n: units.permuted(n, state[n], permutations) for n in names}
 
 
-def difference(
-    objective: Objective, units: Units, state: State, permutations: Permutations, update: Callable[[], object]
+def differences(
+    objective: Objective,
+    units: Units,
+    state: State,
+    trials: Sequence[Permutations],
+    update: Callable[[], object],
+    batches: int | None = None,
 ) -> list[float]:
-    """Return for each batch the largest difference of an output or the loss that permuting a state makes.
+    """Return for each of these permutations of a state the largest difference of an output or the loss that it makes.
 
-    As a share of the tensor's largest value; infinite where shapes or holes differ. Costs two passes.
+    As a share of the tensor's largest value, over the first `batches` (None for all); infinite where shapes or holes
+    differ. Costs one pass and one for each trial.
     """
-    other = permuted(units, state, permutations)
-    own = {n: state[n] for n in other}
+    count = len(objective) if batches is None else batches
+    worst = [0.0] * len(trials)
     put(objective, state)
-    found = []
     with objective.measuring():
-        for i in range(len(objective)):
-            sides = []
-            for now in (own, other):
-                put(objective, now)
-                sides.append(_given(objective, i))
-            put(objective, own)
-            found.append(_largest(*sides))
-            update()
-    objective.passes += 2
-    return found
+        for i in range(count):
+            before = _given(objective, i)
+            for k, permutations in enumerate(trials):
+                other = permuted(units, state, permutations)
+                put(objective, other)
+                worst[k] = max(worst[k], _largest(before, _given(objective, i)))
+                put(objective, {n: state[n] for n in other})
+                update()
+    objective.passes += (1 + len(trials)) * count / len(objective)
+    return worst
 
 
 def _given(objective: Objective, i: int) -> list[torch.Tensor]:
@@ -103,10 +114,11 @@ def _largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def verified(
     objective: Objective, units: Units, state: State, limit: float, seed: int, update: Callable[[], object]
 ) -> tuple[Units, tuple[str, ...], float]:
-    """Return the groups whose random permutations change nothing, the names of the others, the largest difference.
+    """Return the groups whose permutations change nothing, the names of the others, the largest difference.
 
-    At weights near the state in which no two units are alike (where they give no finite outputs: at the state itself)
-    and on every batch. Costs two passes, and two for each group where one fails.
+    At weights near the state in which no two units are alike (where they give no finite outputs: at the state itself):
+    each group alone on the first batch, by permutations that generate all others, then all together on every batch.
+    Costs two passes of a batch for each group, and two of the draw; more where other batches show more.
     """
     parameters = {n for n, _ in objective.model.named_parameters(remove_duplicate=False)}
     probe = generic(state, parameters, seed)
@@ -114,15 +126,23 @@ def verified(
     with objective.measuring():
         if not all(bool(torch.isfinite(t).all()) for t in _given(objective, 0)):
             probe = dict(state)
-    dropped: list[str] = []
+
+    def largest(trials: Sequence[Permutations], batches: int | None = None) -> list[float]:
+        return differences(objective, units, probe, trials, update, batches)
+
+    pairs = {g: generators(g, seed) for g in units.names}
+    alone = largest([{g: p} for g, pair in pairs.items() for p in pair], batches=1)
+    wrong = [g for g, *changes in zip(pairs, alone[::2], alone[1::2], strict=True) if not max(changes) <= limit]
+    dropped = [units.names[g] for g in wrong]
+    units = units.without(*wrong)
     while units.names:
-        largest = max(difference(objective, units, probe, shuffled(list(units.names), seed), update))
-        if largest <= limit:
-            return units, tuple(dropped), largest
-        wrong = [
-            g for g in units.names if not max(difference(objective, units, probe, shuffled([g], seed), update)) <= limit
-        ]
-        wrong = wrong or list(units.names)  # together they change what none changes alone
+        together = {g: pairs[g][0] for g in units.names}
+        (change,) = largest([together])
+        if change <= limit:
+            return units, tuple(dropped), change
+        alone = largest([{g: p} for g, p in together.items()])
+        wrong = [g for g, one in zip(together, alone, strict=True) if not one <= limit]
+        wrong = wrong or list(together)  # together they change what none changes alone
         dropped += [units.names[g] for g in wrong]
         units = units.without(*wrong)
     return units, tuple(dropped), 0.0

@@ -21,7 +21,7 @@ from ..tasks import Task
 from .activations import correlations
 from .aligned import Alignment
 from .axes import Atom
-from .check import difference, permuted, verified
+from .check import differences, permuted, verified
 from .matching import Term, Weights, match
 from .units import Permutations, Units, find_units
 
@@ -45,9 +45,9 @@ def align(
     is found from what the model computes on a batch, not from its architecture: channels through convolutions (grouped
     and depthwise ones, too), normalization layers with their running statistics, residual streams, concatenations,
     flattened pixels, gates of recurrent layers, heads of attention and channels within all heads alike. What an
-    operation isn't known to leave alone stays where it is, and is told. Then random permutations of all groups found
-    must leave outputs and loss as they are on every batch, at weights near b without equal units; a group that doesn't
-    is dropped, and told.
+    operation isn't known to leave alone stays where it is, and is told. Then the groups found are permuted at random at
+    weights near b without equal units, each alone on a batch and all together on every one; a group that changes
+    outputs or loss is dropped, and told. b with its units in their new places is held against b in the end.
 
     Args:
         task: a Task; its model says what the states must fit, its data are what functions are compared on.
@@ -64,9 +64,9 @@ def align(
     default there): between aligned ends variances collapse, and statistics that are recomputed at each point undo that
     (REPAIR, Jordan et al. 2023, arXiv:2211.08403); without BatchNorm nothing undoes it.
 
-    Costs about 6 passes over the draw, in float64 where the task allows it, 2 more for activations; for each turn of a
-    group of n units O(n^3) for the assignment (1 s for some 2,000 units) and O(n) operations a weight that it holds.
-    Holds both states in float64 on the host.
+    Costs about 6 passes over the draw and 2 over a batch for each group, in float64 where the task allows it, 2 more
+    over the draw for activations; for each turn of a group of n units O(n^3) for the assignment (1 s for some 2,000
+    units) and O(n) operations a weight that it holds. Holds both states in float64 on the host.
 
     Raises CheckpointError for a state that doesn't fit the model, MeasurementError for one that is not finite, an
     unknown method, and where b permuted is not b on some batch; ObjectiveError where the loss can't be measured at b.
@@ -93,7 +93,7 @@ def align_states(task: Task, a: State, b: State, *, method: Method, split: str, 
             units, limit = find_units(objective, list(b.weights))
             units, dropped, tried = verified(objective, units, b.weights, limit, seed, bar.update)
             found, solved = _matched(objective, units, a, b, method, seed, bar.update)
-            kept = max(difference(objective, units, b.weights, found, bar.update), default=0.0) if found else 0.0
+            (kept,) = differences(objective, units, b.weights, [found], bar.update) if found else (0.0,)
         if not kept <= limit:
             raise MeasurementError(
                 f"b with its units permuted gives other outputs than b on the {split} data (by {kept:.2g} of the "
