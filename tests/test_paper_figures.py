@@ -15,7 +15,7 @@ import pytest
 import report_samples as samples
 from click.testing import CliRunner
 from matplotlib.text import Text
-from test_surface_figures import path
+from test_surface_figures import aligned, path
 
 from landscape.archive.writer import save_archive
 from landscape.cli.main import main
@@ -321,6 +321,25 @@ def test_straight_and_curved_paths_are_told_apart_and_share_their_heights() -> N
     alone = paper.make_figure(runs[:1], "path")
     assert "Bezier" not in alone.caption
     assert "recompute" in paper.make_figure([make_run("bn", [replace(path(), batchnorm="recompute")])], "path").methods
+
+
+def test_permuted_units_are_told_with_the_barrier_before_and_their_papers() -> None:
+    drawn = paper.make_figure([make_run("a", [replace(aligned(), batchnorm="recompute")])], "path")
+    assert "Short dashes: the straight path before permuting units." in drawn.caption
+    assert (
+        "Highest barrier: 0.050 ± 0.013 (train), after permuting the units of each state but the first to fit the one "
+        "before it (by weights; before: 0.800 ± 0.013)." in drawn.caption
+    )
+    assert r"by matching their weights \cite{ainsworth2023git}." in drawn.methods
+    assert r"running statistics along it: recompute \cite{jordan2023repair}." in drawn.methods
+    assert {"ainsworth2023git", "jordan2023repair", "frankle2020linear"} <= set(
+        re.findall(r"^@\w+\{([^,]+),", drawn.bibtex, flags=re.MULTILINE)
+    )
+    found = paper.make_figure([make_run("a", [replace(aligned(), align="activations")])], "path").methods
+    assert r"by matching their activations \cite{ainsworth2023git,jordan2023repair}." in found
+    plain = paper.make_figure([make_run("a", [replace(path(), batchnorm="recompute")])], "path")
+    assert not re.search("ainsworth|jordan|permut", plain.caption + plain.methods + plain.bibtex)
+    assert "recompute." in plain.methods
 
 
 def test_results_of_no_checkpoint_are_called_as_their_archive(tmp_path: Path) -> None:

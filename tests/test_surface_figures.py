@@ -53,6 +53,23 @@ def path(height: float = 0.4, splits: tuple[str, ...] = ("train", "test")) -> Pa
     )
 
 
+def aligned(splits: tuple[str, ...] = ("train", "test")) -> Path:
+    """Return that path with lower barriers, and itself as it was before units were permuted."""
+    before, after = path(0.8, splits), path(0.05, splits)
+    table = np.array([2, 2])
+    return replace(
+        after,
+        align="weights",
+        groups=table,
+        units=8 * table,
+        moved=7 * table,
+        unaligned_loss=before.loss,
+        unaligned_barrier=before.barrier,
+        unaligned_barrier_stderr=before.barrier_stderr,
+        unaligned_distance=2 * before.distance,
+    )
+
+
 LABELS = ("principal axis 1", "principal axis 2")
 
 
@@ -172,6 +189,22 @@ def test_a_path_shows_its_barriers_where_they_are():
         draw(replace(result, accuracy=None), quantity="accuracy")
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_a_path_of_permuted_units_shows_the_one_before(splits):
+    result = aligned(splits)
+    ax = draw(result, scale="log")
+    dashed = [line for line in ax.lines if line.is_dashed()]
+    for loss in result.unaligned_loss:
+        assert any(np.array_equal(line.get_ydata(), loss) for line in dashed)
+    assert "before permuting units" in words(ax)
+    assert ax.get_ylim()[1] > result.unaligned_loss.max()
+    # Barriers too small for a text beside them have it above, on the axes.
+    texts = [t for t in ax.texts if t.get_text().startswith("barrier")]
+    assert [t.get_rotation() for t in texts] == [0, 0]
+    assert "before permuting units" not in words(draw(result, quantity="accuracy"))
+    assert len(draw(path(splits=splits)).lines) < len(ax.lines)
+
+
 def test_a_trajectory_lies_over_its_contour_and_over_no_other():
     result = trajectory()
     ax = draw(result, surface=below(), fingerprint="f" * 64)
@@ -283,6 +316,25 @@ def test_the_page_draws_the_contour_that_belongs_to_the_trajectory():
 def test_a_path_without_a_barrier_says_so():
     assert paths(two(path, height=0.0)).panels[1].lines[0] == "train: barrier none, none"
     assert "± 0.013" in paths(two(path)).panels[0].lines[0]
+
+
+def test_the_page_shows_the_path_before_units_were_permuted():
+    chart = paths(two(aligned))
+    assert chart.panels[0].lines == (
+        "train: barrier 0.050 ± 0.013, 0.050 ± 0.013",
+        "test: barrier 0.050 ± 0.013, 0.050 ± 0.013",
+        "units of each state but the first permuted to fit the one before it, by weights",
+        "train: barrier before permuting units 0.800 ± 0.013, 0.800 ± 0.013",
+        "test: barrier before permuting units 0.800 ± 0.013, 0.800 ± 0.013",
+    )
+    np.testing.assert_array_equal(chart.series[1].columns["unaligned_loss"], aligned().unaligned_loss[1])
+    drawn = [t["y"] for t in chart.panels[0].views["linear"] if t.get("mode") == "lines" and "ref" in t["y"]]
+    assert [y["ref"] for y in drawn] == [[0, "loss"], [0, "unaligned_loss"], [1, "loss"], [1, "unaligned_loss"]]
+    assert "Short dashes: before permuting units." in chart.caption
+    assert any(t.get("text") == ["before permuting units"] for t in chart.panels[0].views["linear"])
+    plain = paths(two(path))
+    assert "permuting" not in plain.caption
+    assert not any("permut" in line for line in plain.panels[0].lines)
 
 
 def test_the_report_has_their_sections(tmp_path):

@@ -131,27 +131,28 @@ def _recalibration(found: Found, quantity: str, scale: str) -> str:
 def _path(found: Found, quantity: str, scale: str) -> str:
     told = []
     for _, x in found:
-        highest = int(np.argmax(np.nan_to_num(x.barrier[0], nan=-np.inf)))
-        height = uncertain(float(x.barrier[0][highest]), float(x.barrier_stderr[0][highest]))
-        text = " ± ".join(t for t in height if t) + (f" ({x.splits[0]})" if len(x.splits) > 1 else "")
-        told.append(text + _aligned(x))
+        text = _highest(x.barrier, x.barrier_stderr) + (f" ({x.splits[0]})" if len(x.splits) > 1 else "")
+        if x.unaligned_barrier is not None:
+            text += (
+                f", after permuting the units of each state but the first to fit the one before it (by {x.align}; "
+                f"before: {_highest(x.unaligned_barrier, x.unaligned_barrier_stderr)})"
+            )
+        told.append(text)
     names = {"linear": "a straight path", "bezier": "a trained Bezier curve"}
     ways = list(dict.fromkeys(names.get(x.curve, f"a {x.curve} curve") for _, x in found))
+    drawn = quantity == "loss" and any(x.unaligned_loss is not None for _, x in found)
     return (
         f"{quantity.capitalize()} along {_listed(ways)} between checkpoints (dots), ± standard error; a barrier is the "
         "height above the dashed line that joins them. "
-        f"Highest barrier{'' if len(told) == 1 else 's'}: {_listed(told)}."
+        + ("Short dashes: the straight path before permuting units. " if drawn else "")
+        + f"Highest barrier{'' if len(told) == 1 else 's'}: {_listed(told)}."
     )
 
 
-def _aligned(path: Any) -> str:
-    """Say that the units of a path's states were permuted, and what its barrier was before."""
-    if path.unaligned_barrier is None:
-        return ""
-    k = int(np.argmax(np.nan_to_num(path.unaligned_barrier[0], nan=-np.inf)))
-    before = uncertain(float(path.unaligned_barrier[0][k]), float(path.unaligned_barrier_stderr[0][k]))
-    height = " ± ".join(t for t in before if t)
-    return f", after permuting the units of each end to fit the state before it (by {path.align}; before: {height})"
+def _highest(barrier: np.ndarray, stderr: np.ndarray) -> str:
+    """Return the highest barrier of the first split, and its standard error."""
+    k = int(np.argmax(np.where(np.isnan(barrier[0]), np.inf, barrier[0])))  # a NaN is no barrier of 0
+    return " ± ".join(t for t in uncertain(float(barrier[0][k]), float(stderr[0][k])) if t)
 
 
 def _trajectory(found: Found, quantity: str, scale: str) -> str:
@@ -290,12 +291,27 @@ def _recalibration_methods(found: Found) -> str:
 def _path_methods(found: Found) -> str:
     keys = {"frankle2020linear" if x.curve == "linear" else "garipov2018loss": None for _, x in found}
     points, sizes = [len(x.position) for _, x in found], [int(n) for _, x in found for n in x.samples]
-    statistics = sorted({x.batchnorm for _, x in found} - {"none"})
-    return (
+    told = (
         f"{'The path' if len(found) == 1 else 'Each path'} \\cite{{{','.join(keys)}}} was evaluated at "
         f"{_range(points)} points on {_range(sizes)} samples; standard errors of differences are paired."
-        + (f" BatchNorm's running statistics along it: {_listed(statistics)}." if statistics else "")
     )
+    aligned = sorted({x.align for _, x in found} - {"none"})
+    if aligned:
+        told += (
+            " Hidden units of each state but the first were permuted beforehand to fit those of the one before it, by "
+        )
+        told += f"{_listed([_MATCHING[name] for name in aligned])}."
+    statistics = sorted({x.batchnorm for _, x in found} - {"none"})
+    if statistics:
+        told += f" BatchNorm's running statistics along it: {_listed(statistics)}"
+        told += r" \cite{jordan2023repair}." if aligned and "recompute" in statistics else "."
+    return told
+
+
+_MATCHING = {
+    "weights": r"matching their weights \cite{ainsworth2023git}",
+    "activations": r"matching their activations \cite{ainsworth2023git,jordan2023repair}",
+}
 
 
 _METHODS: dict[str, Callable[[Found], str]] = {

@@ -50,12 +50,19 @@ def _of(result: Any) -> Iterable[str]:
     if kind == "trace" and method in _METHODS:
         yield _METHODS[method]
         return
-    if kind == "path" and getattr(result, "curve", "linear") != "linear":
-        yield "garipov2018loss"
+    if kind == "path":
+        yield from _of_path(result)
         return
     for name in getattr(result, "names", ()) if kind == "sharpness" else ():
         yield from (key for word, key in _SHARPNESS.items() if str(name).startswith(word))
     yield from BY_KIND.get(kind, ())
+
+
+def _of_path(path: Any) -> Iterable[str]:
+    """Yield the papers of the curve, and of the alignment of its ends where there was one."""
+    yield from BY_KIND["path"] if path.curve == "linear" else ("garipov2018loss",)
+    if path.align != "none":
+        yield from ("ainsworth2023git", "jordan2023repair")
 
 
 def bibtex(keys: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import MeasurementError
 from ...surface.routes import Path
 from ..chart import Chart, Control, Panel, Series, css, ref, run_css, scaled_axis
-from ..numbers import number, uncertain
+from ..numbers import uncertain
 from ..palette import INK, MUTED, RUN_COLORS
 from ..runs import Run
 from ..scales import Scale, finite, scales
@@ -18,6 +18,12 @@ from .registry import figure, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+#: The straight path through the states as they were, in the words and the dashes of both figures.
+BEFORE = "before permuting units"
+SHORT = (0, (1.5, 1.5))
+#: Share of the axis from which a barrier's text fits beside it (chosen by us, for the smallest figures).
+UPRIGHT = 0.5
 
 
 @figure("path")
@@ -31,9 +37,11 @@ def draw_path(
     """Draw a Path: the loss (or accuracy) of each split with its standard error, the states as dots, the barrier.
 
     The dashed line joins the losses of neighboring states: a barrier is the height above it, marked where it is largest
-    on each segment of the first split. Raises MeasurementError where the path has no such quantity.
+    on each segment of the first split. Where units were permuted, short dashes are the loss along the straight path
+    before. Raises MeasurementError where the path has no such quantity.
     """
     values = result.loss if quantity == "loss" else result.accuracy
+    before = result.unaligned_loss if quantity == "loss" else None
     errors = result.loss_stderr if quantity == "loss" else result.accuracy_stderr
     if values is None or errors is None:
         raise MeasurementError(f"this path has no {quantity}; it was measured without labels")
@@ -46,15 +54,20 @@ def draw_path(
         ax.plot(at, y, color=color, linewidth=1.6, linestyle="-" if i == 0 else "--", label=split)
         ax.fill_between(at, y - e, y + e, color=color, alpha=0.18, linewidth=0)
         ax.plot(at[states], y[states], "o", color=color, markeredgecolor=INK, markersize=5)
+        if before is not None:
+            z = np.asarray(before[i], dtype=float)
+            ax.plot(at, np.where(np.isfinite(z), z, np.nan), color=color, linewidth=1.1, linestyle=SHORT)
     if quantity == "loss":
         _draw_barriers(ax, result, states)
-    choices, default = scales(finite([np.asarray(values)]))
+    choices, default = scales(finite([np.asarray(v) for v in (values, before) if v is not None]))
     chosen = choices.get(default if scale == "auto" else scale, choices["linear"])
     if chosen.kind == "asinh":
         ax.set_yscale("asinh", linear_width=chosen.width)
     elif chosen.kind == "log":
         ax.set_yscale("log")
-    if len(result.splits) > 1:
+    if before is not None:
+        _label_before(ax, result)
+    elif len(result.splits) > 1:
         ax.legend(frameon=False)
     ax.set_xticks(at[states])
     ax.set_xlabel("position on the path (segments)")
@@ -78,11 +91,42 @@ def _draw_barriers(ax: Axes, result: Path, states: np.ndarray) -> None:
         )  # fmt: skip
         value, error = uncertain(float(height), float(result.barrier_stderr[0, k]))
         text = f"barrier {value}" + (f" ± {error}" if error else "")
+        if height > UPRIGHT * np.ptp(ax.get_ylim()):
+            placed = {"xy": (where, top - height / 2), "xytext": (-4, 0), "rotation": 90, "ha": "right", "va": "center"}
+        else:
+            placed = {"xy": (where, top), "xytext": (0, 5), "ha": "center", "va": "bottom"}
         ax.annotate(
-            text, xy=(where, top - height / 2), xytext=(-4, 0), textcoords="offset points", rotation=90, ha="right",
-            va="center", color=INK, fontsize=8.5, zorder=5,
+            text, **placed, textcoords="offset points", color=INK, fontsize=8.5, zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0},
         )  # fmt: skip
+
+
+def _label_before(ax: Axes, result: Path) -> None:
+    """Say what the path before the alignment is: at its top, or beside the splits' names above all lines."""
+    top = _top(result)
+    if len(result.splits) > 1:
+        ax.plot([], [], color=MUTED, linewidth=1.1, linestyle=SHORT, label=BEFORE)
+        shown = ax.yaxis.get_transform()
+        low, high = (shown.transform(y) for y in ax.get_ylim())
+        ax.set_ylim(top=float(shown.inverted().transform(high + 0.45 * (high - low))))
+        ax.legend(frameon=False, loc="upper center")
+    elif top is not None:
+        x, y, side = top
+        ax.margins(y=0.12)
+        ax.annotate(
+            BEFORE, xy=(x, y), xytext=(0, 3), textcoords="offset points", ha=side, va="bottom", color=MUTED,
+            fontsize=8.5,
+        )  # fmt: skip
+
+
+def _top(path: Any) -> tuple[float, float, str] | None:
+    """Return where the path before the alignment is highest, and to which side of it a text has room."""
+    at, loss = np.asarray(path.position), np.asarray(path.unaligned_loss, dtype=float)
+    known = np.where(np.isfinite(loss), loss, -np.inf).max(axis=0)
+    k = int(np.argmax(known))
+    # The side that a text's anchor is on: near the left end it goes on to the right.
+    side = ("left", "center", "right")[min(2, int(3 * at[k] / at[-1]))]
+    return (float(at[k]), float(known[k]), side) if np.isfinite(known[k]) else None
 
 
 # ------------------------------------------------------------------------------------------------ on the page
@@ -96,7 +140,8 @@ def paths(runs: Sequence[Run]) -> Chart | None:
     found = [(r, p) for r, p in found if len(finite([p.loss]))]
     if not found:
         return None
-    choices, _ = scales(finite([p.loss for _, p in found]))
+    losses = [loss for _, p in found for loss in (p.loss, p.unaligned_loss) if loss is not None]
+    choices, _ = scales(finite(losses))
     layouts = {
         name: {
             "xaxis": {"title": {"text": "position on the path (segments)"}},
@@ -118,7 +163,8 @@ def paths(runs: Sequence[Run]) -> Chart | None:
                         "loss_stderr": path.loss_stderr[i],
                         "excess": path.excess[i],
                         "excess_stderr": path.excess_stderr[i],
-                    },
+                    }
+                    | ({} if path.unaligned_loss is None else {"unaligned_loss": path.unaligned_loss[i]}),
                     ("position",),
                     f"{run.name}, {split}",
                     run.index,
@@ -131,7 +177,8 @@ def paths(runs: Sequence[Run]) -> Chart | None:
         title="Paths between checkpoints",
         caption="The loss along the path between the states (dots). A barrier is the height above the dashed line that "
         "joins them; its standard error is that of the same samples at all three points."
-        + (" Dashes: the second split." if any(len(p.splits) > 1 for _, p in found) else ""),
+        + (" Dashes: the second split." if any(len(p.splits) > 1 for _, p in found) else "")
+        + (f" Short dashes: {BEFORE}." if any(p.unaligned_loss is not None for _, p in found) else ""),
         series=series,
         panels=panels,
         layouts=layouts,
@@ -173,19 +220,47 @@ def _traces(first: int, run: Run, path: Any, scale: Scale) -> list[dict]:
                 "line": {"color": color, "width": 2, "dash": DASHES[i % 2]},
             }
         )
+        if path.unaligned_loss is not None:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": ref(first + i, "position"),
+                    "y": ref(first + i, "unaligned_loss", scale),
+                    "text": ref(first + i, "unaligned_loss", text=True),
+                    "hovertemplate": f"{split}, {BEFORE}, position %{{x:.3g}}<br>loss %{{text}}<extra></extra>",
+                    "connectgaps": False,
+                    "line": {"color": color, "width": 1.5, "dash": "2px,3px"},
+                    "opacity": 1 if i == 0 else 0.6,
+                }
+            )
         traces.append(places | {"mode": "markers", "marker": {"color": color, "size": 8}, "hoverinfo": "skip"})
+    top = _top(path) if path.unaligned_loss is not None else None
+    if top is not None:
+        x, y, side = top
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "text",
+                "x": [x],
+                "y": [float(scale.forward(np.array([y]))[0])],
+                "text": [BEFORE],
+                "textposition": f"top {({'left': 'right', 'right': 'left'}).get(side, side)}",
+                "textfont": {"color": css("muted")},
+                "cliponaxis": False,
+                "hoverinfo": "skip",
+            }
+        )
     return traces
 
 
 def _facts(path: Any) -> tuple[str, ...]:
-    lines = []
-    for i, split in enumerate(path.splits):
-        heights = []
-        for height, stderr in zip(path.barrier[i], path.barrier_stderr[i], strict=True):
-            value, error = uncertain(float(height), float(stderr)) if np.isfinite(height) else (number(height), "")
-            # The ends belong to the path: 0 means that no point lies above the line between them.
-            heights.append("none" if height == 0 else f"{value} ± {error}" if error else value)
-        lines.append(f"{split}: barrier {', '.join(heights)}")
+    rows = zip(path.splits, path.barrier, path.barrier_stderr, strict=True)
+    lines = [f"{split}: barrier {_heights(row, errors)}" for split, row, errors in rows]
+    if path.unaligned_barrier is not None:
+        lines.append(f"units of each state but the first permuted to fit the one before it, by {path.align}")
+        for split, row, errors in zip(path.splits, path.unaligned_barrier, path.unaligned_barrier_stderr, strict=True):
+            lines.append(f"{split}: barrier {BEFORE} {_heights(row, errors)}")
     said = {
         "recompute": "running statistics recomputed at every point",
         "interpolate": "running statistics interpolated",
@@ -193,15 +268,15 @@ def _facts(path: Any) -> tuple[str, ...]:
     }
     if path.batchnorm in said:
         lines.append(said[path.batchnorm])
-    if path.unaligned_barrier is not None:
-        before = [
-            " ± ".join(t for t in uncertain(float(h), float(e)) if t)
-            for h, e in zip(path.unaligned_barrier[0], path.unaligned_barrier_stderr[0], strict=True)
-        ]
-        lines.append(
-            f"units of each end permuted to fit the state before it, by {path.align}; {path.splits[0]} barrier before: "
-            f"{', '.join(before)}"
-        )
     if path.curve == "bezier":
         lines.append("along a trained quadratic Bezier curve")
     return tuple(lines)
+
+
+def _heights(barriers: Sequence[float], errors: Sequence[float]) -> str:
+    """Return the barrier of each segment; "none" for 0, because the ends belong to the path: no point lies above."""
+    told = []
+    for height, stderr in zip(barriers, errors, strict=True):
+        value, error = uncertain(float(height), float(stderr))
+        told.append("none" if height == 0 else f"{value} ± {error}" if error else value)
+    return ", ".join(told)
