@@ -438,3 +438,10 @@ def test_what_can_not_be_aligned_is_refused():
     broken = {k: v * torch.nan for k, v in model.state_dict().items()}
     with pytest.raises(MeasurementError, match="state 2 is not finite"):
         align(task(model), model, broken)
+    # Finite weights, activations that aren't any more.
+    deep = made(lambda: nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(5)), nn.Linear(64, 10)))
+    diverged = {k: 1e37 * v for k, v in deep.state_dict().items()}
+    with pytest.raises(
+        MeasurementError, match=r"activations leaving '.*' are not finite, or too large to be multiplied"
+    ):
+        align(task(deep), diverged, deep, method="activations")

@@ -34,6 +34,8 @@ def correlations(
 
     Li et al. 2016 (arXiv:1511.07543), Jordan et al. 2023 (arXiv:2211.08403, section 2): Pearson's, over samples and
     places. A unit that never changes correlates with none. Costs two passes; memory for the (n, n) sums of each place.
+
+    Raises MeasurementError where the states take different ways through the model, or activations are not finite.
     """
     sums: dict[Site, _Sums] = {}
     with objective.measuring(), single_steps():
@@ -53,6 +55,12 @@ def correlations(
                 sums.setdefault(site, _Sums.empty(axis)).add(x, y)
             update()
     objective.passes += 2
+    for (name, way), s in sums.items():
+        if not s.finite:
+            raise MeasurementError(
+                f"activations {way} {name!r} are not finite, or too large to be multiplied, at one of the states (has "
+                "it diverged?): match the weights"
+            )
     read = {x for (_, way), s in sums.items() if way == "entering" for x in atoms(s.axis)}
     return [
         Correlations(s.axis, s.correlation())
@@ -78,9 +86,15 @@ class _Sums:
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         u, v = x.cpu().double().numpy(), y.cpu().double().numpy()
         self.n += len(u)
-        self.of_a, self.of_b = self.of_a + u.sum(0), self.of_b + v.sum(0)
-        self.squares_a, self.squares_b = self.squares_a + (u**2).sum(0), self.squares_b + (v**2).sum(0)
-        self.products = self.products + u.T @ v
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for in the end
+            self.of_a, self.of_b = self.of_a + u.sum(0), self.of_b + v.sum(0)
+            self.squares_a, self.squares_b = self.squares_a + (u**2).sum(0), self.squares_b + (v**2).sum(0)
+            self.products = self.products + u.T @ v
+
+    @property
+    def finite(self) -> bool:
+        # Squares bound all other sums.
+        return bool(np.isfinite(self.squares_a).all() and np.isfinite(self.squares_b).all())
 
     def correlation(self) -> np.ndarray:
         mean_a, mean_b = np.asarray(self.of_a) / self.n, np.asarray(self.of_b) / self.n
