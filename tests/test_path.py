@@ -16,7 +16,8 @@ from landscape.checkpoint import read_checkpoint, save_checkpoint
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.objective import Objective
 from landscape.results import rebuild
-from landscape.surface.path import bezier_weights, interpolate
+from landscape.surface.path import interpolate
+from landscape.surface.walk import bezier_weights
 from landscape.tasks import Task
 
 #: Losses of at most 100 samples in float64, summed in another order.

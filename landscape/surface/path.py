@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
 
 from ..alignment.aligned import Alignment
 from ..alignment.permuting import Method, align_states
 from ..errors import MeasurementError
-from ..objective import Objective
 from ..parameters import trainable, unwrap
-from ..passes import Evaluation
-from ..results import Check, Cost
-from ..session import batchnorm_layers, recomputing
+from ..results import Cost
+from ..session import batchnorm_layers
 from ..tasks import Task
-from ..verification import block_error
-from .curve import RATE, STEPS, Trained, train_middle
+from .barriers import heights, path_checks
+from .curve import RATE, STEPS, Trained
 from .routes import Path
-from .states import State, check_finite, differ, holding, mixable, others, read_state, same
+from .states import State, check_finite, differ, holding, mixable, read_state, same
+from .walk import Found, Walk
 
 Curve = Literal["linear", "bezier"]
 Statistics = Literal["recompute", "interpolate"]
 #: Points of each segment, its ends included (chosen by us: a barrier's top is resolved to 4% of the way).
 POINTS = 25
-
-Tensors = Sequence[torch.Tensor]
-#: Running mean and variance of each BatchNorm layer, in order.
-Moments = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def interpolate(
@@ -105,8 +96,13 @@ def interpolate(
     before: Path | None = None
 
     def measured(states: Sequence[State], curve: Curve) -> Path:
-        walk = _Walk(ready, names, states, points, policy, accuracy, progress)
-        return walk.measure(curve, splits, steps, rate, seed)
+        walk = Walk(ready, names, states, points, policy, accuracy, progress)
+        with holding(model, states[0]):
+            trained = walk.train(steps, rate, seed) if curve == "bezier" else []
+            if policy == "recompute":
+                walk.recompute()
+            reached = [walk.evaluate(split) for split in splits]
+        return _result(walk, reached, trained, splits, curve, seed)
 
     if align is not None:
         before = measured(read, "linear")
@@ -144,189 +140,6 @@ def _with_alignment(path: Path, before: Path, found: Sequence[Alignment], method
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Of one split: an Evaluation at each position, and of each state with its own statistics."""
-
-    points: list[Evaluation]
-    states: list[Evaluation]
-    samples: int
-    notes: tuple[str, ...]
-
-
-class _Walk:
-    """A model led along a path: weights, buffers and running statistics set at each position."""
-
-    def __init__(
-        self,
-        task: Task,
-        names: tuple[str, ...],
-        states: Sequence[State],
-        points: int,
-        policy: str,
-        accuracy: bool,
-        progress: bool,
-    ) -> None:
-        self.task = task
-        self.names = names
-        self.states = states
-        self.policy = policy
-        self.accuracy = accuracy
-        self.progress = progress
-        self.passes = 0.0
-        self.middles: list[list[torch.Tensor]] = []
-        self._tied = names_of_tied(unwrap(task.model), names)
-        self._moments: list[Moments] = []
-        inner = np.linspace(0.0, 1.0, points)
-        # (segment, t): the last point of a segment is the first one of the next, and evaluated once.
-        self.positions = [(0, 0.0)] + [(s, float(t)) for s in range(len(states) - 1) for t in inner[1:]]
-
-    @property
-    def position(self) -> np.ndarray:
-        return np.array([s + t for s, t in self.positions])
-
-    def measure(self, curve: Curve, splits: Sequence[str], steps: int, rate: float, seed: int) -> Path:
-        """Measure everything that a Path holds."""
-        begun = time.perf_counter()
-        trained: list[Trained] = []
-        with holding(unwrap(self.task.model), self.states[0]):
-            if curve == "bezier":
-                trained = self.train(steps, rate, seed)
-            if self.policy == "recompute":
-                self.recompute()
-            found = [self.evaluate(split) for split in splits]
-        return _result(self, found, trained, splits, self.distances(), curve, seed, time.perf_counter() - begun)
-
-    def at(self, objective: Objective, segment: int, t: float) -> None:
-        """Set parameters, frozen parameters and buffers to those of the path at t on a segment."""
-        a, b = self.states[segment], self.states[segment + 1]
-        first, last = a.chosen(self.names), b.chosen(self.names)
-        if self.middles and 0 < t < 1:
-            shares, ends = bezier_weights(t), (first, self.middles[segment], last)
-        else:
-            shares, ends = (1 - t, t), (first, last)
-        set_mixed(objective.parameters, ends, shares)
-        beside, measured = [others(s, self.names) for s in (a, b)], {id(p) for p in objective.parameters}
-        with objective.writing() as live:
-            for name, tensor in live.items():
-                # Further names of tied parameters are none of their own: those have moved along the curve already.
-                if name in beside[0] and id(tensor) not in measured and mixable(tensor):
-                    set_mixed([tensor], [[o[name]] for o in beside], (1 - t, t))
-
-    def recompute(self) -> None:
-        """Estimate BatchNorm's statistics over the train draw at every position, and keep them."""
-        with Objective(self.task, "train") as objective, self._bar("statistics", len(self.positions)) as bar:
-            layers = batchnorm_layers(objective.model)
-            for segment, t in self.positions:
-                self.at(objective, segment, t)
-                with objective.measuring(), recomputing(objective.model):
-                    for i in range(len(objective)):
-                        objective.value(i)
-                objective.passes += 1
-                self._moments.append([_moments(layer) for layer in layers])
-                bar.update()
-            self.passes += objective.passes
-
-    def evaluate(self, split: str) -> _Found:
-        """Evaluate one split at every position, and every state as it is."""
-        points, own = [], []
-        with Objective(self.task, split) as objective:
-            layers = batchnorm_layers(objective.model)
-            with self._bar(f"path, {split}", len(self.positions)) as bar:
-                for i, (segment, t) in enumerate(self.positions):
-                    self.at(objective, segment, t)
-                    if self._moments:
-                        for layer, (mean, variance) in zip(layers, self._moments[i], strict=True):
-                            layer.running_mean.copy_(mean)  # type: ignore[union-attr]
-                            layer.running_var.copy_(variance)  # type: ignore[union-attr]
-                    points.append(objective.evaluate(accuracy=self.accuracy, stderr=True))
-                    bar.update()
-            for i in range(len(self.states)):
-                self.at(objective, min(i, len(self.states) - 2), float(i == len(self.states) - 1))
-                own.append(objective.evaluate())
-            self.passes += objective.passes
-            has_labels = self.accuracy and objective.has_labels
-            self.accuracy = has_labels
-            return _Found(points, own, objective.samples, objective.notes)
-
-    def train(self, steps: int, rate: float, seed: int) -> list[Trained]:
-        """Train the middle point of each segment's curve on the train draw."""
-        made = []
-        with Objective(self.task, "train") as objective:
-            for segment in range(len(self.states) - 1):
-                self.at(objective, segment, 0.5)  # buffers that batch statistics don't replace
-                ends = [
-                    [w.to(p.device, p.dtype) for w, p in zip(s.chosen(self.names), objective.parameters, strict=True)]
-                    for s in self.states[segment : segment + 2]
-                ]
-                with self._bar(f"curve {segment + 1}", steps) as bar:
-                    made.append(train_middle(objective, *ends, steps=steps, rate=rate, seed=seed, update=bar.update))
-            self.passes += objective.passes
-        self.middles = [m.middle for m in made]
-        return made
-
-    def distances(self) -> np.ndarray:
-        """Return the Euclidean distance between the ends of each segment, over the trainable parameters."""
-        return np.array(
-            [
-                math.sqrt(
-                    sum(
-                        float((b.weights[n].cpu().double() - a.weights[n].cpu().double()).square().sum())
-                        for n in self.names
-                    )
-                )
-                for a, b in itertools.pairwise(self.states)
-            ]
-        )
-
-    def middle_states(self) -> list[dict[str, torch.Tensor]]:
-        """Return each middle point as a state_dict on the CPU; its running statistics are those half way."""
-        made = []
-        for segment, middle in enumerate(self.middles):
-            a, b = self.states[segment], self.states[segment + 1]
-            state = {k: v.detach().clone() for k, v in a.weights.items()}
-            for name, value in state.items():
-                if mixable(value):
-                    set_mixed([value], [[a.weights[name]], [b.weights[name]]], (0.5, 0.5))
-            for name, value in zip(self.names, middle, strict=True):
-                for tied in self._tied[name]:
-                    if tied in state:
-                        state[tied].copy_(value)
-            made.append(state)
-        return made
-
-    def _bar(self, what: str, total: int) -> Any:
-        return tqdm(total=total, desc=what, leave=False, disable=not self.progress)
-
-
-def bezier_weights(t: float) -> tuple[float, float, float]:
-    """Return the shares of first end, middle and last end of the quadratic Bezier curve at t."""
-    return (1 - t) ** 2, 2 * t * (1 - t), t**2
-
-
-def set_mixed(targets: Tensors, ends: Sequence[Tensors], shares: Sequence[float]) -> None:
-    """Write sum_i shares_i * ends_i into the targets; a single end with share 1 arrives bit for bit."""
-    with torch.no_grad():
-        for j, target in enumerate(targets):
-            parts = [(end[j].to(target.device, target.dtype), c) for end, c in zip(ends, shares, strict=True) if c]
-            if len(parts) == 1 and parts[0][1] == 1.0:
-                target.copy_(parts[0][0])
-                continue
-            torch.mul(parts[0][0], parts[0][1], out=target)
-            for value, c in parts[1:]:
-                target.add_(value, alpha=c)
-
-
-def names_of_tied(model: nn.Module, names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Return for each of these parameters all the names that the model has it under."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    return {name: [n for n, p in every.items() if p is every[name]] for name in names}
-
-
-def _moments(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return layer.running_mean.clone(), layer.running_var.clone()
-
-
 def _check_settings(
     states: Sequence[Any], points: int, curve: str, batchnorm: str, splits: Sequence[str], align: str | None
 ) -> None:
@@ -362,16 +175,14 @@ def _check_states(states: Sequence[State], names: tuple[str, ...]) -> None:
 
 
 def _result(
-    walk: _Walk,
-    found: Sequence[_Found],
+    walk: Walk,
+    found: Sequence[Found],
     trained: Sequence[Trained],
     splits: Sequence[str],
-    distance: np.ndarray,
     curve: Curve,
     seed: int,
-    seconds: float,
 ) -> Path:
-    rows = [_heights(f.points, walk.positions) for f in found]
+    rows = [heights(f.points, walk.positions) for f in found]
     segments = len(walk.states) - 1
     points = (len(walk.positions) - 1) // segments
     # A state between two segments belongs to both.
@@ -389,7 +200,8 @@ def _result(
 
     position = walk.position
     labelled = walk.accuracy
-    made = _checks(walk, found, splits, loss, excess, error, table(lambda i, m: float(top(i, m))).astype(int), members)
+    tops = table(top).astype(int)
+    made = path_checks(walk, found, splits, loss, excess, error, tops, members)
     return Path(
         position=position,
         loss=loss,
@@ -403,7 +215,7 @@ def _result(
         barrier_at=table(lambda i, m: position[top(i, m)]),
         instability=table(lambda i, m: loss[i, m].max() - (loss[i, m[0]] + loss[i, m[-1]]) / 2),
         own_loss=np.array([[e.loss for e in f.states] for f in found]),
-        distance=distance,
+        distance=walk.distances(),
         training_loss=np.array([t.losses for t in trained]) if trained else None,
         samples=np.array([f.samples for f in found]),
         splits=tuple(splits),
@@ -416,121 +228,5 @@ def _result(
         | ({"steps": len(trained[0].losses), "rate": trained[0].rate} if trained else {}),
         checks=made,
         notes=tuple(dict.fromkeys(n for source in (*found, *walk.states) for n in source.notes)),
-        cost=Cost(passes=walk.passes, seconds=seconds),
+        cost=Cost(passes=walk.passes),
     )
-
-
-def _heights(points: Sequence[Evaluation], positions: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (loss minus the straight line between the ends of its segment, its paired standard error)."""
-    ends = {s: i for i, (s, t) in enumerate(positions) if t == 1.0}
-    excess, errors = [], []
-    for (segment, t), here in zip(positions, points, strict=True):
-        first = points[ends[segment - 1] if segment else 0]
-        last = points[ends[segment]]
-        if t in (0.0, 1.0):
-            excess.append(0.0 if math.isfinite(here.loss) else math.nan)
-            errors.append(0.0)
-            continue
-        line = (1 - t) * first.loss + t * last.loss
-        excess.append(here.loss - line)
-        errors.append(paired_error((here, first, last), (1.0, -(1 - t), -t)))
-    return np.array(excess), np.array(errors)
-
-
-def paired_error(found: Sequence[Evaluation], coefficients: Sequence[float]) -> float:
-    """Return the standard error of sum_i c_i * loss_i over the same samples, from the blocks of each evaluation.
-
-    NaN where the loss can't be taken apart into samples, is not finite, or weighs its samples differently at each
-    point.
-    """
-    weights = [[w for _, w in e.blocks] for e in found]
-    if not weights[0] or any(w != weights[0] for w in weights[1:]):
-        return math.nan
-    means = [sum(c * e.blocks[j][0] for c, e in zip(coefficients, found, strict=True)) for j in range(len(weights[0]))]
-    total = sum(c * e.loss for c, e in zip(coefficients, found, strict=True))
-    return block_error(list(zip(means, weights[0], strict=True)), total)
-
-
-def _checks(
-    walk: _Walk,
-    found: Sequence[_Found],
-    splits: Sequence[str],
-    loss: np.ndarray,
-    excess: np.ndarray,
-    error: np.ndarray,
-    tops: np.ndarray,
-    members: Sequence[np.ndarray],
-) -> tuple[Check, ...]:
-    at_states = [0, *(i for i, (_, t) in enumerate(walk.positions) if t == 1.0)]
-    own = np.array([[e.loss for e in f.states] for f in found])
-    return (
-        _ends(walk.policy, loss[:, at_states], own),
-        _finite(loss),
-        _statistics(walk.policy),
-        _resolution(walk.position, excess, error, tops, members, splits),
-    )
-
-
-def _ends(policy: str, reached: np.ndarray, own: np.ndarray) -> Check:
-    """Each end of the path is its checkpoint, up to the statistics that were recomputed."""
-    with np.errstate(invalid="ignore"):  # a loss that is not finite minus itself
-        gap = 0.0 if np.array_equal(reached, own, equal_nan=True) else float(np.max(np.abs(reached - own)))
-    if gap == 0:
-        return Check("ends", "pass", "the loss at each state is the checkpoint's, bit for bit", 0.0, 0.0)
-    if policy == "recompute":
-        text = (
-            f"with recomputed running statistics the loss at a state differs by up to {gap:.3g} from the one with the "
-            "checkpoint's own"
-        )
-        return Check("ends", "pass", text, gap)
-    text = f"the loss at a state differs by {gap:.3g} from the checkpoint's: it is not reproducible here"
-    return Check("ends", "fail", text, gap, 0.0)
-
-
-def _finite(loss: np.ndarray) -> Check:
-    wrong = int(loss.size - np.isfinite(loss).sum())
-    if not wrong:
-        return Check("finite", "pass", f"all {loss.size} points are finite", 0.0, 0.0)
-    text = f"{wrong} of {loss.size} points are not finite: a barrier over them is not either"
-    return Check("finite", "warn", text, wrong / loss.size, 0.0)
-
-
-def _statistics(policy: str) -> Check:
-    said = {
-        "none": "the model keeps no running statistics",
-        "batch": "each batch's own statistics at every point",
-        "recompute": "running statistics estimated anew over the train draw at every point",
-        "interpolate": "running statistics interpolated as the weights are",
-    }
-    return Check("batchnorm", "pass", said[policy])
-
-
-def _resolution(
-    position: np.ndarray,
-    excess: np.ndarray,
-    error: np.ndarray,
-    tops: np.ndarray,
-    members: Sequence[np.ndarray],
-    splits: Sequence[str],
-) -> Check:
-    """How much higher the barrier may be between the points: the parabola through the highest one and its neighbors.
-
-    Warns where that is more than the barrier's standard error (chosen by us).
-    """
-    missed, said = 0.0, ""
-    limit = math.nan
-    for i, split in enumerate(splits):
-        for s, inside in enumerate(members):
-            top = int(tops[i, s])
-            if top in (inside[0], inside[-1]):
-                continue
-            low, high, after = excess[i, top - 1 : top + 2]
-            bend = low - 2 * high + after
-            more = (after - low) ** 2 / (-8 * bend) if bend < 0 else 0.0
-            if math.isfinite(more) and more > missed:
-                missed, limit, said = more, float(error[i, top]), f" on {split}, near {position[top]:.3g}"
-    if not missed:
-        return Check("resolution", "pass", "no barrier has its top between the points", 0.0)
-    text = f"between the points a barrier may be {missed:.3g} higher{said}"
-    level = "warn" if missed > limit else "pass"
-    return Check("resolution", level, text + (": take more points" if level == "warn" else ""), missed, limit)

@@ -20,9 +20,9 @@ from ..passes import Evaluation
 from ..results import Check, Cost
 from ..tasks import Task
 from . import checks
+from .barriers import paired_error
 from .directions import PARALLEL, Direction, cosine
 from .grid import plane
-from .path import paired_error
 from .routes import MARGIN, Trajectory
 from .rows import MEMORY, Rows
 from .slices import Plane
