@@ -337,6 +337,32 @@ def test_a_group_that_changes_the_function_on_a_later_batch_only_is_dropped():
     assert found.units.tolist() == [7]
 
 
+def test_units_without_activations_to_compare_stay_and_are_told(monkeypatch):
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(8, 4, 6)), nn.Parameter(torch.randn(4, 6, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = torch.tanh(torch.einsum("btd,dhk->bthk", x.squeeze(1), self.a))
+            return torch.einsum("bthk,hkc->bc", hidden, self.b)
+
+    model = made(Summed)
+    given = task(model)
+    assert align(given, model, scrambled(given)).distance == 0
+    found = align(given, model, scrambled(given), method="activations")
+    assert found.moved.sum() == 0
+    assert found.warnings == tuple(
+        f"a, dim {d}: no activations were found to match these units by; they stay as they are" for d in (1, 2)
+    )
+    monkeypatch.setattr("landscape.alignment.activations.WIDEST", 10)  # wider layers would need too much memory
+    wide = made(mlp)
+    found = align(task(wide), wide, scrambled(task(wide)), method="activations")
+    assert found.warnings == (
+        "1.weight, dim 0: no activations were found to match these units by; they stay as they are",
+    )
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_a_group_is_tried_by_permutations_that_make_all_others(n):
     pair = [tuple(p.tolist()) for p in generators(Atom(n), seed=n)]

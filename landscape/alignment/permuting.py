@@ -64,6 +64,9 @@ def align(
     default there): between aligned ends variances collapse, and statistics that are recomputed at each point undo that
     (REPAIR, Jordan et al. 2023, arXiv:2211.08403); without BatchNorm nothing undoes it.
 
+    Units whose activations go into no linear layer or convolution and come out of none, or that are too many for their
+    correlations (8,192), stay where they are with method="activations", and are told.
+
     Costs about 6 passes over the draw and 2 over a batch for each group, in float64 where the task allows it, 2 more
     over the draw for activations; for each turn of a group of n units O(n^3) for the assignment (1 s for some 2,000
     units) and O(n) operations a weight that it holds. Holds both states in float64 on the host.
@@ -92,7 +95,8 @@ def align_states(task: Task, a: State, b: State, *, method: Method, split: str, 
         with bar:
             units, limit = find_units(objective, list(b.weights))
             units, dropped, tried = verified(objective, units, b.weights, limit, seed, bar.update)
-            found, solved = _matched(objective, units, a, b, method, seed, bar.update)
+            terms = _terms(objective, units, a, b, method, bar.update)
+            found, solved = match(terms, list(units.names), seed, bar.update)
             (kept,) = differences(objective, units, b.weights, [found], bar.update) if found else (0.0,)
         if not kept <= limit:
             raise MeasurementError(
@@ -103,6 +107,8 @@ def align_states(task: Task, a: State, b: State, *, method: Method, split: str, 
         passes, notes = objective.passes, objective.notes
     weights = {n: t.detach().clone() for n, t in b.weights.items()} | permuted(units, b.weights, found)
     groups = list(units.names)
+    compared = {x for term in terms for x in term.atoms()}
+    unmatched = [n for g, n in units.names.items() if g not in compared]
     names = tuple(trainable(model))
     return Alignment(
         units=np.array([g.size for g in groups], dtype=int),
@@ -118,7 +124,10 @@ def align_states(task: Task, a: State, b: State, *, method: Method, split: str, 
         permutations={n: found.get(g, np.arange(g.size)) for g, n in units.names.items()},
         settings={"assignments": solved, "split": split},
         checks=_checks(units, dropped, tried, kept, limit),
-        warnings=tuple(f"{n}: permuting these units changes outputs; they stay as they are" for n in dropped),
+        warnings=(
+            *(f"{n}: permuting these units changes outputs; they stay as they are" for n in dropped),
+            *(f"{n}: no {method} were found to match these units by; they stay as they are" for n in unmatched),
+        ),
         notes=tuple(dict.fromkeys((*notes, *a.notes, *b.notes))),
         cost=Cost(passes=passes, seconds=time.perf_counter() - begun),
     )
@@ -137,22 +146,16 @@ def _precise(task: Task, split: str) -> Iterator[Objective]:
         yield objective
 
 
-def _matched(
-    objective: Objective, units: Units, a: State, b: State, method: Method, seed: int, update: Any
-) -> tuple[Permutations, int]:
-    groups = list(units.names)
-    terms: Sequence[Term]
+def _terms(objective: Objective, units: Units, a: State, b: State, method: Method, update: Any) -> Sequence[Term]:
     if method == "activations":
-        terms = correlations(objective, units, a.weights, b.weights, update)
-    else:
-        parameters = {n: id(p) for n, p in objective.model.named_parameters(remove_duplicate=False)}
-        once = {i: n for n, i in reversed(list(parameters.items()))}  # tied ones count once
-        terms = [
-            Weights(units.axes[n], *(s.weights[n].detach().cpu().double() for s in (a, b)))
-            for n in once.values()
-            if n in units.axes and b.weights[n].is_floating_point() and _holds(units, n)
-        ]
-    return match(terms, groups, seed, update)
+        return correlations(objective, units, a.weights, b.weights, update)
+    parameters = {n: id(p) for n, p in objective.model.named_parameters(remove_duplicate=False)}
+    once = {i: n for n, i in reversed(list(parameters.items()))}  # tied ones count once
+    return [
+        Weights(units.axes[n], *(s.weights[n].detach().cpu().double() for s in (a, b)))
+        for n in once.values()
+        if n in units.axes and b.weights[n].is_floating_point() and _holds(units, n)
+    ]
 
 
 def _holds(units: Units, name: str) -> bool:
