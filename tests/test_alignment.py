@@ -313,6 +313,21 @@ def test_a_group_that_changes_the_function_is_dropped_and_told(monkeypatch, why,
     assert found.distance < found.distance_before
 
 
+def test_complex_outputs_are_compared_too():
+    class Turned(Deep):
+        """Complex outputs whose sizes, which the loss takes, are the same in any order of the units; phases aren't."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = F.relu(self.a(x.flatten(1)))
+            size = self.c(torch.tanh(self.b(h))).abs()
+            return torch.polar(size, torch.full_like(size, float((h.detach().numpy() @ np.arange(8)).mean())))
+
+    a, b = (made(lambda: Turned(8, None), i) for i in (1, 2))
+    x = [torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))]
+    given = Task(a, train=x, batch_loss=lambda m, x: m(x).abs().mean(), rebatch=False)
+    assert align(given, a, b).dropped == ("a.weight, dim 0",)
+
+
 def test_a_permutation_that_is_another_function_at_b_itself_is_refused():
     # Fresh biases are all 0; generic ones, at which groups are tried, are not.
     def use(h: torch.Tensor, model: Deep) -> torch.Tensor:

@@ -93,7 +93,8 @@ def differences(
 
 
 def _given(objective: Objective, i: int) -> list[torch.Tensor]:
-    return [t.detach().double() for t in given_by(objective, i) if t.is_floating_point()]
+    parts = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in given_by(objective, i)]
+    return [t.detach().double() for t in parts if t.is_floating_point()]
 
 
 def _largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
