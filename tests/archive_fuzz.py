@@ -73,6 +73,15 @@ def damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
     return bytes(found)
 
 
+def variants_of(data: bytes, kind: str, count: int, seed: int) -> Iterator[bytes]:
+    """Yield damaged variants of these bytes, `count` or a few less: none is the same as they are."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        bad = damaged(data, kind, rng)
+        if bad != data:
+            yield bad
+
+
 def sound(folder: Path) -> dict[str, bytes]:
     """Return sound archives by name: measured, recorded, both, and one that a run left running."""
     import report_samples as samples

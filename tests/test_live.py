@@ -94,12 +94,16 @@ class TestResuming:
 
 
 class TestWhateverHappens:
-    def test_a_file_cut_anywhere_gives_its_whole_blocks(self, tmp_path, monkeypatch):
+    def four_blocks(self, folder, monkeypatch):
+        """Return 20 rows of x, the bytes of their segment, where its blocks begin, and the size of each of the four."""
         monkeypatch.setattr(live, "MOST_ROWS", 5)
-        given = write(tmp_path / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
-        data = (tmp_path / "whole" / "0001.rows").read_bytes()
+        given = write(folder / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
+        data = (folder / "whole" / "0001.rows").read_bytes()
         block = segments.ROWS.size + 5 * 8 * 3
-        begin = len(data) - 4 * block
+        return given, data, len(data) - 4 * block, block
+
+    def test_a_file_cut_anywhere_gives_its_whole_blocks(self, tmp_path, monkeypatch):
+        given, data, begin, block = self.four_blocks(tmp_path, monkeypatch)
         for size in range(len(data)):
             (tmp_path / "cut.rows").write_bytes(data[:size])
             if size < begin:
@@ -112,11 +116,7 @@ class TestWhateverHappens:
             assert found.torn == (size - begin) % block
 
     def test_a_damaged_block_in_the_middle_loses_its_rows_alone_and_is_said(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(live, "MOST_ROWS", 5)
-        given = write(tmp_path / "whole", range(20), columns={"x": ("a", "b")})["x"][1]
-        whole = (tmp_path / "whole" / "0001.rows").read_bytes()
-        block = segments.ROWS.size + 5 * 8 * 3
-        begin = len(whole) - 4 * block
+        given, whole, begin, block = self.four_blocks(tmp_path, monkeypatch)
         for place in range(begin + block, begin + 2 * block):  # every byte of the second block, its head included
             data = bytearray(whole)
             data[place] ^= 0x40
