@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -92,11 +93,8 @@ class TestParity:
 
 @pytest.mark.parametrize("kind", ["byte", "zeros", "noise"])
 def test_a_flipped_byte_or_a_dead_sector_loses_nothing(measured, kind):
-    whole, rng = measured.read_bytes(), np.random.default_rng(1)
-    for _ in range(25):
-        bad = archive_fuzz.damaged(whole, kind, rng)
-        if bad == whole:
-            continue
+    whole = measured.read_bytes()
+    for bad in archive_fuzz.variants_of(whole, kind, 25, seed=1):
         measured.write_bytes(bad)
         with pytest.raises(DamagedError, match=r"landscape repair .*run\.h5 writes .* run\.salvaged\.h5"):
             repair(measured)
@@ -158,6 +156,73 @@ def test_what_has_no_checksums_is_kept_and_called_unproven(tmp_path):
     assert (done.lost, done.proven) == (("results/eigenvalues/0003: everything in it is lost",), False)
     assert open_archive(done.path).attributes["salvaged"]["proven"] is False
     assert len(open_archive(done.path).entries) == 4
+
+
+@pytest.mark.parametrize("byte", [b"[", b"\xff"], ids=["no JSON", "no UTF-8"])
+def test_without_checksums_a_result_that_makes_no_sense_is_lost_and_the_others_open(tmp_path, byte):
+    path = save_archive(tmp_path / "run.h5", [pairs(float(i)) for i in range(3)])
+    with h5py.File(path, "r+"):  # cuts its checksums off
+        pass
+    whole = path.read_bytes()
+    place = whole.rindex(b'{"checkpoint')
+    path.write_bytes(whole[:place] + byte + whole[place + 1 :])
+    done = salvage.salvage(path)
+    (line,) = done.lost
+    assert line.startswith("results/eigenvalues/000")
+    assert len([e.result for e in open_archive(done.path).entries]) == 2
+    assert sorted(os.listdir(tmp_path)) == ["run.h5", "run.salvaged.h5"]
+
+
+def test_what_was_written_so_is_no_damage(measured):
+    whole = measured.read_bytes()
+    image = bytearray(whole[: seal.own_end(whole[:48])])
+    place = image.index(b'{"checkpoint')
+    image[place : place + 1] = b"["
+    bad = save(measured, seal.sealed(bytes(image)))
+    result = CliRunner().invoke(main, ["repair", str(bad)], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert "is as it was written" in result.stderr
+    assert os.listdir(measured.parent) == ["run.h5"]
+
+
+def test_what_was_lost_before_is_still_told_of_what_is_salvaged_again(tmp_path, recorded_bytes):
+    path = save(tmp_path / "run.h5", recorded_bytes)
+    values = open_archive(path).history["gradient_norm"].values
+    for row in (3000, 5000):
+        whole = path.read_bytes()
+        place = whole.index(values[row].tobytes())
+        path.write_bytes(spoiled(whole, place, place + 64 * 1024))
+        path = salvage.salvage(path).path
+    assert len(open_archive(path).attributes["salvaged"]["lost"]) == 2
+
+
+def test_what_another_program_put_in_is_no_damage(measured):
+    with h5py.File(measured, "r+") as file:
+        file.create_dataset("mine", data=np.zeros(3, [("a", "<i4"), ("b", "<f8")]))
+    with pytest.raises(ArchiveError, match="needs no repair"):
+        repair(measured)
+
+
+def test_where_nothing_may_be_written_the_message_says_what_to_do(measured, monkeypatch):
+    measured.write_bytes(spoiled(measured.read_bytes(), 100, 101))
+
+    def refused(target):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(salvage, "Partial", refused)
+    with pytest.raises(ArchiveError, match=r"Permission denied; copy run\.h5 to a folder where you may write"):
+        salvage.salvage(measured)
+
+
+def test_a_slow_start_of_python_is_no_hang(measured, monkeypatch, tmp_path):
+    odd = tmp_path / "odd.py"
+    odd.write_text("import time\nfrom landscape.archive import piecewise\ntime.sleep(1.5)\npiecewise.main()\n")
+    monkeypatch.setattr(survey, "LIMIT", 1.0)
+    monkeypatch.setattr(survey, "COMMAND", (sys.executable, str(odd)))
+    assert survey.readable(measured)
+    monkeypatch.setattr(survey, "COMMAND", (sys.executable, "-c", "exit()"))
+    with pytest.raises(ArchiveError, match="could not start another process"):
+        survey.readable(measured)
 
 
 def test_a_reader_that_hangs_or_dies_loses_its_piece_alone(measured, monkeypatch, tmp_path):

@@ -2,8 +2,9 @@
 
 Tasks come as lines of JSON on the standard input: `["group", path]`, `["attributes", path]` (a group's),
 `["dataset", path]`, `["rows", path, start, stop]` (0 and -1: all, which need not have rows). The answer to each is a
-line of JSON, with the number of bytes in "bytes", and those bytes; or `{"error": why}`. `survey` asks, and says how
-many seconds one answer may take: nothing else would end a loop inside HDF5 once who asked is gone.
+line of JSON, with the number of bytes in "bytes", and those bytes; or `{"error": why}`, with "foreign" where it can be
+read, but is nothing that archives have. An empty line comes first, when everything is imported. `survey` asks, and says
+how many seconds one answer may take: nothing else would end a loop inside HDF5 once who asked is gone.
 """
 
 from __future__ import annotations
@@ -18,27 +19,38 @@ from typing import Any
 import h5py
 import numpy as np
 
+from .schema import storable
+
 #: Bytes of memory that a damaged shape may ask for beside the file's own size.
 _MEMORY = 1 << 30
 #: What HDF5 keeps of dimension scales in attributes: made anew by whoever writes them.
 _OF_SCALES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")
 
 
+class ForeignError(TypeError):
+    """A type of attribute or numbers that no archive has: another program's."""
+
+
 def attribute(value: Any) -> Any:
-    """Return an attribute as JSON; `attribute_of` gives it back. TypeError for kinds that no archive has."""
+    """Return an attribute as JSON; `attribute_of` gives it back. ValueError for text that is no UTF-8."""
     if isinstance(value, h5py.Empty):
         return {"empty": value.dtype.str}
     if isinstance(value, str | bytes):
-        return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+        return _utf8(value)
     found = np.asarray(value)
     if found.dtype.kind == "O":
-        texts = [v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in found.ravel().tolist()]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"an attribute of type {found.dtype}")
-        return {"texts": texts, "shape": found.shape}
+        texts = found.ravel().tolist()
+        if not all(isinstance(text, str | bytes) for text in texts):
+            raise ForeignError(f"an attribute of type {found.dtype}")
+        return {"texts": [_utf8(text) for text in texts], "shape": found.shape}
     if found.dtype.kind not in "biufcS":
-        raise TypeError(f"an attribute of type {found.dtype}")
+        raise ForeignError(f"an attribute of type {found.dtype}")
     return {"dtype": found.dtype.str, "shape": found.shape, "data": base64.b64encode(found.tobytes()).decode()}
+
+
+def _utf8(text: str | bytes) -> str:
+    # h5py hands bytes that are no UTF-8 out as surrogates, which nothing would write again.
+    return (text if isinstance(text, bytes) else text.encode("utf-8")).decode("utf-8")
 
 
 def attribute_of(found: Any) -> Any:
@@ -57,7 +69,7 @@ def answer(file: h5py.File, task: list[Any], memory: int) -> tuple[dict[str, Any
     what, path, *rows = task
     item: Any = file[path]
     if what == "group":
-        return {"members": [(name, _kind(item, name)) for name in item]}, b""
+        return {"members": [(storable(name), _kind(item, name)) for name in item]}, b""
     if what == "attributes":
         return {"attributes": _attributes(item)}, b""
     if what == "dataset":
@@ -89,7 +101,7 @@ def _attributes(item: Any) -> dict[str, Any]:
 def _described(dataset: Any) -> dict[str, Any]:
     text = h5py.check_string_dtype(dataset.dtype) is not None
     if not text and dataset.dtype.kind not in "biufc":
-        raise TypeError(f"numbers of type {dataset.dtype}")
+        raise ForeignError(f"numbers of type {dataset.dtype}")
     # A scale is found among its neighbours: HDF5 searches the whole file for the name of a reference.
     near = {}
     for name in dataset.parent:
@@ -122,6 +134,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (3 * _MEMORY + 2 * size, 3 * _MEMORY + 2 * size))
     out, file = sys.stdout.buffer, None
+    out.write(b"\n")
+    out.flush()
     for line in sys.stdin:
         content = b""
         alarm(seconds)  # nobody handles it: it ends this process
@@ -129,7 +143,8 @@ def main() -> None:
             file = file or h5py.File(path, "r", locking=False)
             found, content = answer(file, json.loads(line), _MEMORY + size)
         except Exception as error:  # of a damaged file, HDF5 raises nearly anything
-            found = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+            found: dict[str, Any] = {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+            found["foreign"] = isinstance(error, ForeignError)
         alarm(0)
         out.write(json.dumps(found).encode() + b"\n" + content)
         out.flush()

@@ -8,11 +8,11 @@ good chunks are.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,14 +21,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ArchiveError
+from ..errors import ArchiveError, DamagedError
+from ..results import rebuild
 from .atomic import Partial, reserve
 from .compaction import Compacted, gather, write_events
 from .damage import Damage, damage
+from .groups import read_attributes, read_variables
 from .history import EPOCHS, EVENTS, PROBES, STEPS, Event, stored_events
 from .piecewise import attribute_of
 from .schema import FORMAT, FORMAT_VERSION, RESULTS, SALVAGED, pack, salvaged_path, unpack
-from .seal import seal
+from .seal import check, seal
 from .segments import held, live_folder, segment_paths
 from .survey import Key, Reader, Walked, digest, pieces, walk_variants
 
@@ -56,8 +58,8 @@ class Salvaged:
 def salvage(path: str | os.PathLike[str]) -> Salvaged:
     """Write what can be read and proven of the archive at `path` as a new one beside it, `run.salvaged.h5`.
 
-    The damaged file stays as it is. Costs a few passes over the file, and a copy of it on the disk for a while. Raises
-    ArchiveError where the new one exists, can't be written, or nothing can be read.
+    The damaged file stays as it is. Costs a few passes over the file, and three times its size on the disk for a while.
+    Raises ArchiveError where the new one exists, can't be written, nothing can be read, or nothing is damaged.
     """
     path = Path(os.path.realpath(path))
     target = salvaged_path(path)
@@ -68,23 +70,45 @@ def salvage(path: str | os.PathLike[str]) -> Salvaged:
     try:
         found = damage(path)
         partial = Partial(target)
+        # A name of its own, so that what a kill leaves is overwritten, and removed, the next time.
+        copy = target.with_name(f"{partial.path.name}.copy")
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-                done = _salvage(path, partial, found, Path(folder) / "copy.h5")
+            done = _salvage(path, partial, found, copy)
         finally:
-            partial.aside.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
             partial.discard()
+        if segment_paths(live_folder(path)):
+            try:
+                shutil.copytree(live_folder(path), live_folder(target), dirs_exist_ok=True)
+            except OSError:
+                target.unlink()
+                shutil.rmtree(live_folder(target), ignore_errors=True)
+                raise
+            return replace(done, rows=gather(target, "interrupted"))
     except (OSError, RuntimeError) as error:  # h5py's, where the HDF5 library has no errno to give
-        raise ArchiveError(f"{target} could not be written: {getattr(error, 'strerror', None) or error}") from error
-    if segment_paths(live_folder(path)):
-        shutil.copytree(live_folder(path), live_folder(target))
-        return replace(done, rows=gather(target, "interrupted"))
+        why = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+            why += f"; copy {path.name} to a folder where you may write, and repair it there"
+        raise ArchiveError(f"{target} could not be written: {why}") from error
     return done
+
+
+def _sound(path: Path) -> bool:
+    """Whether every byte fits its checksum, those of the checksums included."""
+    try:
+        return check(path, everything=True)
+    except DamagedError:
+        return False
 
 
 def _salvage(path: Path, partial: Partial, found: Damage, copy: Path) -> Salvaged:
     aside = partial.aside
     if found.proven and not found.ranges:
+        if _sound(path):
+            raise ArchiveError(
+                f"every byte of {path} is as it was written: what can't be read of it was written so; measure that "
+                "again with --append, or read the file by the version of landscape that wrote it"
+            )
         _copy(path, aside, found.size)
         with open(aside, "r+b") as file:
             if found.mended:
@@ -139,30 +163,34 @@ def _write(aside: Path, copy: Path, walked: Walked, found: Damage, path: Path) -
     # Room for all that there can be, and HDF5's own bookkeeping: then nothing can fail inside it.
     reserve(aside, 2 * found.size + (4 << 20))
     with h5py.File(aside, "r+", locking=False) as file, Reader(copy) as reader:
-        writer = _Writer(file, walked, reader)
+        writer = _Writer(file, walked, reader, proven=found.proven)
         writer.group("/")
         lost = writer.lost
         if lost.events:
-            before = stored_events(file[EVENTS]) if EVENTS in file else ()
-            write_events(file, (*before, *lost.events))
+            write_events(file, (*(stored_events(file[EVENTS]) if EVENTS in file else ()), *lost.events))
         root = unpack(file.attrs)
+        before = root.get(SALVAGED) or {"lost": [], "proven": True}  # of what was salvaged once already
         about = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "status": "interrupted",
             **root,
             "modified": datetime.now(UTC).isoformat(timespec="seconds"),
-            SALVAGED: {"from": path.name, "lost": lost.lines, "proven": found.proven},
+            SALVAGED: {
+                "from": path.name,
+                "lost": [*before["lost"], *lost.lines],
+                "proven": found.proven and before["proven"],
+            },
         }
         file.attrs.update(pack(about))
     return lost
 
 
 class _Writer:
-    """Writes what was read the same each time, and says what is missing."""
+    """Writes what was read the same each time, and says what is missing; unproven, also what can't be understood."""
 
-    def __init__(self, file: h5py.File, walked: Walked, reader: Reader) -> None:
-        self._file, self._walked, self._reader = file, walked, reader
+    def __init__(self, file: h5py.File, walked: Walked, reader: Reader, *, proven: bool) -> None:
+        self._file, self._walked, self._reader, self._proven = file, walked, reader, proven
         self.lost = _Lost([])
 
     def group(self, path: str) -> None:
@@ -173,8 +201,9 @@ class _Writer:
         parts = path.strip("/").split("/") if path != "/" else []
         own: Any = self._file.require_group(path) if not parts else self._file.create_group(path, track_order=True)
         facts = self._walked.answers.get(("attributes", path))
-        if facts is not None:
-            own.attrs.update({k: attribute_of(v) for k, v in facts["attributes"].items()})
+        told = {k: attribute_of(v) for k, v in facts["attributes"].items()} if facts is not None else None
+        if told is not None and (self._proven or _understood(unpack, told)):
+            own.attrs.update(told)
         elif parts and parts[0] in _WHOLE:
             self._lose(path, "lost: what describes it is damaged")
             del self._file[path]
@@ -185,9 +214,16 @@ class _Writer:
         datasets = [p for p, kind in below if kind == "dataset"]
         if datasets:  # then what can't be opened is one, too
             datasets = [p for p, kind in below if kind != "group"]
-        if datasets and not self._datasets(path, parts, datasets):
-            del self._file[path]
-            return
+        if datasets:
+            if not self._datasets(path, parts, datasets):
+                del self._file[path]
+                return
+            read = _READ.get(parts[0]) if parts else None
+            if read is not None and not self._proven and not _understood(read, own):
+                self._lose(path, "lost: what is in it makes no sense")
+                del self._file[path]
+                return
+            self.lost.kept += 1
         for p, _ in below:
             if p not in datasets:
                 self.group(p)
@@ -198,7 +234,8 @@ class _Writer:
         rows: list[tuple[int, int]] | None = None
         if len(parts) == 2 and parts[0] in (STEPS, EPOCHS):
             growing = [p for p in datasets if p.rpartition("/")[2] in ("step", "value", "superseded")]
-            if any(bad[p] is None for p in datasets) or any(bad[p] for p in datasets if p not in growing):
+            absent = not {f"{path}/step", f"{path}/value", f"{path}/name"}.issubset(datasets)
+            if absent or any(bad[p] is None for p in datasets) or any(bad[p] for p in datasets if p not in growing):
                 self._lose(path, f"all rows are lost{self._size(path)}")
                 return False
             rows = _joined([gap for p in growing for gap in bad[p] or ()])
@@ -220,7 +257,6 @@ class _Writer:
             self._dataset(p, rows if rows is not None and p.rpartition("/")[2] != "name" else [])
         for p in whole:
             self._attach(path, p, whole)
-        self.lost.kept += 1
         return True
 
     def _gaps(self, path: str) -> list[tuple[int, int]] | None:
@@ -305,6 +341,30 @@ class _Writer:
         self.lost.lines.append(line)
         if path.strip("/").partition("/")[0] in (STEPS, EPOCHS, EVENTS, PROBES):
             self.lost.events.append(Event(step, "lost_rows", f"{line} (the archive was damaged)"))
+
+
+def _result(group: Any) -> None:
+    rebuild(str(unpack(group.attrs)["kind"]), read_variables(group), read_attributes(group)[0])
+
+
+def _rows(group: Any) -> None:
+    steps, values, names = group["step"], group["value"], group["name"].asstr()[()]
+    if values.shape != (len(steps), len(names)):
+        raise ValueError(f"{values.shape} values of {len(steps)} steps and {len(names)} names")
+
+
+#: Reads what lies in a group of the root as who opens the archive will, or raises.
+_READ: dict[str, Callable[[Any], object]] = {
+    RESULTS: _result, PROBES: _result, EVENTS: stored_events, STEPS: _rows, EPOCHS: _rows,
+}  # fmt: skip
+
+
+def _understood(read: Callable[[Any], object], given: Any) -> bool:
+    try:
+        read(given)
+    except Exception:  # of damaged bytes that HDF5 can read, a reader raises nearly anything
+        return False
+    return True
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
