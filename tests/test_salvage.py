@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import io
 import os
 import signal
@@ -14,15 +15,20 @@ import archive_fuzz
 import h5py
 import numpy as np
 import pytest
+import report_samples as samples
 from click.testing import CliRunner
 from recorded_world import begin, pairs, session
 
 from landscape import open_archive, save_archive
 from landscape.archive import parity, salvage, seal, survey
 from landscape.archive.compaction import compact, repair
+from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
 from landscape.cli.main import main
 from landscape.errors import ArchiveError, DamagedError
+from landscape.report.page import render_report
+from landscape.report.questions import every_check
+from landscape.report.runs import gather
 
 
 @pytest.fixture
@@ -183,6 +189,24 @@ def test_what_was_written_so_is_no_damage(measured):
     assert result.exit_code == 1
     assert "is as it was written" in result.stderr
     assert os.listdir(measured.parent) == ["run.h5"]
+
+
+def test_the_report_tells_what_a_salvaged_archive_lost_once(tmp_path):
+    samples.write_archives(tmp_path, 1, 7)
+    path = save_archive(tmp_path / "0.h5", pairs(2.0), subject=Subject(checkpoint="other.pt"), append=True)
+    with h5py.File(path, "r+") as file:  # cuts off what would mend it
+        place = h5py.h5o.get_info(file["results/trace/0001"].id).addr
+    path.write_bytes(spoiled(path.read_bytes(), place + 20, place + 21))
+    done = salvage.salvage(path)
+    assert any(line.startswith("results/trace/0001") for line in done.lost)
+    runs = gather([done.path])
+    assert len(runs) == 2
+    (told,) = [check for _, _, check in every_check(runs) if check.name == "readable"]
+    assert told.level == "warn"
+    assert all(line in told.message for line in done.lost)
+    assert "not measured, or lost" in runs[0].missing("trace")
+    page = render_report(runs)
+    assert all(html.escape(line) in page for line in done.lost)
 
 
 def test_what_was_lost_before_is_still_told_of_what_is_salvaged_again(tmp_path, recorded_bytes):

@@ -103,7 +103,7 @@ QUESTIONS = (
     Question(
         "Lost rows",
         "Is every row of the training's record in the archive?",
-        "Make room on the disk, or write to a local one; rows that were written are all here.",
+        "Make room on the disk, or write to a local one; what a damaged file lost is in a copy of it, or gone.",
         _named("lost rows", "probes"),
     ),
 )
@@ -123,6 +123,8 @@ def every_check(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Check]]:
     """Yield (run, where, check) of all that was checked: archives, results and records of trainings."""
     for run in runs:
         yield from ((run, *found) for found in _of_results(run))
+    for run in {r.archive: r for r in reversed(runs) if r.salvaged}.values():  # each archive once, of its first run
+        yield run, "archive", Check("readable", "warn", "; ".join(run.salvaged))
     for run in trainings(runs):
         yield from ((run, "training", check) for check in _of_record(run))
 

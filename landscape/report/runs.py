@@ -37,8 +37,9 @@ class Run:
     measuring (versions, command line, device, dtype, preset, seed, created); `problems` are results that could not
     be read. `history` is the record of the training that the archive holds (None or empty: there is none); runs of
     one archive share it. `probed_at` names the kinds whose result a probe measured while the run trained, and after how
-    many steps. `task_from` names the checkpoint whose task this is, where the archive names none. `index` is the place
-    in the report, from which color and marker follow.
+    many steps. `task_from` names the checkpoint whose task this is, where the archive names none. `salvaged` says
+    what a damaged archive lost, where this one was salvaged from it. `index` is the place in the report, from which
+    color and marker follow.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Run:
     digest: str = ""
     status: str = "complete"
     problems: tuple[str, ...] = ()
+    salvaged: tuple[str, ...] = ()
     index: int = 0
     history: Any = field(default=None, repr=False, compare=False)
     probed_at: Mapping[str, int] = field(default_factory=dict)
@@ -86,6 +88,9 @@ class Run:
             if result.status == "failed":
                 reasons = [c.message for c in result.checks if c.level == "fail"] or list(result.warnings)
                 return f"failed: {reasons[0]}" if reasons else "failed"
+        lost = tuple(f"lost: {place}" for place in (f"results/{kind}/", f"results/{kind}:", "results:"))
+        if any(line.startswith(lost) for line in self.salvaged):
+            return "not measured, or lost when the archive was damaged"
         state = {
             "failed": "the run failed",
             "interrupted": "the run was interrupted",
@@ -146,11 +151,14 @@ def gather(paths: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
 
 def _runs_of(archive: Any) -> list[Run]:
+    from ..archive.describe import salvaged
+
     history, broken = _history(archive)
     # A recorder that was killed leaves "running" behind; whether one is at work is seen from its lock.
     killed = archive.status == "running" and bool(history) and not archive.alive
     shared = {"archive": str(archive.path), "status": "killed" if killed else archive.status, "history": history}
     shared["digest"] = _digest(archive.path)
+    shared["salvaged"] = tuple(salvaged(archive))
     runs = []
     for subject in archive.subjects:
         results, problems, about, own = [], [*broken], dict(archive.attributes), {}

@@ -66,6 +66,7 @@ def as_json(runs: Sequence[Run]) -> str:
                 "measures": found,
                 "checks": {"passed": passed, "to_look_at": warned, "failed": failed},
                 "problems": list(run.problems),
+                "salvaged": list(run.salvaged),
             }
         )
     told = {"schema": 1, "runs": objects, "effects": _effects(runs)}
