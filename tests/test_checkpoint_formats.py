@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from landscape.checkpoint import load_checkpoint, read_checkpoint
+from landscape.checkpoints.files import read_bytes
 from landscape.checkpoints.mapped import map_file
 from landscape.errors import CheckpointError
 
@@ -608,6 +609,23 @@ def test_a_flipped_byte_of_the_weights_is_damage_and_no_other_weight(tmp_path):
         read_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"does not fit its checksum"):
         map_file(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_flipped_byte_of_a_program_or_of_a_distributed_entry_is_damage(tmp_path):
+    net = nn.Linear(30, 20)
+    path, buffer = tmp_path / "x.pt", io.BytesIO()
+    torch.jit.save(torch.jit.script(net), path)
+    torch.save(net.weight.detach(), buffer)
+    for whole in (path.read_bytes(), buffer.getvalue()):
+        place = whole.index(net.weight.detach().numpy().tobytes())
+        bad = whole[: place + 2] + bytes([whole[place + 2] ^ 8]) + whole[place + 3 :]
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="does not fit its checksum"):
+            read_checkpoint(path, trust_pickle=True)
+    with pytest.raises(CheckpointError, match=r"w of part 1 is damaged: .* does not fit its checksum"):
+        read_bytes(bad, "w of part 1")
+    torch.testing.assert_close(read_bytes(buffer.getvalue(), "w"), net.weight.detach())
 
 
 def test_a_file_written_without_checksums_is_read(tmp_path):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import CheckpointError
-from .checksums import check_entries
+from .checksums import check_bytes, check_entries
 from .safe_pickle import read_inert
 
 # What damaged bytes raise inside the readers: none of these is a fault of ours, all mean "not readable".
@@ -69,7 +69,7 @@ def read_file(path: Path, *, trust_pickle: bool = False) -> Found:
             kind = _kind(path, head, size, file)
             if kind == "safetensors" or path.suffix == ".safetensors":
                 return Found(read_safetensors(path))
-            if kind == "zip":
+            if kind in ("zip", "torchscript"):
                 check_entries(path)
             return _read_torch(path, file, kind, trust_pickle)
     except FileNotFoundError:
@@ -93,6 +93,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def read_bytes(data: bytes, name: str) -> Any:
     """Return what the bytes of one torch file hold, safely (an entry of a distributed checkpoint)."""
+    check_bytes(data, name)
     try:
         with _quiet():
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
