@@ -59,7 +59,9 @@ def _tell(path: Path, done: Any) -> None:
 
 def _tell_salvaged(path: Path, done: Any) -> None:
     if done.mended:
-        say(f"{done.mended:,} damaged pages of 4 KB were mended by parity, and fit their checksums")
+        one = done.mended == 1
+        pages = "1 damaged page of 4 KB was" if one else f"{done.mended:,} damaged pages of 4 KB were"
+        say(f"{pages} mended by parity, and {'fits its checksum' if one else 'fit their checksums'}")
     for line in done.lost:
         say(f"  lost: {line}")
     if not done.lost:
