@@ -49,7 +49,9 @@ def _tell(path: Path, done: Any) -> None:
         )
         for quantity, count in done.rows.items():
             say(f"  {quantity}: {count:,} rows")
-        if done.torn:
+        if done.torn and done.damaged:
+            say(f"  {done.torn:,} bytes at the end fit no checksum: their rows are lost")
+        elif done.torn:
             say(f"  {done.torn:,} bytes at the end were torn when the run was killed: no whole row was among them")
     for kept in done.damaged:
         warn(f"a file was damaged, and is kept as {kept}")

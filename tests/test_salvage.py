@@ -23,7 +23,7 @@ from landscape import open_archive, save_archive
 from landscape.archive import parity, salvage, seal, survey
 from landscape.archive.compaction import compact, repair
 from landscape.archive.schema import Subject
-from landscape.archive.segments import live_folder
+from landscape.archive.segments import live_folder, segment_paths
 from landscape.cli.main import main
 from landscape.errors import ArchiveError, DamagedError
 from landscape.report.page import render_report
@@ -292,6 +292,18 @@ def test_rows_beside_a_damaged_archive_go_into_the_salvaged_one(tmp_path):
     history = open_archive(tmp_path / "run.salvaged.h5").history
     np.testing.assert_array_equal(history["loss"].values, list(given["loss"].values()))
     assert live_folder(path).is_dir()
+
+
+def test_a_last_block_that_is_damaged_and_not_torn_is_kept_beside_the_archive(tmp_path):
+    path = begin(tmp_path / "run.h5")
+    session(path, range(50))
+    (segment,) = segment_paths(live_folder(path))
+    whole = segment.read_bytes()
+    segment.write_bytes(spoiled(whole, len(whole) - 3, len(whole) - 2))
+    result = CliRunner().invoke(main, ["repair", str(path)], catch_exceptions=False)
+    assert "no whole row" not in result.stderr
+    assert "fit no checksum" in result.stderr
+    assert "is kept as" in result.stderr
 
 
 def test_the_command_says_what_is_lost_and_refuses_a_second_time(tmp_path, recorded_bytes):

@@ -203,8 +203,10 @@ class Opened:
 
     @property
     def damaged(self) -> bool:
-        """Whether blocks in the middle don't fit their checksums."""
-        return bool(self._blocks[2])
+        """Whether blocks in the middle don't fit their checksums, or a last one that a kill would have left shorter."""
+        widths = [len(c) for c in self.columns.values()]
+        last, fits = _block(memoryview(self._data.data), self._blocks[1], widths)
+        return bool(self._blocks[2]) or (last is not None and not fits)
 
     @property
     def torn(self) -> int:
