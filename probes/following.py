@@ -61,12 +61,14 @@ def sharpness_aware(followed: Sequence[Followed]) -> tuple[str, ...]:
     told = []
     for f in followed:
         with contextlib.suppress(MeasurementError):
-            if not read_optimizer(f.optimizer).climbs:
+            state = read_optimizer(f.optimizer)
+            if not (state.climbs or type(f.optimizer).__name__.upper().endswith("SAM")):  # GSAM, LookSAM ...
                 continue
             there = f"`ascent_norm{f.suffix}`" if climbs(f.optimizer) else "not known"
             told.append(
                 f"{type(f.optimizer).__name__} climbs before it steps: `gradient_norm{f.suffix}` is at the weights it "
                 f"climbed to, whose gradient it steps by; the norm at the weights themselves is {there}"
+                + "".join(f"; {note}" for note in state.notes)
             )
     return tuple(told)
 

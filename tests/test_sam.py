@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from landscape import Task, load_task, open_archive, optimizers, stability_thres
 from landscape.curvature.margin import measure_stability
 from landscape.errors import TrainingError
 from landscape.probes import CurvatureProbe, Recorder, at
+from landscape.probes.following import follow, sharpness_aware
 from landscape.probes.sweep.batches import _mixed
 from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.how import How
@@ -382,14 +384,76 @@ def test_where_there_is_no_edge_the_notes_say_why(text, size, message):
     assert message.replace("\\", "") in found.notes[0]
 
 
+class Around(torch.optim.Optimizer):
+    """Groups and base as davda54/sam keeps them, which most implementations follow."""
+
+    def __init__(self, params, base=torch.optim.SGD, lr=0.1, **own):
+        super().__init__(params, {"lr": lr, **own})
+        if base is not None:
+            self.base_optimizer = base(self.param_groups, lr=lr)
+            self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        raise NotImplementedError
+
+
+ASSUMED = "taken for SAM around sgd by the rho and adaptive of its groups"
+UNKNOWN = "its linear recursion is not known here"
+
+
 def test_a_checkpoint_of_anybodys_sam_is_known_by_its_rho():
-    """Its groups look like SGD's, whose 2 / lr would be wrong; Adadelta's rho is another thing."""
+    """Its groups look like SGD's, whose 2 / lr would be wrong."""
     model = net()
-    groups = torch.optim.SGD([{"params": list(model.parameters()), "rho": 0.05, "adaptive": False}], lr=0.1)
-    for given in (groups, groups.state_dict()):
+    theirs = type("SAM", (Around,), {})(model.parameters(), rho=0.05, adaptive=False)
+    for given in (theirs, theirs.state_dict()):
         assert not stability_threshold(given).defined
-        assert stability_threshold(given, gradient_norm=1e9).threshold == pytest.approx(20)
-    assert stability_threshold(torch.optim.Adadelta(model.parameters()).state_dict()).optimizer == ""
+        found = stability_threshold(given, gradient_norm=1e9)
+        assert found.threshold == pytest.approx(20)
+        assert ASSUMED in found.notes[0]
+    mine = optimizers.build("sam(sgd(lr=0.1))")(model).state_dict()
+    assert not any(ASSUMED in n for n in stability_threshold(mine, gradient_norm=1.0).notes)
+
+
+class Signs(torch.optim.SGD):
+    def step(self, closure=None):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "own", "live", "saved"),
+    [
+        # Their state_dicts are SAM's to the letter (as kozistr/pytorch_optimizer's LookSAM's is).
+        ("LookSAM", torch.optim.SGD, {"rho": 0.1, "adaptive": False}, "it may climb otherwise", ""),
+        ("SAM", Signs, {"rho": 0.1, "adaptive": False}, "it has a step of its own beside that of torch's sgd", ""),
+        ("FriendlySAM", torch.optim.SGD, {"rho": 0.1, "adaptive": False, "sigma": 1.0}, UNKNOWN, "rho, .*sigma beside"),
+        # Elastic averaging's rho, or that of a SAM that doesn't say so.
+        (
+            "EASGD",
+            torch.optim.SGD,
+            {"rho": 0.1},
+            UNKNOWN,
+            "rho beside .* where it is SAM around that, .* adaptive=False",
+        ),
+        ("SophiaG", None, {"rho": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.0}, UNKNOWN, UNKNOWN),
+        ("BSAM", None, {"rho": 0.1, "adaptive": False, "betas": (0.9, 0.99), "damping": 0.1}, UNKNOWN, UNKNOWN),
+    ],
+)
+def test_what_is_not_surely_sam_has_no_threshold(kind, base, own, live, saved):
+    theirs = type(kind, (Around,), {})(net().parameters(), base, **own)
+    for given, message in ((theirs, live), (theirs.state_dict(), saved)):
+        found = stability_threshold(given, gradient_norm=1.0)
+        if message:
+            assert not found.defined
+            assert re.search(message, found.notes[0])
+        else:
+            assert ASSUMED in found.notes[0]
+            assert stability_threshold(theirs, name="sgd", gradient_norm=1.0) == found
+
+
+def test_an_adadelta_is_no_sam():
+    optimizer = torch.optim.Adadelta(net().parameters())
+    for given in (optimizer, optimizer.state_dict()):
+        assert not stability_threshold(given, gradient_norm=1.0).defined
 
 
 def test_stability_is_measured_at_the_gradient_of_the_draw():
@@ -448,6 +512,17 @@ def test_a_recorder_sees_one_step_and_both_gradients(tmp_path, how):
     assert h["learning_rate"].column("0").tolist() == [0.1] * 4
     edge = float(h["curvature"].column("threshold")[0])
     assert edge == pytest.approx(threshold("sam(sgd(lr=0.1, momentum=0.9), rho=0.3)", float(at_weights[2])), rel=1e-5)
+
+
+def test_a_record_says_of_others_where_their_gradients_are():
+    for kind, told in (("SAM", ASSUMED), ("LookSAM", "LookSAM climbs before it steps")):
+        model = net()
+        theirs = type(kind, (Around,), {})(model.parameters(), rho=0.05, adaptive=False)
+        (text,) = sharpness_aware(follow(model, {"": theirs}))
+        assert told in text
+        assert "the norm at the weights themselves is not known" in text
+    model = net()
+    assert not sharpness_aware(follow(model, {"": torch.optim.SGD(model.parameters(), lr=0.1)}))
 
 
 # ------------------------------------------------------------------------------------------- in sweeps

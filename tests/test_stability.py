@@ -271,6 +271,34 @@ class TestKnownAnswers:
         assert "not defined for Signs: it has a step of its own beside that of torch's sgd" in own.notes[0]
         assert stability_threshold(Signs(p, lr=0.1), name="sgd").threshold == 20
 
+    def test_what_steps_by_another_optimizer_is_not_taken_for_it(self):
+        """Lookahead and its kin keep it under the name under which Accelerate's wrapper does."""
+
+        class Lookahead(OPTIM.Optimizer):
+            def __init__(self, optimizer: Any) -> None:
+                self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+                self.state_dict = optimizer.state_dict
+
+        inner = OPTIM.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+        around = Lookahead(inner)
+        assert "not defined for Lookahead" in stability_threshold(around).notes[0]
+        assert stability_threshold(around, name="sgd").threshold == 20
+        del around.param_groups
+        with pytest.raises(MeasurementError, match="Lookahead has no parameter groups: pass the optimizer"):
+            stability_threshold(around)
+        Lookahead.__name__ = "AcceleratedOptimizer"
+        assert stability_threshold(Lookahead(inner)).threshold == 20
+
+    def test_every_group_of_a_state_dict_says_what_it_is(self):
+        p = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+        state = OPTIM.SGD([{"params": q} for q in p], lr=0.1).state_dict()
+        assert stability_threshold(state).threshold == 20
+        state["param_groups"][1]["trust_coefficient"] = 0.001
+        assert "trust_coefficient beside" in stability_threshold(state).notes[0]
+        # A learning rate alone is SGD's where somebody names it; torch's SGD saves more (Fromage saves no more).
+        assert stability_threshold({"lr": 0.1}).threshold == 20
+        assert not stability_threshold({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}).defined
+
     def test_adam_and_adamw_of_an_older_torch_look_the_same(self):
         old = OPTIM.AdamW([nn.Parameter(torch.ones(2))], weight_decay=0.1).state_dict()
         del old["param_groups"][0]["decoupled_weight_decay"]

@@ -23,7 +23,7 @@ _CLASSES: tuple[tuple[type, str], ...] = (
     (torch.optim.LBFGS, "lbfgs"),
 )
 _SGD = {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach", "differentiable", "fused"}
-#: What a sharpness-aware optimizer keeps in each group beside its base's settings; Adadelta has a rho of its own.
+#: What a sharpness-aware optimizer keeps in each group beside its base's settings; eta is that of `training.sam` alone.
 _SHARPNESS_AWARE = {"rho", "adaptive", "eta"}
 #: Keys of a group that only one optimizer has, and those that it has beside them in no other's.
 _SIGNS: tuple[tuple[set[str], str], ...] = (
@@ -127,7 +127,7 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         name: which of sgd, adam, adamw, adagrad, rmsprop and lbfgs it is. A state_dict does not say: by default it is
             known by the settings it keeps, where Adam and AdamW of torch before 2.6 look the same. What has settings of
             its own beside those of one (LARS, AdaBelief), or is a subclass with another step, is not taken for it. A
-            sharpness-aware one (SAM, ASAM) is known by its rho, and `name` is then its base.
+            sharpness-aware one (SAM, ASAM) is known by its rho and adaptive, and `name` is then its base.
 
     Raises MeasurementError for an unknown name, for what is no optimizer or lacks a setting, and for settings that no
     optimizer can have: a learning rate, momentum or weight decay that is negative or not finite, a beta outside [0, 1).
@@ -136,22 +136,31 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         raise MeasurementError(f"optimizer {name!r} is not one of {', '.join(KNOWN)}")
     live: dict[int, torch.nn.Parameter] = {}
     found, title, doubt = name, "", ""
+    climber: torch.optim.Optimizer | None = None
     if isinstance(optimizer, torch.optim.Optimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if isinstance(inner, torch.optim.Optimizer):  # Accelerate's wrapper
-            return read_optimizer(inner, name)
         title = type(optimizer).__name__
+        if not hasattr(optimizer, "param_groups"):
+            raise MeasurementError(f"{title} has no parameter groups: pass the optimizer that it steps by")
+        inner = getattr(optimizer, "optimizer", None)
+        # Others that keep one inside (Lookahead, schedule-free, projected gradients) step otherwise than it.
+        if isinstance(inner, torch.optim.Optimizer) and (name is not None or title == "AcceleratedOptimizer"):
+            return read_optimizer(inner, name)
         if name is None:
             found, doubt = _stepping_as(optimizer)
+            climber = optimizer
         every = [p for group in optimizer.param_groups for p in group["params"]]
         live = dict(enumerate(every))
         optimizer = optimizer.state_dict()
     groups, state = _groups(optimizer)
-    base = _base_of_sharpness_aware(groups[0])
+    # Every key that any group has, and the first one's values: what one group has of its own may be how it steps.
+    keys = {k: v for g in reversed(groups) for k, v in g.items()}
+    whole = isinstance(optimizer, Mapping) and "param_groups" in optimizer
+    base = _base_of_sharpness_aware(keys, whole)
     if base:
-        found, doubt = name or base, ""
+        doubt = _climbing_otherwise(climber, base) if climber is not None else ""
+        found, base = ("", "") if doubt else (name or base, base)
     elif found is None:
-        found, doubt = _recognized(groups[0])
+        found, doubt = _recognized(keys, whole)
     try:
         rules = tuple(_rule(found, g, state) for g in groups) if found not in ("", "lbfgs") else ()
     except MeasurementError:
@@ -167,6 +176,11 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
         return OptimizerState(found, found or title, groups, rules, members, state, live, notes, doubt)
     climbs = tuple(_at_least_0("rho", g.get("rho", 0)) for g in groups)
     adaptively = any(g.get("adaptive") for g in groups)
+    if "eta" not in keys:
+        notes += (
+            f"taken for SAM around {found} by the rho and adaptive of its groups: one that climbs otherwise than by "
+            "rho g / ||g|| over all weights (unnormalized, or each layer by itself) has another threshold",
+        )
     title = f"{'asam' if adaptively else 'sam'}({found})"
     return OptimizerState(found, title, groups, rules, members, state, live, notes, "", climbs, adaptively)
 
@@ -187,23 +201,42 @@ def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int 
     return tuple(optimizer), state
 
 
-def _base_of_sharpness_aware(group: Mapping[str, Any]) -> str:
-    """Return which optimizer a SAM is built around that keeps these settings; "" where they are no SAM's."""
+def _base_of_sharpness_aware(group: Mapping[str, Any], whole: bool) -> str:
+    """Return which optimizer a SAM is built around that keeps these settings; "" where they are no SAM's for sure.
+
+    A rho alone may be anything (Adadelta's, Sophia's, elastic averaging's), and what has more settings of its own
+    (LookSAM, ESAM, bSAM) steps otherwise.
+    """
     rest = {k: v for k, v in group.items() if k not in _SHARPNESS_AWARE}
-    return _recognized(rest)[0] if "rho" in group and len(set(rest) - {"params", "param_names", "lr"}) > 0 else ""
+    return _recognized(rest, whole)[0] if {"rho", "adaptive"} <= set(group) else ""
 
 
-def _recognized(group: Mapping[str, Any]) -> tuple[str, str]:
-    """Return (which optimizer keeps these settings, ""), or ("", why none is known that does)."""
+def _climbing_otherwise(optimizer: torch.optim.Optimizer, base: str) -> str:
+    """Return why a live optimizer with SAM's settings isn't taken for SAM around a base; "" where it is."""
+    if type(optimizer).__name__.upper() not in ("SAM", "ASAM"):
+        return (
+            f"its groups are those of SAM around {base}, and it may climb otherwise; where it climbs as SAM does, name "
+            f"its base: optimizer={base!r} (name={base!r} in Python)"
+        )
+    inner = getattr(optimizer, "base", getattr(optimizer, "base_optimizer", None))
+    return _stepping_as(inner)[1] if isinstance(inner, torch.optim.Optimizer) else ""
+
+
+def _recognized(group: Mapping[str, Any], whole: bool) -> tuple[str, str]:
+    """Return (which optimizer keeps these settings, ""), or ("", why none is known that does).
+
+    `whole`: they are all that it keeps, as a state_dict has them, and not those that somebody named.
+    """
     keys = set(group) - _BESIDE
     if "momentum_decay" in keys:  # NAdam
         return "", ""
     like = next((name for signs, name in _SIGNS if signs <= keys), "")
-    like = like or ("sgd" if keys <= _SGD or {"dampening", "nesterov"} <= keys else "")
+    like = like or ("sgd" if {"dampening", "nesterov"} <= keys or (keys <= _SGD and not whole) else "")
     # A text is a label that somebody gave the group.
     more = [key for key in group if key in keys - _settings(like) and not isinstance(group[key], str)] if like else []
     if more:
-        return "", _told_apart(f"its groups have {', '.join(map(str, more))} beside the settings of", like)
+        why = _told_apart(f"its groups have {', '.join(map(str, more))} beside the settings of", like)
+        return "", why + ("; where it is SAM around that, give its groups adaptive=False" if more == ["rho"] else "")
     return "adamw" if like == "adam" and group.get("decoupled_weight_decay") else like, ""
 
 
