@@ -15,6 +15,8 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +42,7 @@ from landscape.errors import ArchiveError, LandscapeError
 from landscape.report.formats import write_report
 from landscape.report.page import default_title, render_report, short_task
 from landscape.report.runs import gather, make_run, unique
+from landscape.report.sections.cells import setting_columns
 from landscape.results import Check, StoredResult
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path"}
@@ -178,6 +181,13 @@ def test_a_loss_that_was_reached_is_not_the_name_of_a_loss(tmp_path):
         save_archive(tmp_path / "a.h5", results(i, 9), subject=subject, append=i > 0)
     assert [run.settings for run in gather([tmp_path / "a.h5"])] == [{"lr": 0.1}] * 2
     assert "different losses" not in Page(write_report(tmp_path / "a.h5", tmp_path / "r.html").read_text("utf-8")).text
+
+
+def test_settings_that_tell_runs_apart_are_put_away_behind_those_that_do_not():
+    own = [{"loss": "mse", "schedule": s, "average": a} for s, a in itertools.product(("cosine", "step"), ("ema", ""))]
+    runs: Any = [SimpleNamespace(settings=o) for o in own]
+    rank = {c.key: c.rank for c in setting_columns(("loss", "schedule", "average"), runs)}
+    assert rank["schedule"] < rank["average"] < rank["loss"]
 
 
 def test_settings_of_the_first_writing_are_not_those_of_a_subject_appended_later(tmp_path):

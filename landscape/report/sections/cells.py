@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks import Cell, Column
-from ..measures import Measure, Value
+from ..measures import Measure, Value, setting
 from ..runs import Run
 
 
-def setting_columns(names: Sequence[str]) -> list[Column]:
-    """Return the columns of settings; the loss and the schedule are the last to be put away."""
-    return [Column(n, "Settings", key=n, rank=0 if n in ("loss", "schedule") else 1) for n in names]
+def setting_columns(names: Sequence[str], runs: Sequence[Run]) -> list[Column]:
+    """Return the columns of settings: those that are the same in all are put away first, loss and schedule last."""
+
+    def rank(name: str) -> int:
+        if len({setting(run, name) for run in runs}) == 1:
+            return 3
+        return 0 if name in ("loss", "schedule") else 1
+
+    return [Column(n, "Settings", key=n, rank=rank(n)) for n in names]
 
 
 def measure_columns(columns: Sequence[Measure]) -> list[Column]:

@@ -24,7 +24,7 @@ def over_seeds_table(runs: Sequence[Run], names: Sequence[str], columns: Sequenc
     if not repeated:
         return None
     heads = [Column("Setting", wide=True, key="run"), Column("seeds", numeric=True, key="seeds")]
-    heads += [*setting_columns(told), *measure_columns(columns)]
+    heads += [*setting_columns(told, runs), *measure_columns(columns)]
     caption = (
         "Mean over seeds; small print: its 95% interval (Student’s t over the runs, so it covers what another "
         "seed would change; two or three seeds make it wide), cut where the number can’t lie."

@@ -21,7 +21,7 @@ def build(runs: Sequence[Run]) -> Section:
     every = measures(runs)
     columns = [m for m in every if any(m.read(r).known for r in runs)]
     absent = [m for m in every if m not in columns]
-    heads = [Column("Run", wide=True, key="run"), *setting_columns(names), *measure_columns(columns)]
+    heads = [Column("Run", wide=True, key="run"), *setting_columns(names, runs), *measure_columns(columns)]
     groups = [
         (f"Task {task}" if task else "Task not named", [_row(r, names, columns) for r in members])
         for task, members in by_task(runs).items()

@@ -125,7 +125,11 @@
     order.sort((a, b) => b[0] - a[0] || b[1] - a[1]);
     const boxes = tools.querySelectorAll(".columns input");
     for (const [, i, width] of order) {
-      if (excess <= 0) break;
+      if (excess <= 0) { // the columns that are left may have grown into the room
+        showColumns(tools, table);
+        excess = table.offsetWidth - box.clientWidth;
+        if (excess <= 0) return;
+      }
       excess -= width;
       boxes[i - 1].checked = false;
     }
