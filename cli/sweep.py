@@ -45,7 +45,11 @@ landscape sweep -o runs --collect"""
 @click.option("--lr", type=Numbers(), help="Learning rates.  [default: the optimizer's own; 0.1 without one]")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.  [default: 20]")
 @click.option("--seeds", type=Numbers(whole=True), help="How many seeds (3), or which (0,4,7).  [default: 1]")
-@click.option("--average", type=Expressions(), help="Averages of the weights to end with: ema(decay=0.999), swa, none.")
+@click.option(
+    "--average",
+    type=Expressions(),
+    help="Averages of the weights to end with: ema(decay=0.999), swa, none; each trains once more.",
+)
 @click.option("--vary", type=Varied(), multiple=True, help="A setting of the task's function over values; repeatable.")
 @click.option("--set", "settings", type=Setting(), multiple=True, help="Setting of the task's function; repeatable.")
 @click.option("--drive", type=Assigned(), multiple=True, help="Another scalar by a schedule: clip='ramp(5, 1)'.")

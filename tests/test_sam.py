@@ -20,6 +20,7 @@ from landscape.probes import CurvatureProbe, Recorder, at
 from landscape.probes.following import follow, sharpness_aware
 from landscape.probes.sweep.batches import _mixed
 from landscape.probes.sweep.cell import train_cell
+from landscape.probes.sweep.estimate import _kind
 from landscape.probes.sweep.how import How
 from landscape.probes.sweep.range_test import range_test
 from landscape.training.sam import SAM
@@ -598,6 +599,12 @@ def test_a_cell_stopped_at_any_step_ends_with_the_same_weights(world, optimizer)
         assert a.steps.tolist() == b.steps.tolist() == list(range(1, whole.steps + 1))
         if name != "update_norm":
             np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_a_steps_time_is_that_of_the_optimizers_inside():
+    kinds = {t: _kind(cell(optimizer=t)) for t in ("sam", "sam(sgd(momentum=0.5), rho=0.1)", "sam(adam)", "adam")}
+    assert kinds["sam"] == kinds["sam(sgd(momentum=0.5), rho=0.1)"]
+    assert len({*kinds.values()}) == 3
 
 
 def test_around_gradient_descent_a_cell_takes_all_samples_at_once(world):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from ..selection import choose, samples_to_draw
 from .cell import in_a_line, one_thread_on_cpu
 from .grid import Cell
 from .how import How
-from .parts import Parts
+from .parts import Parts, make_recipe
 from .training import Training, evaluate
 
 #: Steps that are timed, after two to warm up, or as many as take this long (chosen by us: as many as of one batch).
@@ -81,8 +80,8 @@ def estimate(cells: Sequence[Cell], variants: Iterable[Parts], how: How) -> tupl
 
 def _kind(cell: Cell) -> str:
     """Return what decides a step's time."""
-    # The names alone, of what it is built around, too: settings take no time.
-    name = re.findall(r"[a-z_]\w*(?=\()|^\w+$", cell.optimizer)
+    recipe = make_recipe(cell)
+    name = (recipe.name, recipe.base.name if recipe.base is not None else "")  # settings take no time
     return repr((cell.loss, name, cell.batch_size, cell.clip is None, cell.average, sorted(cell.settings.items())))
 
 
