@@ -20,6 +20,7 @@ from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import grid, read_cells
 from landscape.probes.sweep.how import How
 from landscape.report.runs import gather
+from landscape.report.sections.dynamics import _notes
 from landscape.training.averaging import Averaging
 
 NORMED = """
@@ -164,6 +165,7 @@ def test_the_averaged_weights_are_measured():
     assert result.metrics["loss.test"] == pytest.approx(result.metrics["test_loss"], rel=1e-5)
     (run,) = gather(["c/run.h5"])
     assert "calibration" not in run.results  # recorded of the last weights, not of these
+    assert any("not at their average" in text for _, text in _notes([run], [run]))
     record = open_archive("c/run.h5")
     assert record.run["average"] == "ema(decay=0.9)"
 

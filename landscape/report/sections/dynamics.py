@@ -74,6 +74,11 @@ def _notes(runs: Sequence[Run], found: Sequence[Run]) -> list[tuple[str, str]]:
             notes.append(("warn", f"{run.name} was killed: its record ends at step {_last(run)}."))
         for problem in run.recorded.problems:
             notes.append(("fail", f"{run.name}: {problem}"))
+    averaged = [r.name for r in found if r.settings.get("average")]
+    if averaged:
+        told = ", ".join(averaged[:6]) + (f" and {len(averaged) - 6} more" if len(averaged) > 6 else "")
+        text = "Recorded at the weights that were stepped, not at their average, which was measured at the end"
+        notes.append(("info", f"{text}: {told}."))
     without = [r.name for r in trainings(runs) if not r.recorded]
     if without:
         told = ", ".join(without[:6]) + (f" and {len(without) - 6} more" if len(without) > 6 else "")
