@@ -15,16 +15,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .batch import batch_size_of, bytes_of, join, map_tensors, pick, slice_batch, tensors_of, to_device
+from .batch import batch_size_of, bytes_of, map_tensors, tensors_of, to_device
 from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
 from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
+from .loaded import Loaded, regrouped
 from .memory import REMEDY, give_back, ran_out
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Predicted, all_predictions, evaluate
 from .placement import place, placed
-from .reduction import known_weight, pieces, sample_weight, split_value
+from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
 from .sparse import shape_of
@@ -36,18 +37,6 @@ _T = TypeVar("_T")
 
 # The entered objectives of each model, in the order in which they were entered.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[Objective]] = weakref.WeakKeyDictionary()
-
-
-class Batches:
-    """Other batches of an objective's samples, with what is found out about them on the way."""
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-        self.weights: list[float | None] = [None] * len(batches)
-        self.plain: dict[int, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 class Objective:
@@ -88,7 +77,7 @@ class Objective:
         self.passes = 0.0
         #: How often the weights were moved: what was computed at other weights is stale.
         self.moves = 0
-        self._batches: list[Any] = []
+        self._loaded = Loaded([])
         self._stack: contextlib.ExitStack | None = None
         self._stale_statistics = False
         self._holding = False
@@ -124,11 +113,7 @@ class Objective:
             # The parameters keep the memory that they have now, into which views of the model's own may look.
             self.center = tuple(p.data.clone() for p in self.parameters)
             self._cut = 1
-            self._batches = self._regrouped(self._load())
-            self.largest = max(batch_size_of(b) or 1 for b in self._batches)
-            self._weights: list[float | None] = [None] * len(self._batches)
-            # Labels of batches none of which is to be ignored, as the forward gives them.
-            self._plain: dict[int, Any] = {}
+            self._loaded = Loaded(self._regrouped(self._load()))
             self._stale_statistics = task.batchnorm == "recompute"
             self._loss = placed(task.loss, self.device, self.dtype)
             self.buffers = Buffers(self.model)
@@ -141,7 +126,7 @@ class Objective:
 
     def __exit__(self, *error: Any) -> None:
         stack, self._stack = self._stack, None
-        self._batches = []
+        self._loaded = Loaded([])
         self.center = ()
         if stack is None:
             return
@@ -179,35 +164,17 @@ class Objective:
         return [to_device(b, self.device, self.dtype) for b in batches]
 
     def _regrouped(self, batches: list[Any]) -> list[Any]:
-        sizes = [s for s in self.draw.sizes if s is not None]
-        if self._regroup is None or len(sizes) < len(batches) or not self.can_cut():
+        if self._regroup is None or not self.can_cut():
             return batches
-        total = sum(sizes)
-        # Shuffled: data are often stored by class, and a batch of one class is another loss.
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(self.draw.seed), device="cpu")
-        with contextlib.suppress(ValueError):  # batches that can't be joined are only cut
-            batches, sizes = [pick(join(batches, sizes), order, total)], [total]
-        return [
-            slice_batch(batch, a, min(a + self._regroup, size), size)
-            for batch, size in zip(batches, sizes, strict=True)
-            for a in range(0, size, self._regroup)
-        ]
+        return regrouped(batches, self.draw.sizes, self._regroup, self.draw.seed)
 
     def halve(self) -> bool:
         """Cut every batch in two, for the rest of this `with`; False, and nothing done, where that isn't allowed.
 
         For a pass that runs out of memory. The mean over the draw stays what it is.
         """
-        sizes = [batch_size_of(b) for b in self._batches]
-        if self.task.rng == "fixed" or not self.can_cut() or None in sizes or max(s or 0 for s in sizes) < 2:
+        if self.task.rng == "fixed" or not self.can_cut() or not self._loaded.halve():
             return False
-        cut = []
-        for batch, size in zip(self._batches, sizes, strict=True):
-            assert size is not None
-            cut += [slice_batch(batch, a, b, size) for a, b in pieces(size, 2)]
-        self._batches, self._weights = cut, [None] * len(cut)
-        self._plain = {}
-        self.largest = max(batch_size_of(b) or 1 for b in cut)
         self.moves += 1
         return True
 
@@ -229,40 +196,40 @@ class Objective:
                 raise OutOfMemory(f"out of memory on {tried}, and the task doesn't allow it to be cut; {REMEDY}")
             self._cut *= 2
 
-    def join_batches(self, count: int) -> Batches | None:
+    def join_batches(self, count: int) -> Loaded | None:
         """Return every `count` successive batches as one, for `using`; None where that isn't allowed, or where the
         batches don't fit together.
 
         For passes that take their time in calls. The mean over the draw stays what it is, as far as the weights are
         known to be right (`verify`): compare before relying on it.
         """
-        task, sizes = self.task, [batch_size_of(b) for b in self._batches]
-        own_statistics = task.batchnorm == "recompute" and bool(batchnorm_layers(self.model))
-        if task.rng == "fixed" or own_statistics or not self.can_cut() or None in sizes:
+        own_statistics = self.task.batchnorm == "recompute" and bool(batchnorm_layers(self.model))
+        if self.task.rng == "fixed" or own_statistics or not self.can_cut():
             return None
-        known = [size for size in sizes if size is not None]
-        starts = range(0, len(known), count)
-        try:
-            return Batches([join(self._batches[a : a + count], known[a : a + count]) for a in starts])
-        except (ValueError, RuntimeError):  # or there is no memory for both
-            return None
+        return self._loaded.joined(count)
 
     @contextlib.contextmanager
-    def using(self, batches: Batches | None) -> Iterator[None]:
+    def using(self, batches: Loaded | None) -> Iterator[None]:
         """Have other batches of the same samples inside; None leaves them as they are."""
-        if batches is None:
-            yield
-            return
-        before = (self._batches, self._weights, self._plain)
-        self._batches, self._weights, self._plain = batches.batches, batches.weights, batches.plain
+        before = self._loaded
+        self._loaded = before if batches is None else batches
         try:
             yield
         finally:
-            self._batches, self._weights, self._plain = before
+            self._loaded = before
+
+    def number(self, i: int) -> int:
+        """Return what seeds the random numbers of batch i: a number of its own, the same however the draw is shared."""
+        return self._loaded.number(i)
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest batch."""
+        return self._loaded.largest
 
     def batch(self, i: int) -> Any:
         """Return batch i on the device, for one pass."""
-        batch = self._batches[i]
+        batch = self._loaded.batches[i]
         if self._on_host:
             batch = to_device(batch, self.device, self.dtype)
         # Containers are made anew for each pass: a forward may pop the labels out of its batch.
@@ -294,7 +261,7 @@ class Objective:
         return self._facts.has_labels
 
     def __len__(self) -> int:
-        return len(self._batches if self.entered or self._batches else self.draw.batches)
+        return len(self._loaded) if self.entered or self._loaded else len(self.draw.batches)
 
     def modules_of(self) -> dict[str, nn.Module]:
         """Return for each trainable parameter's name the module that holds it."""
@@ -364,7 +331,7 @@ class Objective:
 
     def _seed(self, i: int) -> None:
         if self.task.rng == "fixed":
-            seed_all(self.task.seed + 1 + i)
+            seed_all(self.task.seed + 1 + self.number(i))
 
     def forward(self, batch: Any) -> tuple[Any, Any]:
         """Return (outputs, target) of the task's forward; for a batch_loss task (its loss, None).
@@ -419,13 +386,13 @@ class Objective:
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ObjectiveError(f"the loss returned the weight {weight}; expected a finite number >= 0")
             return mean, weight, terms
-        weight = self._weights[i] if i is not None else None
+        weight = self._loaded.weights[i] if i is not None else None
         if weight is None:
             weight = known_weight(self.task.loss, outputs, target)
             if weight is None:
                 weight = sample_weight(outputs, batch, self.what)
             if i is not None:
-                self._weights[i] = weight
+                self._loaded.weights[i] = weight
         return mean, weight, terms
 
     @property
@@ -543,9 +510,9 @@ class Objective:
 
     def total_weight(self) -> float:
         """Return the sum of the batches' weights, the denominator of every mean over this draw."""
-        if any(w is None for w in self._weights):
+        if any(w is None for w in self._loaded.weights):
             return sum(self.batch_loss(i)[1] for i in range(len(self)))
-        return sum(w for w in self._weights if w is not None)
+        return sum(w for w in self._loaded.weights if w is not None)
 
     # ----------------------------------------------------------------------------------------- predictions
 
@@ -570,7 +537,7 @@ class Objective:
 
         Labels that were looked at once, and are all there, are only compared.
         """
-        if target is not None and self._plain.get(i) is target:
+        if target is not None and self._loaded.plain.get(i) is target:
             return (outputs.argmax(dim=1) == target).sum(), len(target)
         known = self.known_labels(i, outputs, target)
         if known is None:
@@ -591,7 +558,7 @@ class Objective:
         if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
             scores = outputs.ndim == 2 and outputs.shape[1] > 1
             if scores and target.ndim == 1 and len(pair[1]) == len(target):
-                self._plain[i] = target
+                self._loaded.plain[i] = target
         return (*pair, given, batch_size_of(batch), known_ignore_index(self.task.loss))
 
 

@@ -246,7 +246,7 @@ class TestBatchesAreLeftAlone:
         def full(*_: Any) -> Any:
             raise torch.OutOfMemoryError("out of memory")
 
-        monkeypatch.setattr("landscape.objective.join", full)
+        monkeypatch.setattr("landscape.loaded.join", full)
         with Hessian(task()) as h:
             h @ vector(h.shape[0])
             assert h.how.startswith("graphs of all 5 batches kept")

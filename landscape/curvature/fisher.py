@@ -73,7 +73,7 @@ class Fisher(GaussNewton):
         objective.needs_outputs()
         _, outputs, target, _ = objective.value(i)
         drawn = self.kind == "monte-carlo"
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + i) if drawn else None
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + objective.number(i)) if drawn else None
         terms = terms_of(objective.task.loss, outputs, target, self._draws, generator)
         if self.kind == "type-2":
             return super().graph(i, parameters)

@@ -12,8 +12,9 @@ import torch
 from ..batch import bytes_of, tensors_of
 from ..data import first_line
 from ..errors import LandscapeError, MeasurementError, OutOfMemory, TaskError
+from ..loaded import Loaded
 from ..memory import REMEDY, give_back, ran_out
-from ..objective import Batches, Objective
+from ..objective import Objective
 from ..sparse import parts
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
@@ -86,7 +87,7 @@ class Products:
         self._memory = memory
         self.notes: list[str] = []
         self._halved = False
-        self._joined: Batches | None = None
+        self._joined: Loaded | None = None
         self.release()
 
     def leave(self) -> None:
