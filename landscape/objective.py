@@ -10,7 +10,7 @@ import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -19,15 +19,16 @@ from .batch import batch_size_of, bytes_of, map_tensors, tensors_of, to_device
 from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
 from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
-from .loaded import Loaded, regrouped
+from .loaded import Loaded, Place, regrouped
 from .memory import REMEDY, give_back, ran_out
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
-from .passes import Evaluation, Predicted, all_predictions, evaluate
+from .passes import Evaluation, Looked, Predicted, all_predictions, averaged, gradients, look
 from .placement import place, placed
 from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
+from .sharing import BEGINNING, Group, Share, Together, digest
 from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
@@ -48,6 +49,13 @@ class Objective:
     and set of weights). `regroup` shuffles the samples into batches of this size (the last may be smaller), where
     the task and the batches allow it; `largest` says how many samples the largest batch then holds.
 
+    `process_group` (True for the default one of torch.distributed, or a ProcessGroup) shares the draw between
+    processes, as torchrun starts them: each passes over its part of the batches, with its own device and graphs, and
+    all get the numbers of the whole draw. Every process must enter it, and make the same calls in the same order.
+    Shared are `evaluate` (slices, planes, paths), `gradient` and the products of operators (eigenvalues, traces,
+    densities); all else each process does for the whole draw, the checks at the first entry, too. What fails in one
+    process is raised in all.
+
     Attributes, inside `with`: `names`, `parameters` (live, trainable, tied ones once), `center` (their values at
     entry), `samples`, `fingerprint` of the draw, `notes`, `has_labels`, `passes` (forward passes spent; a gradient
     counts 3).
@@ -63,6 +71,7 @@ class Objective:
         max_samples: int | None = None,
         seed: int | None = None,
         regroup: int | None = None,
+        process_group: Group | Literal[True] | None = None,
     ) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"Objective needs a landscape.Task, got {type(task).__name__}")
@@ -70,6 +79,9 @@ class Objective:
         self.split = split
         self.draw = task.draw(split, max_samples=max_samples, seed=seed)
         self._regroup = regroup
+        self._group = process_group
+        #: What falls to this process, where several share the draw, inside `with`.
+        self.share: Share | None = None
         self.model: nn.Module = unwrap(task.model)
         self.device, self.dtype, self._notes = place(task, self.model)
         self.samples = self.draw.samples
@@ -94,10 +106,13 @@ class Objective:
         if self._stack is not None:
             raise RuntimeError("this Objective is already entered; make another one")
         task = self.task
+        together = None if self._group is None else Together(self._group, self.device)
         chosen = trainable(self.model)
         self.names = tuple(chosen)
         self.parameters = tuple(chosen.values())
         with contextlib.ExitStack() as stack:
+            if together is not None:
+                stack.enter_context(together.telling(BEGINNING))
             stack.enter_context(quiet_rnn())
             stack.enter_context(
                 prepared(
@@ -120,12 +135,15 @@ class Objective:
             self._facts = self._within_memory(self._verified)
             self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
             self.buffers.changed.update(dict.fromkeys(self._facts.changed))
+            if together is not None:
+                self._share_out(together)
             self._stack = stack.pop_all()
         _OPEN.setdefault(self.model, []).append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
         stack, self._stack = self._stack, None
+        share, self.share = self.share, None
         self._loaded = Loaded([])
         self.center = ()
         if stack is None:
@@ -142,6 +160,19 @@ class Objective:
                 "an Objective entered later on the same model was still open; both are closed now and the model is as "
                 "it was: leave the one entered last first"
             )
+        if share is not None and any(error):
+            share.together.tell("the end", error[1])
+        elif share is not None:
+            share.together.agree("the end")
+
+    def _share_out(self, together: Together) -> None:
+        """Take this process's part of the batches, if all have the same ones."""
+        same = (self.split, self.fingerprint, len(self.names), sum(p.numel() for p in self.parameters), str(self.dtype))
+        cuts = [told["cut"] for told in together.agree(BEGINNING, same, digest(self.center), cut=self._cut)]
+        while self._cut < max(cuts):  # another one's memory didn't hold more
+            self._loaded.halve()
+            self._cut *= 2
+        self.share = Share(together, self._loaded, cut=self.task.rng != "fixed" and self.can_cut())
 
     def _verified(self) -> Verified:
         # Other weights are verified anew: a task may have been given diverged ones since. A NaN equals no key.
@@ -217,6 +248,15 @@ class Objective:
             yield
         finally:
             self._loaded = before
+
+    @property
+    def total(self) -> int:
+        """Batches of the whole draw, also in a pass over a part of it."""
+        return self._loaded.total
+
+    def place(self, i: int) -> Place:
+        """Return where batch i stands in the draw, which orders what several processes found."""
+        return self._loaded.places[i]
 
     def number(self, i: int) -> int:
         """Return what seeds the random numbers of batch i: a number of its own, the same however the draw is shared."""
@@ -321,7 +361,9 @@ class Objective:
         if not self._stale_statistics:
             return
         self._stale_statistics = False
-        with self.measuring(), recomputing(self.model):
+        # Those of the whole draw, also in a pass over a part of it.
+        every = None if self.share is None else self.share.every
+        with self.measuring(), recomputing(self.model), self.using(every):
             for i in range(len(self)):
                 self._seed(i)
                 self.forward(self.batch(i))
@@ -485,27 +527,31 @@ class Objective:
         by name, each averaged by its own weights (by samples where it says none), from the same pass; their means
         stand among `terms`.
         """
-        return self._within_memory(lambda: evaluate(self, accuracy, stderr, criteria or {}))
+
+        def run() -> list[Looked]:
+            return self._within_memory(lambda: look(self, accuracy, stderr, criteria or {}))
+
+        if self.share is None:
+            return averaged(self, run(), stderr)
+        with self.using(self.share.whole):
+            found = self.share.together.gather("an evaluation", run, digest(self.parameters))
+        return averaged(self, sorted(found, key=lambda f: f.place), stderr)
 
     def gradient(self) -> tuple[torch.Tensor, ...]:
         """Return the gradient of the mean loss at the current weights: one forward and one backward pass.
 
         A parameter that the loss doesn't depend on has gradient 0.
         """
-        return self._within_memory(self._gradient)
 
-    def _gradient(self) -> tuple[torch.Tensor, ...]:
-        sums = [torch.zeros_like(p) for p in self.parameters]
-        total_weight = 0.0
-        for i in range(len(self)):
-            mean, weight = self.batch_loss(i)
-            if weight == 0:
-                continue
-            grads = torch.autograd.grad(mean, self.parameters, materialize_grads=True, allow_unused=True)
-            torch._foreach_add_(sums, grads, alpha=weight)
-            total_weight += weight
-        self.passes += 3
-        torch._foreach_div_(sums, total_weight)
+        def run() -> tuple[list[torch.Tensor], float]:
+            return self._within_memory(lambda: gradients(self))
+
+        if self.share is None:
+            sums, weight = run()
+        else:
+            with self.using(self.share.even):
+                sums, weight = self.share.together.add("a gradient", run, (), digest(self.parameters))
+        torch._foreach_div_(sums, weight)
         return tuple(sums)
 
     def total_weight(self) -> float:

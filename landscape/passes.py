@@ -44,57 +44,75 @@ class Evaluation:
     likelihood: Likelihood | None = None
 
 
-def evaluate(
+@dataclass
+class Looked:
+    """What a pass found of one batch, for `averaged`; numbers are tensors as long as nobody has to wait for them.
+
+    `place` is the batch's in the draw. `further` are (mean, weight) of each criterion. `rights` are the right
+    predictions and how many there are, of the batch or of each of its samples (`of_samples`, with None for one each);
+    `surprise` the NLL of each sample and its tokens; `blocks` what stands behind the standard error.
+    """
+
+    place: tuple[int, ...]
+    mean: torch.Tensor
+    weight: float
+    terms: dict[str, torch.Tensor]
+    further: dict[str, tuple[torch.Tensor, float]]
+    rights: tuple[torch.Tensor, torch.Tensor | int | None] | None = None
+    of_samples: bool = False
+    surprise: tuple[torch.Tensor, torch.Tensor] | None = None
+    blocks: list[tuple[float, float]] = field(default_factory=list)
+
+
+def look(
     objective: Objective, accuracy: bool, stderr: bool, criteria: Mapping[str, Callable[[Any, Any], Any]]
-) -> Evaluation:
-    """See `Objective.evaluate`."""
-    total = total_weight = 0.0
-    terms: dict[str, float] = {}
-    right: list[tuple[torch.Tensor, torch.Tensor | int]] = []
-    each: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    surprise: list[tuple[torch.Tensor, torch.Tensor]] = []
-    found_blocks: list[tuple[float, float]] = []
-    further: dict[str, list[tuple[torch.Tensor, float]]] = {name: [] for name in criteria}
+) -> list[Looked]:
+    """Pass over the objective's batches, and return what is found of each; see `Objective.evaluate`."""
+    every = []
     with objective.measuring():
-        means: list[torch.Tensor] = []
-        weights: list[float] = []
-        batch_terms: list[dict[str, torch.Tensor]] = []
         for i in range(len(objective)):
             batch, outputs, target, value = objective.value(i)
-            mean, weight, parts = objective.weigh(i, value, outputs, target, batch)
-            means.append(mean.detach().double())
-            weights.append(weight)
-            batch_terms.append(parts)
-            for name, criterion in criteria.items():
-                further[name].append(_further(objective, name, criterion, outputs, target, batch))
+            mean, weight, terms = objective.weigh(i, value, outputs, target, batch)
+            further = {n: _further(objective, n, c, outputs, target, batch) for n, c in criteria.items()}
+            found = Looked(objective.place(i), mean.detach().double(), weight, terms, further)
             if accuracy and objective.has_labels and stderr:
                 rights, counts, nll = objective.call(_scored, objective, i, outputs, target)
-                each.append((rights, counts))
+                found.rights, found.of_samples = (rights, counts), True
                 if nll is not None and counts is not None:
-                    surprise.append((nll, counts))
-                right.append((rights.sum(), len(rights)) if counts is None else (rights, counts))
+                    found.surprise = (nll, counts)
             elif accuracy and objective.has_labels:
-                right.append(objective.call(objective.hits, i, outputs, target))
+                found.rights = objective.call(objective.hits, i, outputs, target)
             if stderr:
                 # The forward may have taken the labels out of the other one.
-                found_blocks += blocks(objective, objective.batch(i), outputs, target)
-        # One synchronization for the whole pass.
-        values = torch.stack(means).tolist()
+                found.blocks = blocks(objective, objective.batch(i), outputs, target)
+            every.append(found)
     objective.passes += 1
-    for value, weight, parts in zip(values, weights, batch_terms, strict=True):
-        if weight > 0:
-            total += weight * value
-            total_weight += weight
-            for k, v in parts.items():
-                terms[k] = terms.get(k, 0.0) + weight * float(v)
+    return every
+
+
+def averaged(objective: Objective, every: Sequence[Looked], stderr: bool) -> Evaluation:
+    """Return the means over the draw from what was found of all its batches."""
+    total = total_weight = 0.0
+    terms: dict[str, float] = {}
+    # One synchronization for the whole pass.
+    for value, found in zip(torch.stack([f.mean for f in every]).tolist(), every, strict=True):
+        if found.weight > 0:
+            total += found.weight * value
+            total_weight += found.weight
+            for k, v in found.terms.items():
+                terms[k] = terms.get(k, 0.0) + found.weight * float(v)
     if total_weight == 0:
         raise ObjectiveError(f"every {objective.split} sample has weight 0: nothing is left to average")
     loss = total / total_weight
-    share, share_error = _accuracy(right)
     averages = {k: v / total_weight for k, v in terms.items()}
-    for name, parts in further.items():
+    for name in every[0].further:
+        parts = [f.further[name] for f in every]
         whole = sum(w for _, w in parts)
         averages[name] = sum(w * float(m) for m, w in parts if w > 0) / whole if whole else math.nan
+    share, share_error = _accuracy([f.rights for f in every if f.rights is not None])
+    each = [f.rights for f in every if f.rights is not None and f.of_samples]
+    surprise = [f.surprise for f in every if f.surprise is not None]
+    found_blocks = [b for f in every for b in f.blocks]
     return Evaluation(
         loss=loss,
         stderr=block_error(found_blocks, loss) if stderr else math.nan,
@@ -106,6 +124,21 @@ def evaluate(
         accuracy_blocks=tuple(_blocks_of(each)),
         likelihood=likelihood(surprise, tuple(_blocks_of(surprise))) if len(surprise) == len(each) else None,
     )
+
+
+def gradients(objective: Objective) -> tuple[list[torch.Tensor], float]:
+    """Return the sum of the batches' gradients times their weights, and that of their weights."""
+    sums = [torch.zeros_like(p) for p in objective.parameters]
+    total_weight = 0.0
+    for i in range(len(objective)):
+        mean, weight = objective.batch_loss(i)
+        if weight == 0:
+            continue
+        grads = torch.autograd.grad(mean, objective.parameters, materialize_grads=True, allow_unused=True)
+        torch._foreach_add_(sums, grads, alpha=weight)
+        total_weight += weight
+    objective.passes += 3
+    return sums, total_weight
 
 
 def _scored(
@@ -120,7 +153,7 @@ def _scored(
     return rights, counts, nll_of_samples(*known) if spoken else None
 
 
-def _blocks_of(found: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Iterator[tuple[float, float]]:
+def _blocks_of(found: Sequence[tuple[torch.Tensor, torch.Tensor | int | None]]) -> Iterator[tuple[float, float]]:
     """Yield (mean over predictions, their number) of runs of each batch's samples, about `BLOCKS` in all."""
     for rights, counts in found:
         of_each = _listed(rights)
@@ -130,16 +163,18 @@ def _blocks_of(found: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> Ite
                 yield sum(of_each[start:stop]) / number, float(number)
 
 
-def _accuracy(found: list[tuple[torch.Tensor, torch.Tensor | int]]) -> tuple[float, float]:
-    """Return the share of right predictions and its standard error, from what `Objective.hits` says of each batch."""
+def _accuracy(found: Sequence[tuple[torch.Tensor, torch.Tensor | int | None]]) -> tuple[float, float]:
+    """Return the share of right predictions and its standard error, from `Looked.rights` of each batch."""
+    # Samples of one prediction each are counted together.
+    summed = [(rights.sum(), len(rights)) if counts is None else (rights, counts) for rights, counts in found]
     pairs = [
-        (float(r), float(n)) for rights, counts in found for r, n in zip(_listed(rights), _listed(counts), strict=True)
+        (float(r), float(n)) for rights, counts in summed for r, n in zip(_listed(rights), _listed(counts), strict=True)
     ]
     counted = sum(n for _, n in pairs)
     if not counted:
         return math.nan, math.nan
     share = sum(r for r, _ in pairs) / counted
-    if all(rights.ndim == 0 for rights, _ in found):
+    if all(rights.ndim == 0 for rights, _ in summed):
         return share, math.sqrt(share * (1 - share) / counted)
     return share, block_error([(r / n, n) for r, n in pairs if n], share)
 

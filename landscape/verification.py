@@ -273,7 +273,7 @@ def blocks(objective: Objective, batch: Any, outputs: Any, target: Any) -> list[
         mean, weight, _ = objective.weighed(None, outputs, target, batch)
         return [(float(mean.detach()), weight)]
     found = []
-    runs = pieces(size, math.ceil(BLOCKS / len(objective)))
+    runs = pieces(size, math.ceil(BLOCKS / objective.total))
     for start, stop, value in _values_of_parts(objective, batch, outputs, target, runs):
         mean, weight, _ = objective.weigh(
             None,

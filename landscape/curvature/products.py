@@ -15,6 +15,7 @@ from ..errors import LandscapeError, MeasurementError, OutOfMemory, TaskError
 from ..loaded import Loaded
 from ..memory import REMEDY, give_back, ran_out
 from ..objective import Objective
+from ..sharing import digest
 from ..sparse import parts
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
@@ -111,6 +112,13 @@ class Products:
     @property
     def how(self) -> str:
         """How products are made, in words; what is planned, before the first one."""
+        share = self._objective.share
+        if share is None:
+            return self._how()
+        with self._objective.using(share.even):
+            return f"process {share.together.place + 1} of {share.together.of}: {self._how()}"
+
+    def _how(self) -> str:
         if self._strategy in _SPECIAL:
             return _SPECIAL[self._strategy]
         batches, kept = len(self._objective if self._joined is None else self._joined), self._to_keep
@@ -137,6 +145,22 @@ class Products:
 
     def multiply(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
         """Return (sum_i w_i A_i V, sum_i w_i) as ((k, n), float) for `columns` (k, n)."""
+        share = self._objective.share
+        if share is None:
+            return self._alone(columns, parameters, keep)
+
+        def run() -> tuple[list[torch.Tensor], float]:
+            if not len(self._objective):  # fewer batches than processes
+                return [torch.zeros_like(columns)], 0.0
+            found, weight = self._alone(columns, parameters, keep)
+            return [found], weight
+
+        with self._objective.using(share.even):
+            found, weight = share.together.add("a product", run, columns.shape, digest([columns]))
+        return found[0], weight
+
+    def _alone(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
+        """Return what `multiply` does, of the batches that the objective has now."""
         if self._moves != self._objective.moves:
             self.release()
         while True:  # ends: each way of saving memory is taken once, then it raises

@@ -1,0 +1,187 @@
+"""A draw shared out between processes: each passes over its part, and what they found is brought together in all.
+
+Every process does the same at the same time, as torchrun starts them. What else would hang, or add up different things,
+is refused in all of them: each exchange says first what it is for, of which numbers, and whether a process failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from .batch import map_tensors
+from .data import first_line
+from .errors import LandscapeError, ObjectiveError
+from .loaded import Loaded
+
+_T = TypeVar("_T")
+Group = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
+
+#: Bytes of what a process says before an exchange, and characters of an error in it, each of up to 6 bytes there
+#: (chosen by us).
+_WORDS, _MOST = 4096, 600
+#: What the first exchange is for.
+BEGINNING = "the beginning"
+#: Relative difference of sums over the same numbers, between processes whose devices round otherwise (chosen by us:
+#: other random vectors of 1e10 entries differ by ten times as much).
+_ALIKE = 1e-6
+
+
+class Together:
+    """The exchanges of one process with the others of its group.
+
+    Args:
+        group: a torch.distributed process group; True is the default one.
+        device: where the tensors to be added lie.
+
+    Raises ObjectiveError where torch.distributed isn't started.
+    """
+
+    def __init__(self, group: Group | Literal[True], device: torch.device) -> None:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            raise ObjectiveError(
+                "process_group= needs torch.distributed.init_process_group() before it, in each process: start them "
+                "with torchrun --nproc-per-node"
+            )
+        self._group = None if group is True else group
+        self.place, self.of = distributed.get_rank(self._group), distributed.get_world_size(self._group)
+        if self.place < 0:
+            raise ObjectiveError("this process is not in the process_group that was given")
+        backends = distributed.get_backend_config(self._group)
+        host = torch.device("cpu")
+        #: Where bytes are exchanged, and where tensors are added: some backends know only a GPU, others only the host.
+        self._bytes_on = host if "cpu:" in backends else device
+        self._sums_on = device if f"{device.type}:" in backends else host
+        #: Whether an exchange failed, after which the others no longer wait for us.
+        self.broken = False
+
+    def agree(self, what: str, of: Sequence[Any] = (), sums: Sequence[float] = (), **more: Any) -> list[dict[str, Any]]:
+        """Wait for all processes, and return what each says: that it does the same (`what`), of the same numbers.
+
+        `of` has to be equal in all, `sums` (see `digest`) to rounding; `more` is told.
+        Raises ObjectiveError in all of them where one failed, where they don't do the same, and where one can no longer
+        be reached.
+        """
+        found = self._say({"what": what, "of": [*of], "sums": [*sums], **more})
+        failed = [i for i, f in enumerate(found) if "error" in f]
+        others = [i for i, f in enumerate(found) if f["what"] != what]
+        apart = [i for i, f in enumerate(found) if f["of"] != [*of] or not _alike(f["sums"], sums)]
+        if not (failed or others or apart):
+            return found
+        self.broken = True
+        if failed:
+            raise ObjectiveError(f"process {failed[0]} of {self.of} failed: {found[failed[0]]['error']}")
+        if others:
+            raise ObjectiveError(
+                f"the processes don't do the same: process {self.place} is at {what}, process {others[0]} at "
+                f"{found[others[0]]['what']}; each must make the same calls with the same arguments and seeds"
+            )
+        kind = "data or weights" if what == BEGINNING else "numbers"
+        raise ObjectiveError(
+            f"the processes don't do the same: {what} is of other {kind} in process {apart[0]} than in process "
+            f"{self.place}; each must have the same data, weights, arguments and seeds"
+        )
+
+    def tell(self, what: str, error: BaseException) -> None:
+        """Tell the others that this process fails at something, so that they fail, too, rather than wait for it."""
+        if self.broken:
+            return
+        self.broken = True
+        with contextlib.suppress(ObjectiveError):  # nobody is left to be told
+            self._say({"what": what, "of": [], "sums": [], "error": _said(error)})
+
+    @contextlib.contextmanager
+    def telling(self, what: str) -> Iterator[None]:
+        """Tell the others what is raised inside."""
+        try:
+            yield
+        except BaseException as error:
+            self.tell(what, error)
+            raise
+
+    def add(
+        self,
+        what: str,
+        call: Callable[[], tuple[list[torch.Tensor], float]],
+        of: Sequence[Any],
+        sums: Sequence[float],
+    ) -> tuple[list[torch.Tensor], float]:
+        """Return the sums over all processes of what the call gives: tensors, and a number with them."""
+        with self.telling(what):
+            tensors, number = call()
+        self.agree(what, of, sums)
+        total = torch.cat([t.detach().reshape(-1) for t in tensors]).to(self._sums_on)
+        with_it = torch.tensor([number], dtype=torch.float64, device=self._sums_on)
+        for part in (total, with_it):
+            self._reach(partial(torch.distributed.all_reduce, part, group=self._group))
+        parts = total.split([t.numel() for t in tensors])
+        return [part.to(t.device).view_as(t) for part, t in zip(parts, tensors, strict=True)], float(with_it)
+
+    def gather(self, what: str, call: Callable[[], list[_T]], sums: Sequence[float]) -> list[_T]:
+        """Return the lists that the call gives in all processes, one behind the other, their tensors on the CPU."""
+        with self.telling(what):
+            own = pickle.dumps(map_tensors(call(), lambda t: t.detach().cpu()))
+        lengths = [told["length"] for told in self.agree(what, (), sums, length=len(own))]
+        parts = self._exchange(own, max(lengths))
+        return [r for part, length in zip(parts, lengths, strict=True) for r in pickle.loads(part[:length])]
+
+    def _say(self, told: dict[str, Any]) -> list[dict[str, Any]]:
+        return [json.loads(words.rstrip(b"\0")) for words in self._exchange(json.dumps(told).encode(), _WORDS)]
+
+    def _exchange(self, own: bytes, length: int) -> list[bytes]:
+        """Return the bytes of all processes, each filled up to this length."""
+        mine = torch.frombuffer(bytearray(own.ljust(length, b"\0")), dtype=torch.uint8).to(self._bytes_on)
+        every = [torch.empty_like(mine) for _ in range(self.of)]
+        self._reach(partial(torch.distributed.all_gather, every, mine, group=self._group))
+        return [t.cpu().numpy().tobytes() for t in every]
+
+    def _reach(self, exchange: Callable[[], Any]) -> None:
+        try:
+            exchange()
+        except RuntimeError as error:
+            self.broken = True
+            raise ObjectiveError(f"another process can no longer be reached: {first_line(error)}") from error
+
+
+class Share:
+    """What falls to this process of an objective's batches, for its passes and for products.
+
+    Single passes take whole batches as long as there are enough, so that all processes together find what one alone
+    would, bit for bit; products cut what is left over, so that none waits for the other.
+    """
+
+    def __init__(self, together: Together, every: Loaded, cut: bool) -> None:
+        self.together = together
+        self.every = every
+        self.whole = every.share(together.place, together.of, cut=cut, even=False)
+        self.even = every.share(together.place, together.of, cut=cut, even=True)
+
+
+def digest(tensors: Sequence[torch.Tensor]) -> list[float]:
+    """Return the sum of these tensors' entries and that of their sizes, by which processes compare them."""
+    flat = [t.detach().double() for t in tensors]
+    both = [torch.stack([t.sum() for t in flat]).sum(), torch.stack([t.abs().sum() for t in flat]).sum()]
+    return torch.stack(both).tolist()
+
+
+def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two digests are of the same tensors."""
+    scale = max((abs(x) for x in (*a, *b) if math.isfinite(x)), default=0.0)
+    return len(a) == len(b) and all(
+        abs(x - y) <= _ALIKE * scale if math.isfinite(x) and math.isfinite(y) else repr(x) == repr(y)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, LandscapeError):
+        return first_line(error)[:_MOST]
+    return f"{type(error).__name__}: {first_line(error)}"[:_MOST] if str(error) else type(error).__name__
