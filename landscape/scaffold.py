@@ -18,6 +18,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .checkpoints.guess import Guess, guess, is_statistic
 from .errors import CheckpointError
+from .scaffold_data import WHOLE_BATCH, data_lines, is_language_model, loss_lines
 
 _FIRST, _LAST = 6, 3  # tensors shown: a stem and a head say most about a model (chosen by us)
 _NAME = "mine"
@@ -131,8 +132,8 @@ def _parts(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
 
 
 def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
-    loss, arguments = _loss(found)
-    names = "Task, next_token, task" if _is_language_model(found) else "Task, task"
+    loss, arguments = loss_lines(found)
+    names = "Task, next_token, task" if is_language_model(found) else "Task, task"
     return [
         "from __future__ import annotations",
         "",
@@ -147,7 +148,7 @@ def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
         *_model(checkpoint, found),
         "",
         "",
-        *_data(found),
+        *data_lines(found),
         "",
         "",
         "@task  # only a function with this mark is ever called",
@@ -156,6 +157,7 @@ def _plain(checkpoint: Checkpoint, found: Guess) -> list[str]:
         "    return Task(",
         "        model(),  # untrained: the checkpoint's weights are put in",
         f"        {loss}",
+        *WHOLE_BATCH,
         "        train=train,",
         "        test=test,  # held out: for calibration and the generalization gap; None if there is none",
         *arguments,
@@ -199,83 +201,6 @@ def _model(checkpoint: Checkpoint, found: Guess) -> list[str]:
         f"    # Its parts, as the checkpoint names them: {_children(list(checkpoint.weights))}",
         '    raise NotImplementedError("fill in model(): the class that wrote this checkpoint")',
     ]
-
-
-def _data(found: Guess) -> list[str]:
-    n = {"images": "height, width", "volumes": "depth, height, width", "signals": "length"}.get(found.data)
-    if n:
-        x, kind = f"X (n, {found.inputs}, {n}) float32", "normalized as in training, without augmentation"
-    elif found.data == "tokens":
-        x, kind = f"X (n, length) int64, below {found.inputs}", "tokenized as in training"
-    elif found.data == "sequences":
-        x, kind = f"X (n, length, {found.inputs}) float32", "scaled as in training"
-    elif found.data == "rows":
-        x, kind = f"X (n, {found.inputs}) float32", "scaled as in training"
-    else:
-        x, kind = "X: the first dimension counts samples", "prepared as in training"
-    y = _target(found)
-    example = {
-        "images": [
-            "from torchvision import datasets, transforms",
-            "prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])",
-            f"train = datasets.{'MNIST' if found.inputs == 1 else 'CIFAR10'}('data', train=True, transform=prepare)",
-        ],
-        "rows": [
-            "table = torch.tensor(numpy.loadtxt('train.csv', delimiter=',', skiprows=1))",
-            f"train = table[:, :{found.inputs}].float(), table[:, {found.inputs}].{_column(found)}",
-        ],
-    }.get(found.data, ["train = torch.load('train.pt')  # (X, y)"])
-    dicts = "; for batches that are dicts, see forward= in help(landscape.Task):"
-    if _is_language_model(found):
-        dicts = ", (X, y) or dicts with input_ids, attention_mask and labels:"
-    return [
-        "def data():",
-        '    """The training and the held-out data."""',
-        f"    # >>> fill in, {kind}. Each may be tensors (X, y), a Dataset,",
-        f"    # a DataLoader, or a list of batches{dicts}",
-        f"    #   {x}",
-        f"    #   {y}",
-        "    # for example:",
-        *(f"    #   {line}" for line in example),
-        "    #   return train, test",
-        f'    raise NotImplementedError("fill in data(): {x}, and y")',
-    ]
-
-
-def _column(found: Guess) -> str:
-    return "float()[:, None]" if found.classes == 1 else "long()"
-
-
-def _is_language_model(found: Guess) -> bool:
-    return found.data == "tokens" and found.classes is not None and found.classes == found.inputs
-
-
-def _target(found: Guess) -> str:
-    if _is_language_model(found):
-        return "y (n, length) int64: X itself or the token that follows each, -100 where none counts"
-    if found.classes is None:
-        return "y: what the loss compares with"
-    if found.dense:
-        n = "depth, height, width" if found.data == "volumes" else "height, width"
-        return f"y (n, 1, {n}) float32" if found.classes == 1 else f"y (n, {n}) int64, below {found.classes}"
-    if found.classes == 1:
-        return "y (n, 1) float32"
-    several = f"; (n, {found.classes}) float32 for several labels at once" if found.data != "tokens" else ""
-    return f"y (n,) int64, below {found.classes}{several}"
-
-
-def _loss(found: Guess) -> tuple[str, list[str]]:
-    """Return the loss's line in the Task, and further arguments."""
-    if _is_language_model(found):
-        return "nn.functional.cross_entropy,", ["        forward=next_token,  # each position against the next label"]
-    if found.dense and found.classes != 1:
-        return "nn.CrossEntropyLoss(),  # >>> the loss of your training, with its ignore_index= and weight=", []
-    if found.classes == 1:
-        return "nn.MSELoss(),  # >>> the loss of your training; nn.BCEWithLogitsLoss() for two classes", []
-    if found.classes is None:
-        return "nn.MSELoss(),  # >>> the loss of your training", []
-    others = "nn.MSELoss() for regression, nn.BCEWithLogitsLoss() for several labels at once"
-    return f"nn.CrossEntropyLoss(),  # >>> the loss of your training; {others}", []
 
 
 def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:

@@ -240,7 +240,7 @@ def test_inputs_and_outputs_from_names_and_shapes(here, net, data, inputs, class
 @pytest.mark.parametrize(
     ("net", "said"),
     [
-        (Pixels, ["y (n, height, width) int64, below 4", "nn.CrossEntropyLoss(),", "ignore_index= and weight="]),
+        (Pixels, ["y (n, height, width) int64, below 4", "nn.CrossEntropyLoss(),", "ignore_index=, weight="]),
         (lambda: Pixels(1), ["y (n, 1, height, width) float32", "nn.BCEWithLogitsLoss() for two classes"]),
         (Series, ["X (n, length, 1) float32", "nn.MSELoss() for regression"]),
         (
@@ -252,6 +252,133 @@ def test_inputs_and_outputs_from_names_and_shapes(here, net, data, inputs, class
 def test_the_target_and_the_loss_are_those_of_the_last_layer(here, net, said):
     text = task_file_text(_checkpoint(net().state_dict()), Path("x_task.py"))
     assert [s for s in said if s not in text] == []
+
+
+# Outputs at each pixel ----------------------------------------------------------------------------------------
+
+
+def _unet(outputs: int, kernel: int = 3) -> nn.Module:
+    """The names and shapes of a small U-Net: c1 takes what up1 gives beside what was skipped."""
+    parts = {"inc": nn.Conv2d(3, 8, 3), "down1": nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16))}
+    parts |= {"up1": nn.ConvTranspose2d(16, 8, 2, 2), "c1": nn.Sequential(nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8))}
+    return nn.ModuleDict({**parts, "outc": nn.Conv2d(8, outputs, kernel)})
+
+
+def _autoencoder() -> nn.Module:
+    down = nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2))
+    return nn.ModuleDict(
+        {"encoder": down, "decoder": nn.Sequential(nn.ConvTranspose2d(32, 8, 3), nn.ConvTranspose2d(8, 1, 3))}
+    )
+
+
+def _variational() -> nn.Module:
+    code = {"fc_mu": nn.Linear(784, 8), "fc_var": nn.Linear(784, 8), "spread": nn.Linear(8, 784)}
+    return nn.ModuleDict(
+        {"encoder": nn.Conv2d(1, 16, 3), **code, "decoder": nn.Sequential(nn.ConvTranspose2d(16, 1, 3))}
+    )
+
+
+def _diffusion() -> nn.Module:
+    return nn.ModuleDict({"time_mlp": nn.Sequential(nn.Linear(32, 64)), "emb": nn.Linear(64, 8), "net": _unet(3)})
+
+
+def _generator() -> nn.Module:
+    layers = [nn.ConvTranspose2d(100, 64, 4, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    return nn.ModuleDict({"main": nn.Sequential(*layers, nn.ConvTranspose2d(64, 3, 4, bias=False))})
+
+
+DENSE = {
+    "mask": (lambda: _unet(1), 3, 1),
+    "several classes": (lambda: _unet(5), 3, 5),
+    "more classes than channels": (lambda: _unet(21, 1), 3, 21),
+    "pictures": (lambda: _unet(3), 3, 3),
+    "autoencoder": (_autoencoder, 1, 1),
+    "variational": (_variational, 1, 1),
+    "diffusion": (_diffusion, 3, 3),
+    "generator": (_generator, 100, 3),
+    "denoiser": (lambda: nn.ModuleDict({"net": nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 3, 3))}), 3, 3),
+    "signals": (lambda: nn.ModuleDict({"net": nn.Sequential(nn.Conv1d(2, 8, 3), nn.Conv1d(8, 2, 3))}), 2, 2),
+}
+
+
+@pytest.mark.parametrize("kind", list(DENSE))
+def test_a_last_convolution_gives_the_outputs_of_each_pixel(here, kind):
+    net, inputs, outputs = DENSE[kind]
+    found = guess(_checkpoint(net().state_dict()))
+    assert (found.dense, found.inputs, found.classes) == (True, inputs, outputs)
+
+
+@pytest.mark.parametrize("kind", ["mask", "several classes", "pictures", "autoencoder"])
+def test_so_it_does_in_the_order_of_safetensors(here, kind):
+    from safetensors.torch import save_file
+
+    net, inputs, outputs = DENSE[kind]
+    save_file({k: v.clone() for k, v in net().state_dict().items()}, "x.safetensors")
+    found = guess(read_checkpoint("x.safetensors"))
+    assert (found.dense, found.inputs, found.classes) == (True, inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Vision,
+        lambda: nn.ModuleDict({"conv1": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 10), "layer1": nn.Conv2d(8, 4, 3)}),
+        lambda: nn.ModuleDict({"features": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))}),
+        lambda: nn.ModuleDict({"body": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))}),
+    ],
+)
+def test_classifiers_and_backbones_are_not_dense(here, net):
+    assert not guess(_checkpoint(net().state_dict())).dense
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (lambda: _unet(3), ["y (n, 3, height, width) float32: X itself", "y (n, height, width) int64, below 3, where"]),
+        (lambda: _unet(3), ["nn.MSELoss(),", "nn.CrossEntropyLoss() for classes", "train = X, X"]),
+        (_autoencoder, ["y (n, 1, height, width) float32: X itself", "nn.MSELoss(),", "('data', train=True"]),
+        (
+            lambda: _unet(5),
+            ["y (n, height, width) int64, below 5", "nn.CrossEntropyLoss(),", "nn.MSELoss() for pictures"],
+        ),
+        (
+            lambda: nn.ModuleDict({"fc1": nn.Linear(784, 20), "fc2": nn.Linear(20, 784)}),
+            ["y (n, 784) float32: X itself", "y (n,) int64, below 784", "nn.MSELoss(),", "train = X, X"],
+        ),
+        (Rows, ["goes here instead of that line", "batch_loss=lambda model, batch: ...", 'rng="fixed"']),
+    ],
+)
+def test_rebuilt_inputs_and_losses_of_whole_batches_are_told_of(here, net, said):
+    text = task_file_text(_checkpoint(net().state_dict()), Path("x_task.py"))
+    assert [s for s in said if s not in text] == []
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_variational_autoencoder_from_the_template_to_a_loss(here):
+    (here / "vae_of_this_test.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Net(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.fc1, self.fc2 = nn.Linear(6, 4), nn.Linear(2, 6)\n\n"
+        "def loss(model, batch):\n    m, s = model.fc1(batch[0]).chunk(2, 1)\n"
+        "    return (model.fc2(m + torch.randn_like(m) * s.exp()) - batch[0]).square().sum(1).mean()\n"
+    )
+    net = nn.ModuleDict({"fc1": nn.Linear(6, 4), "fc2": nn.Linear(2, 6)})
+    path = write_task_file(_checkpoint(net.state_dict()), "x_task.py")
+    _fill(
+        path,
+        model="from vae_of_this_test import Net; return Net()",
+        data="X = torch.ones(8, 6); return (X, X), None",
+    )
+    lines = [line for line in path.read_text().splitlines() if "nn.MSELoss()," not in line]
+    text = "\n".join(lines).replace("#   batch_loss=", "batch_loss=").replace('#   rng="fixed"', 'rng="fixed"')
+    path.write_text(
+        text.replace("lambda model, batch: ...", "vae_of_this_test.loss").replace(
+            "import torch\n", "import torch\nimport vae_of_this_test\n", 1
+        )
+    )
+    task = load_task("x_task.py")
+    load_checkpoint("x.pt", task)
+    with Objective(task) as objective:
+        assert objective.evaluate().loss > 0
 
 
 def test_the_order_of_safetensors_does_not_matter(here):

@@ -12,10 +12,12 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from .adapters import is_adapter_file
+from .dense import dense_outputs, stage, transposed
 
 Data = Literal["images", "volumes", "signals", "tokens", "rows", "sequences", "adapter", "unknown"]
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_SPATIAL: dict[int, Data] = {3: "signals", 4: "images", 5: "volumes"}  # by the dimensions of the convolutions' weights
 _HEAD = re.compile(r"(^|[._])(fc|head|heads|classifier|output|out|logits|lm_head|score|predictor|cls)([._]|\d|$)")
 _EMBEDDING = re.compile(r"(^|[._])(emb|embed|embeds|embedding|embeddings|wte|tok|token|tokens|word|words)([._]|_|$)")
 _ATTENTION = re.compile(r"attn|attention|in_proj_weight")
@@ -66,9 +68,14 @@ class Guess:
     imports: str = ""
     model: str = ""
     lightning: bool = False
-    #: `classes` are those of each pixel: the last layer is a convolution of size 1.
+    #: `classes` are those of each pixel: the last layer is a convolution (`dense.dense_outputs`).
     dense: bool = False
     remarks: tuple[str, ...] = ()
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether as much comes out as goes in, as of an autoencoder."""
+        return self.classes == self.inputs is not None and (self.dense or self.data == "rows")
 
     @property
     def sentence(self) -> str:
@@ -86,7 +93,8 @@ class Guess:
         if self.inputs == 1:
             kind = kind.replace("channels", "channel").replace("features", "feature")
         out = {None: "", 1: ", one output"}.get(self.classes, f", {self.classes} outputs")
-        return kind + out
+        place = {"volumes": " a voxel", "signals": " a sample"}.get(self.data, " a pixel")
+        return kind + out + (place if self.dense else "")
 
 
 def guess(checkpoint: Checkpoint) -> Guess:
@@ -99,15 +107,13 @@ def guess(checkpoint: Checkpoint) -> Guess:
         return Guess("adapter", None, None, auto_class=auto)
     data, inputs = _inputs(weights)
     classes, tied = _classes(weights), _tied(weights)
-    pixels = _classes_of_pixels(weights)
+    dense = dense_outputs(weights) if data in _SPATIAL.values() else None
     if tied is not None:
         data, inputs, classes = "tokens", tied, tied
     config = checkpoint.facts.get("config")
     names = config.get("architectures") if isinstance(config, dict) else None
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    found = Guess(
-        data, inputs, pixels or classes, dense=pixels is not None, remarks=_remarks(weights, tied is not None)
-    )
+    found = Guess(data, inputs, dense or classes, dense=dense is not None, remarks=_remarks(weights, tied is not None))
     if re.fullmatch(r"[A-Za-z_]\w*", architecture):
         auto = next((a for end, a in _AUTO_CLASSES.items() if architecture.endswith(end)), "AutoModel")
         return _with(found, auto_class=auto, remarks=(f"architecture {architecture}", *found.remarks))
@@ -138,7 +144,7 @@ def _in_order(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     if list(shapes) == sorted(shapes) or checkpoint.path.endswith((".safetensors", ".json")):
 
         def natural(name: str) -> list[Any]:
-            return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)|\.", name) if p]
+            return [stage(name), *((int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)|\.", name) if p)]
 
         shapes = dict(sorted(shapes.items(), key=lambda item: natural(item[0])))
     return shapes
@@ -158,17 +164,16 @@ def _common_prefix(names: list[str]) -> str:
 def _inputs(weights: Mapping[str, tuple[int, ...]]) -> tuple[Data, int | None]:
     """Return the kind of input and its size, from the first layer that takes it."""
     matrices = {k: s for k, s in weights.items() if k.rpartition(".")[2] == "weight"}
-    spatial: tuple[tuple[int, Data], ...] = ((4, "images"), (5, "volumes"))
-    for dims, data in spatial:
-        first = next((s for s in matrices.values() if len(s) == dims), None)
+    for dims in (4, 5):
+        first = next((k for k, s in matrices.items() if len(s) == dims), None)
         if first is not None:
-            return data, first[1]
+            return _SPATIAL[dims], _channels(first, weights)
     tables = [s for k, s in matrices.items() if len(s) == 2 and _is_table(k, weights) and not _POSITION.search(k)]
     if tables:
         return "tokens", max(s[0] for s in tables)
-    first = next((s for s in matrices.values() if len(s) == 3), None)
+    first = next((k for k, s in matrices.items() if len(s) == 3), None)
     if first is not None:
-        return "signals", first[1]
+        return _SPATIAL[3], _channels(first, weights)
     recurrent = next((s for k, s in weights.items() if k.endswith("weight_ih_l0")), None)
     if recurrent is not None:
         return "sequences", recurrent[1]
@@ -178,21 +183,26 @@ def _inputs(weights: Mapping[str, tuple[int, ...]]) -> tuple[Data, int | None]:
     return "sequences" if any(_ATTENTION.search(k) for k in weights) else "rows", first[1]
 
 
+def _channels(name: str, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """Return what a first convolution takes: a generator begins with a transposed one."""
+    shape, names = weights[name], list(weights)
+    after = weights[names[names.index(name) + 1]] if name != names[-1] else ()  # its bias, or that of its normalization
+    vector = after if len(after) == 1 and after[0] in shape[:2] else None
+    return shape[0] if transposed(shape, vector, None) else shape[1]
+
+
 def _is_table(name: str, weights: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether a matrix embeds tokens: by its name, and without a bias beside it, which a linear layer has."""
     return _EMBEDDING.search(name) is not None and f"{name.rpartition('.')[0]}.bias" not in weights
 
 
-def _classes_of_pixels(weights: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Return the outputs of a last convolution of size 1, behind which there is no matrix; None where there is none."""
-    layers = [s for k, s in weights.items() if k.rpartition(".")[2] == "weight" and len(s) >= 2]
-    spatial = bool(layers) and len(layers[-1]) in (4, 5) and all(len(s) > 2 for s in layers)
-    return layers[-1][0] if spatial and set(layers[-1][2:]) == {1} else None
+def _matrices(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {k: s for k, s in weights.items() if len(s) == 2 and k.rpartition(".")[2] == "weight"}
 
 
 def _classes(weights: Mapping[str, tuple[int, ...]]) -> int | None:
     """Return the size of the output: the rows of the last matrix, that of a head if one is called so."""
-    matrices = {k: s for k, s in weights.items() if len(s) == 2 and k.rpartition(".")[2] == "weight"}
+    matrices = _matrices(weights)
     # Only near the top: the blocks of a transformer have parts called output, too.
     heads = [s for k, s in matrices.items() if _HEAD.search(".".join(k.split(".")[:2]))]
     if heads:
@@ -207,13 +217,13 @@ def _tied(weights: Mapping[str, tuple[int, ...]]) -> int | None:
 
     Outside its numbered blocks there are then that matrix and tables of positions alone: safetensors keeps either name.
     """
-    matrices = {k: s for k, s in weights.items() if len(s) == 2 and k.rpartition(".")[2] == "weight"}
+    matrices = _matrices(weights)
     outside = {k: s for k, s in matrices.items() if not re.search(r"(^|\.)\d+\.", k)}
     tables = {k: s for k, s in outside.items() if not _POSITION.search(k)}
-    if len(tables) != 1 or len(outside) == len(matrices):
-        return None
+    if len(tables) != 1 or len(outside) == len(matrices) or any(len(s) >= 4 for s in weights.values()):
+        return None  # the last: nets of pictures embed times and classes
     ((name, shape),) = tables.items()
-    is_table = _EMBEDDING.search(name) is not None
+    is_table = _is_table(name, weights)
     # A head alone reads features that something else made, unless positions were added to them.
     return shape[0] if is_table or (_HEAD.search(name) and len(outside) > 1) else None
 
@@ -312,10 +322,9 @@ def _convolution(weight: tuple[int, ...], bias: tuple[int, ...] | None, flow: _F
     size = str(kernel[0]) if len(set(kernel)) == 1 else str(kernel)
     padding = [k // 2 for k in kernel]
     pad = str(padding[0]) if len(set(padding)) == 1 else str(tuple(padding))
-    transposed = bias != (weight[0],) if bias else channels not in (None, weight[1]) and channels == weight[0]
     flow.dims = dims
     end = "" if bias else ", bias=False"
-    if transposed:
+    if transposed(weight, bias, channels):
         groups = bias[0] // weight[1] if bias else 1
         flow.channels = weight[1] * groups
         more = f", groups={groups}" if groups > 1 else ""
