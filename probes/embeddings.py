@@ -34,6 +34,7 @@ class Embeddings(Probe):
         self._handles: list[Any] = []
         self._waiting = False
         self._ranks: dict[str, Tensor] = {}
+        self._seen: set[str] = set()
         self._trouble: Exception | None = None
 
     def start(self, run: Run) -> Sequence[Quantity]:
@@ -62,6 +63,15 @@ class Embeddings(Probe):
         absent = torch.full_like(some, torch.nan)
         run.record("embedding_rank", step.number, torch.stack([self._ranks.get(n, absent) for n in self.layers]))
 
+    def lacked(self) -> str:
+        unseen = [n for n in self.layers if n not in self._seen]
+        if not unseen:
+            return ""
+        return (
+            f" of {', '.join(unseen)}: no forward pass in training mode called it at any of the probe's steps; call "
+            "model.train(), and name layers that the model itself calls, as Embeddings(layers=[...])"
+        )
+
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
@@ -72,6 +82,7 @@ class Embeddings(Probe):
             # While another probe measures, the model runs on that probe's data.
             if not self._waiting or run.measuring or not module.training or name in self._ranks:
                 return
+            self._seen.add(name)
             try:
                 self._ranks[name] = _rank_of(output[0] if isinstance(output, tuple | list) else output)
             except Exception as error:  # nothing may leave the user's forward pass: `after` says it

@@ -194,6 +194,10 @@ class Probe:
     def measure(self, run: Run, now: Now) -> Found | None:
         """Measure between two steps; None where there is nothing yet."""
 
+    def lacked(self) -> str:
+        """Return what a probe that saw nothing at its moments waited for, and the line to write (": ..."); "" else."""
+        return ""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values."""
         return {}

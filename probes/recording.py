@@ -316,7 +316,7 @@ class Recording:
             return
         if self._opened.session == 0:
             for timed in self._probes:
-                if text := timed.never_asked(self._run.step, self._run.epoch):
+                if text := timed.nothing_recorded(self._run.step, self._run.epoch):
                     self._run.event("not_measured", text)
         told = [*(t.over_budget(self._sink.elapsed) for t in self._probes), self._over_budget()]
         seconds = self._earlier + self.seconds

@@ -35,6 +35,14 @@ class LossTerms(Probe):
         run.alone("the gradients of a loss's terms")
         return ()
 
+    def lacked(self) -> str:
+        if self._done >= 0:
+            return ""
+        return (
+            ": at none of its steps was a term logged that has a graph; write rec.log(loss=loss, first=a, second=b) "
+            "with the terms' tensors, or rec.log(loss={'first': a, 'second': b}) before loss.backward()"
+        )
+
     def terms(self, run: Run, number: int, terms: Mapping[str, Tensor]) -> None:
         """Measure the gradients of these terms, for step `number`; of several micro-batches, of the first."""
         if self._done == number:

@@ -136,15 +136,19 @@ class Timed:
                 stacklevel=3,
             )
 
-    def never_asked(self, steps: int, epochs: int) -> str:
-        """Return in words that a run of so many steps and epochs ended before the probe's first moment; "" if not."""
+    def nothing_recorded(self, steps: int, epochs: int) -> str:
+        """Return in words why a run of so many steps and epochs left nothing of the probe; "" where that is not so."""
         when = self.probe.when
-        if self.asked or self.off or self.evaluates or not steps:
+        if self.off or self.evaluates or not steps:
             return ""
         first = when.first_from(1)
+        if when.epochs is None and first <= steps and (lacked := self.probe.lacked()):
+            return f"{self.probe.name}: nothing was recorded{lacked}"
+        if self.asked:
+            return ""
         if when.epochs is not None:
             ahead = f"the end of epoch {when.epochs}, and there were {epochs}"
-        elif math.isfinite(first):
+        elif steps < first < math.inf:
             ahead = f"step {first:g}, and the run ended at step {steps}"
         else:
             return ""

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from recorded_training import small, steps, task_of
+from recorded_training import batch, small, steps, task_of
 from torch import nn
 
 import landscape as ls
@@ -20,6 +20,7 @@ from landscape.probes import (
     Embeddings,
     GradientNoise,
     GradientNorms,
+    LossTerms,
     Recorder,
     SurfaceProbe,
     Updates,
@@ -147,6 +148,47 @@ class TestExpensiveProbes:
         ]
         assert not [m for m in told("long.h5", 100) if "embeddings" in m]
         assert told("none.h5", 0) == []
+
+    def test_a_probe_whose_moments_came_and_that_saw_nothing_says_what_to_write(self, tmp_path):
+        def told(name, log, layers="0", train=True):
+            model, optimizer = small()
+            model.add_module("aside", nn.Linear(8, 8))  # never called: the loop below calls the layers one by one
+            model.train(train)
+            probes = [LossTerms(every(steps=2)), Embeddings(layers, every(steps=3))]
+            x, y = batch(6, torch.Generator().manual_seed(0))
+            with Recorder(tmp_path / name, model, optimizer, probes=probes) as rec:
+                for _ in range(6):
+                    out = model[2](model[1](model[0](x)))
+                    parts = {"ce": nn.functional.cross_entropy(out, y), "l2": out.square().mean()}
+                    log(rec, parts)
+                    optimizer.zero_grad()
+                    sum(parts.values()).backward()
+                    optimizer.step()
+            return [e.message for e in open_archive(tmp_path / name).history.events if e.kind == "not_measured"]
+
+        def whole(rec, parts):
+            rec.log(loss=sum(parts.values()))
+
+        def numbers(rec, parts):
+            rec.log(loss=sum(parts.values()), **{k: v.item() for k, v in parts.items()})
+
+        def terms(rec, parts):
+            rec.log(loss=parts)
+
+        no_terms = (
+            "terms: nothing was recorded: at none of its steps was a term logged that has a graph; write "
+            "rec.log(loss=loss, first=a, second=b) with the terms' tensors, or rec.log(loss={'first': a, 'second': b}) "
+            "before loss.backward()"
+        )
+        assert told("terms.h5", terms) == []
+        assert told("whole.h5", whole) == [no_terms]
+        assert told("numbers.h5", numbers) == [no_terms]
+        one = told("aside.h5", terms, ["0", "aside"])
+        assert len(one) == 1
+        assert one[0].startswith(
+            "embeddings: nothing was recorded of aside: no forward pass in training mode called it"
+        )
+        assert "call model.train()" in told("eval.h5", terms, train=False)[0]
 
     def test_when_in_the_place_of_samples_is_told(self):
         with pytest.raises(MeasurementError, match=r"say GradientNoise\(when=every"):
