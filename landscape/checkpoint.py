@@ -111,15 +111,22 @@ def read_checkpoint(
 
     Raises CheckpointError for what is missing, damaged, no checkpoint, ambiguous, or would have to run code.
     """
+    return read_for(None, path, weights, trust_pickle)
+
+
+def read_for(
+    model: nn.Module | None, path: str | os.PathLike[str], weights: str | None = None, trust_pickle: bool = False
+) -> Checkpoint:
+    """Return the same for this model, unwrapped: its parts that lie in several entries are put together."""
     where = Path(path)
     found = _find(where, trust_pickle)
     try:
-        parts = take_apart(found.value, weights=weights)
+        parts = take_apart(found.value, weights=weights, model=model)
     except NeedsPickle as error:
         if not trust_pickle or where.is_dir():
             raise CheckpointError(f"{path} is refused: {error}") from None
         found = unpickle_in_full(where)
-        parts = _apart(found, weights, path)
+        parts = _apart(found, weights, path, model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (shards := shard_of(where)) is not None:
@@ -138,7 +145,8 @@ def load_checkpoint(
 
     The names are fitted first: one common prefix whose removal makes them equal (`module.`, `_orig_mod.`,
     `model.`, ...) is removed, tied weights stored once are filled in, and both are said in the notes; see
-    `landscape.checkpoints.fit.fit`. A model inside DistributedDataParallel, DataParallel or torch.compile is
+    `landscape.checkpoints.fit.fit`. Parts of the model in several entries of a file, {"encoder": ..., "decoder": ...},
+    are put together where they fit exactly. A model inside DistributedDataParallel, DataParallel or torch.compile is
     unwrapped. The weights are converted to the model's dtypes; those of the Checkpoint returned stay as in the
     file. Nothing is changed when anything does not fit.
 
@@ -147,10 +155,7 @@ def load_checkpoint(
     Raises CheckpointError as `read_checkpoint`, and naming the missing, extra and misshapen keys.
     """
     model = unwrap(task if isinstance(task, nn.Module) else task.model)
-    if isinstance(path, Checkpoint):
-        checkpoint = path
-    else:
-        checkpoint = read_checkpoint(path, weights=weights, trust_pickle=trust_pickle)
+    checkpoint = path if isinstance(path, Checkpoint) else read_for(model, path, weights, trust_pickle)
     fitted, notes = _fitted(checkpoint, model)
     with torch.no_grad():
         model.load_state_dict(fitted.weights, strict=False)  # fit() made sure that only counters are absent
@@ -260,9 +265,9 @@ def _find(path: Path, trust: bool) -> Found:
     return read_file(path, trust_pickle=trust)
 
 
-def _apart(found: Found, weights: str | None, path: Any) -> Contents:
+def _apart(found: Found, weights: str | None, path: Any, model: nn.Module | None) -> Contents:
     try:
-        return take_apart(found.value, weights=weights)
+        return take_apart(found.value, weights=weights, model=model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -23,6 +23,7 @@ from landscape.checkpoint import load_checkpoint, read_checkpoint
 from landscape.checkpoints.files import read_bytes
 from landscape.checkpoints.mapped import map_file
 from landscape.errors import CheckpointError
+from landscape.surface.states import read_state
 
 
 def _net(seed: int = 0) -> nn.Sequential:
@@ -231,6 +232,79 @@ def test_several_models_are_not_guessed(tmp_path):
     ck = read_checkpoint(tmp_path / "x.pt", weights="netG")
     _same(ck.weights, state)
     assert ck.epoch == 2
+
+
+# Parts of one model in several entries ------------------------------------------------------------------------
+
+
+class Parts(nn.Module):
+    """What an autoencoder's training saves as {"encoder": ..., "decoder": ...}."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        self.decoder = nn.Sequential(nn.Linear(3, 4))
+
+
+def _entries_of(parts: Parts) -> dict:
+    return {"encoder": parts.encoder.state_dict(), "decoder": parts.decoder.state_dict()}
+
+
+@pytest.mark.parametrize("level", [(), ("nets",)])
+@pytest.mark.parametrize("beside", [{}, {"discriminator": nn.Linear(4, 1).state_dict()}])
+def test_parts_of_one_model_are_put_together_under_their_names(tmp_path, level, beside):
+    trained = Parts(1)
+    content = {**_entries_of(trained), **beside}
+    for name in level:
+        content = {name: content}
+    torch.save({**content, "epoch": 3}, tmp_path / "x.pt")
+    model = Parts()
+    ck = load_checkpoint(tmp_path / "x.pt", model)
+    _same(dict(model.state_dict()), dict(trained.state_dict()))
+    _same(ck.weights, dict(trained.state_dict()))
+    assert ck.epoch == 3
+    assert "weights put together from 'encoder' and 'decoder', as the model's parts of these names" in ck.notes[0]
+    assert ("discriminator" in ck.notes[0]) == bool(beside)
+
+
+def test_parts_whose_names_are_the_models_own_are_put_together(tmp_path):
+    trained = Parts(1)
+    both = trained.state_dict()
+    first = {k: v for k, v in both.items() if k.startswith("encoder")}
+    torch.save({"backbone": first, "net": {k: v for k, v in both.items() if k not in first}}, tmp_path / "x.pt")
+    model = Parts()
+    ck = load_checkpoint(tmp_path / "x.pt", model)  # "net" alone is what would be taken
+    _same(dict(model.state_dict()), dict(both))
+    assert "'backbone' and 'net', which hold each of the model's names once" in ck.notes[0]
+
+
+def test_parts_that_fit_the_model_alone_or_not_exactly_are_not_put_together(tmp_path):
+    trained = Parts(1)
+    whole = dict(trained.state_dict())
+    torch.save({"model": whole, **_entries_of(Parts(2))}, tmp_path / "whole.pt")
+    model = Parts()
+    load_checkpoint(tmp_path / "whole.pt", model)
+    _same(dict(model.state_dict()), whole)
+    lacking = _entries_of(trained)
+    del lacking["decoder"]["0.bias"]
+    torch.save(lacking, tmp_path / "lacking.pt")
+    wrong = {**_entries_of(trained), "decoder": nn.Sequential(nn.Linear(3, 5)).state_dict()}
+    torch.save(wrong, tmp_path / "wrong.pt")
+    for name in ("lacking.pt", "wrong.pt"):
+        with pytest.raises(
+            CheckpointError, match=r"2 sets of weights; .* encoder \(7 tensors\), decoder .*call its sub"
+        ):
+            load_checkpoint(tmp_path / name, model)
+    _same(dict(model.state_dict()), whole)
+
+
+def test_a_path_between_checkpoints_of_parts_is_that_of_the_whole_model(tmp_path):
+    a, b, model = Parts(1), Parts(2), Parts()
+    torch.save(_entries_of(a), tmp_path / "a.pt")
+    for given in (tmp_path / "a.pt", _entries_of(b)):
+        state = read_state(given, model, 1)
+        _same(dict(state.weights), dict((a if given == tmp_path / "a.pt" else b).state_dict()))
 
 
 # Lightning ----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import nn
 from ..errors import CheckpointError
 from . import optimizers
 from .files import SAVE_STATE_DICT
+from .joined import fits, joined, side_by_side, under_keys
 from .safe_pickle import Inert, NumpyArray
 
 # Where training scripts keep the weights, most telling first (PyTorch's examples, Lightning, timm, mmengine,
@@ -79,8 +80,10 @@ class _Entry:
         return ".".join(self.path)
 
 
-def take_apart(value: Any, *, weights: str | None = None) -> Contents:
+def take_apart(value: Any, *, weights: str | None = None, model: nn.Module | None = None) -> Contents:
     """Return the parts of what a file held; `weights` is "ema", "model", the name of an entry, or a key prefix.
+
+    Where several entries are parts of `model`, and none is it alone, its weights are put together from them.
 
     Raises CheckpointError where there are no weights, or several and no choice; NeedsPickle where only the
     file's own code could make them.
@@ -100,7 +103,9 @@ def take_apart(value: Any, *, weights: str | None = None) -> Contents:
     entries = list(_entries(top, ()))
     if not entries:
         raise _no_weights(top)
-    entry, notes = _choose(entries, weights, "averaging_state" in top and "current_model_state" in top)
+    average = "averaging_state" in top and "current_model_state" in top
+    whole = _joined(entries, model) if model is not None and weights is None and not average else None
+    entry, notes = whole or _choose(entries, weights, average)
     tensors, said = _tensors(entry)
     notes += said
     states, state_names, said = optimizers.states_of(top, _copied)
@@ -161,6 +166,28 @@ def _choose(entries: list[_Entry], weights: str | None, lightning_average: bool)
     raise CheckpointError(f"it holds no {what}; it has: {_list(entries)}")
 
 
+def _joined(entries: list[_Entry], model: nn.Module) -> tuple[_Entry, list[str]] | None:
+    """Return the entry that several make together; None where one fits alone, or nothing fits exactly."""
+    parts = [e for e in entries if not _EMA.search(e.name.lower())]
+    if len(parts) < 2:
+        return None
+    common = next((i for i, s in enumerate(zip(*(e.path for e in parts), strict=False)) if len(set(s)) > 1), 0)
+    named = {".".join(e.path[common:]): e for e in parts}
+    try:
+        if (one := _by_name(parts)) is not None and fits(_tensors(one)[0], model):
+            return None
+        found = joined({key: _tensors(e)[0] for key, e in named.items()}, model)
+    except CheckpointError:  # no plain tensors: whoever takes that entry says so
+        return None
+    if found is None:
+        return None
+    keys, prefixed, said = found
+    raw = {key: named[key].tensors for key in keys}
+    left = [e for e in entries if e not in [named[k] for k in keys]]
+    said += f"; also there: {_list(left)}" if left else ""
+    return _Entry((" + ".join(keys),), (under_keys(raw) if prefixed else side_by_side(raw)) or {}), [said]
+
+
 def _default(
     entries: list[_Entry], model: list[_Entry], ema: list[_Entry], lightning_average: bool
 ) -> tuple[_Entry, list[str]]:
@@ -171,7 +198,10 @@ def _default(
         return chosen, [f"only averaged weights ({chosen.name!r}) are in the file"]
     chosen = _by_name(model)
     if chosen is None:
-        raise CheckpointError(f"it holds {len(model)} sets of weights; choose one with --weights: {_list(entries)}")
+        raise CheckpointError(
+            f"it holds {len(model)} sets of weights; choose one with --weights: {_list(entries)}; where they are parts "
+            "of one model, call its submodules in the task as these entries are called, and all are loaded"
+        )
     if ema:
         return chosen, [f"averaged (EMA) weights are there too: --weights ema takes {(_by_name(ema) or ema[0]).name!r}"]
     if part := _ema_inside(chosen.tensors):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..errors import CheckpointError
 from .checksums import check_entries
@@ -25,8 +26,10 @@ _UNFIT = (CheckpointError, pickle.UnpicklingError, RuntimeError, ValueError, Key
 _PROOF = 64
 
 
-def map_file(path: Path) -> Contents | None:
+def map_file(path: Path, model: nn.Module | None = None) -> Contents | None:
     """Return the parts of a torch file with its tensors mapped from disk, read only where they are looked at.
+
+    Of `model`, see `take_apart`.
 
     None for what can't be mapped so: a file from before the zip format, strangers beside the weights, a folder, and
     anything missing (`read_checkpoint` reads it whole, or says what is wrong). Costs a pass over the file for its
@@ -37,7 +40,7 @@ def map_file(path: Path) -> Contents | None:
         return None
     check_entries(path)
     try:
-        return take_apart(_load(path, mmap=True, map_location="cpu"))
+        return take_apart(_load(path, mmap=True, map_location="cpu"), model=model)
     except _UNFIT:
         return None
 

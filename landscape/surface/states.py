@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..aliases import following
-from ..checkpoint import Checkpoint, read_checkpoint
+from ..checkpoint import Checkpoint, read_for
 from ..checkpoints.contents import take_apart
 from ..checkpoints.fit import fit
 from ..checkpoints.mapped import map_file
@@ -61,11 +61,11 @@ def read_state(given: Any, model: nn.Module, number: int) -> State:
         label = given.path or label
     elif isinstance(given, str | os.PathLike):
         label = str(given)
-        found = map_file(Path(given)) or read_checkpoint(given)
+        found = map_file(Path(given), model) or read_for(model, given)
         weights, step, epoch, notes = found.weights, found.step, found.epoch, found.notes
     elif isinstance(given, Mapping):
         try:
-            found = take_apart(given)
+            found = take_apart(given, model=model)
         except CheckpointError as error:
             raise CheckpointError(f"{label}: {error}") from None
         weights, step, epoch, notes = found.weights, found.step, found.epoch, found.notes
