@@ -77,13 +77,14 @@ class Objective:
             raise TypeError(f"Objective needs a landscape.Task, got {type(task).__name__}")
         self.task = task
         self.split = split
-        self.draw = task.draw(split, max_samples=max_samples, seed=seed)
         self._regroup = regroup
         self._group = process_group
         #: What falls to this process, where several share the draw, inside `with`.
         self.share: Share | None = None
         self.model: nn.Module = unwrap(task.model)
-        self.device, self.dtype, self._notes = place(task, self.model)
+        with contextlib.nullcontext() if process_group is None else Together(process_group).telling(BEGINNING):
+            self.draw = task.draw(split, max_samples=max_samples, seed=seed)
+            self.device, self.dtype, self._notes = place(task, self.model)
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0

@@ -34,19 +34,28 @@ BEGINNING = "the beginning"
 _ALIKE = 1e-6
 
 
+def rank() -> tuple[int, int]:
+    """Return (rank, processes) of a distributed training, (0, 1) elsewhere."""
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _started() else (0, 1)
+
+
+def _started() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class Together:
     """The exchanges of one process with the others of its group.
 
     Args:
         group: a torch.distributed process group; True is the default one.
-        device: where the tensors to be added lie.
+        device: where the tensors to be added lie; None where that isn't known yet, for words alone.
 
     Raises ObjectiveError where torch.distributed isn't started.
     """
 
-    def __init__(self, group: Group | Literal[True], device: torch.device) -> None:
+    def __init__(self, group: Group | Literal[True], device: torch.device | None = None) -> None:
         distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not _started():
             raise ObjectiveError(
                 "process_group= needs torch.distributed.init_process_group() before it, in each process: start them "
                 "with torchrun --nproc-per-node"
@@ -58,8 +67,8 @@ class Together:
         backends = distributed.get_backend_config(self._group)
         host = torch.device("cpu")
         #: Where bytes are exchanged, and where tensors are added: some backends know only a GPU, others only the host.
-        self._bytes_on = host if "cpu:" in backends else device
-        self._sums_on = device if f"{device.type}:" in backends else host
+        self._bytes_on = host if "cpu:" in backends else device or torch.device("cuda")
+        self._sums_on = device if device is not None and f"{device.type}:" in backends else host
         #: Whether an exchange failed, after which the others no longer wait for us.
         self.broken = False
 

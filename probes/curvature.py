@@ -18,7 +18,6 @@ from landscape.curvature.preconditioned import Preconditioned, covers
 from landscape.curvature.spectrum import Eigenpairs
 from landscape.curvature.traces import trace
 from landscape.errors import MeasurementError
-from landscape.objective import Objective
 from landscape.results import Check
 
 from .probe import Found, Now, Probe, Quantity, Run
@@ -57,6 +56,8 @@ class CurvatureProbe(Probe):
         draws: of the trace; 0 leaves it out.
         verify: audit for missed eigenvalues each time (see `eigenpairs`); by default once: at the first measurement,
             and with a budget at the second, because the first is made whatever it costs and the audit is half of that.
+        shared: let all processes of a distributed training measure together, each on its part of the draw, instead of
+            having them wait for the first one; each needs the same task with the same data.
     """
 
     name = "curvature"
@@ -72,13 +73,18 @@ class CurvatureProbe(Probe):
         draws: int = 0,
         verify: bool | None = None,
         split: str = "train",
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.when = when if when is not None else log_spaced(budget=0.05)
         self.k, self.samples, self.tol, self.draws, self.verify, self.split = k, samples, tol, draws, verify, split
         self._vectors: torch.Tensor | None = None
         self._measured = 0
         self._audit: tuple[int, list[Check]] | None = None
         self._preconditioned: torch.Tensor | None = None
+
+    def everywhere(self, run: Run) -> bool:
+        return self.shared
 
     def start(self, run: Run) -> Sequence[Quantity]:
         if run.task is None:
@@ -105,7 +111,7 @@ class CurvatureProbe(Probe):
         started = time.perf_counter()
         verify = self._measured == (self.when.budget is not None) if self.verify is None else self.verify
         self._measured += 1
-        with Objective(self._task, self.split) as objective:
+        with run.objective(self._task, self.split, self.shared) as objective:
             H = Hessian(objective)
             k = min(self.k, H.shape[0])
             pairs = eigenpairs(H, k, "largest", self.tol, self._vectors, run.seed + now.step, verify=verify)

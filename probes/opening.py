@@ -20,6 +20,7 @@ from landscape.archive.reader import open_archive
 from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment, segment_paths
 from landscape.errors import ArchiveError
 from landscape.provenance import provenance
+from landscape.sharing import rank
 
 from .probe import Followed
 
@@ -188,14 +189,6 @@ def _of_groups(values: Sequence[float]) -> str:
     if len(values) <= MOST_GROUPS:
         return ", ".join(f"{v:g}" for v in values)
     return f"{min(values):g} to {max(values):g}, {len(values)} values"
-
-
-def rank() -> tuple[int, int]:
-    """Return (rank, processes) of a distributed training, (0, 1) elsewhere."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def _sessions(path: Path) -> int:

@@ -14,7 +14,9 @@ from landscape.dynamics.norms import host_norms, tensor_norms
 from landscape.dynamics.packed import Packed, PackedNorms
 from landscape.dynamics.sharded import is_sharded, sharded_norms
 from landscape.errors import MeasurementError
+from landscape.objective import Objective
 from landscape.results import Result
+from landscape.sharing import rank
 
 from .when import When, every
 
@@ -243,6 +245,10 @@ class Run:
         """Note that something happened."""
         self._sink.event(self.step if step is None else step, kind, message)
 
+    def objective(self, task: Task, split: str, shared: bool) -> Objective:
+        """Return the objective that a probe measures on, its draw shared by the processes of the training if wanted."""
+        return Objective(task, split, process_group=True if shared and rank()[1] > 1 else None)
+
     def alone(self, what: str) -> None:
         """Raise MeasurementError where one process can't run the model by itself, as a probe would.
 
@@ -252,9 +258,7 @@ class Run:
             raise MeasurementError(
                 f"{what} of a sharded model can't be measured while it trains: probe its checkpoints"
             )
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        together = together and torch.distributed.get_world_size() > 1
-        if together and any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules()):
+        if rank()[1] > 1 and any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules()):
             raise MeasurementError(
                 f"{what} of a model with SyncBatchNorm can't be measured while it trains: probe its checkpoints"
             )

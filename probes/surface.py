@@ -25,6 +25,7 @@ class SurfaceProbe(Probe):
         span: how far from the weights, in filter norms.
         samples: of the fixed draw; 512 by default (chosen by us, as for curvature).
         when: by default log-spaced within 5% of the run's time.
+        shared: as for `CurvatureProbe`.
     """
 
     name = "surface"
@@ -39,13 +40,18 @@ class SurfaceProbe(Probe):
         samples: int | None = 512,
         when: When | None = None,
         split: str = "train",
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         if points < 3 or points % 2 == 0:
             raise MeasurementError(
                 f"points={points}: give an odd number of at least 3, so that the center is one of them"
             )
         self.when = when if when is not None else log_spaced(budget=0.05)
         self.points, self.plane, self.span, self.samples, self.split = points, plane, span, samples, split
+
+    def everywhere(self, run: Run) -> bool:
+        return self.shared
 
     def start(self, run: Run) -> Sequence[Quantity]:
         if run.task is None:
@@ -59,12 +65,13 @@ class SurfaceProbe(Probe):
 
     def measure(self, run: Run, now: Now) -> Found:
         steps = np.linspace(-self.span, self.span, self.points)
-        if self.plane:
-            found = plane(self._task, alphas=steps, betas=steps, split=self.split, seed=run.seed)
-            along = found.loss[:, self.points // 2]
-        else:
-            found = line(self._task, alphas=steps, split=self.split, seed=run.seed, bend=False)
-            along = found.loss
+        with run.objective(self._task, self.split, self.shared) as objective:
+            if self.plane:
+                found = plane(objective, alphas=steps, betas=steps, seed=run.seed)
+                along = found.loss[:, self.points // 2]
+            else:
+                found = line(objective, alphas=steps, seed=run.seed, bend=False)
+                along = found.loss
         half = [float(np.interp(a, steps, along)) for a in (-self.span / 2, self.span / 2)]
         center = float(found.center_loss)
         return Found({"surface": (center, float(np.mean(half)) - center)}, (found,))

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from landscape.errors import MeasurementError
+
 from .probe import Found, Now, Probe, Quantity, Run, Step
 from .when import Moment
 
@@ -28,7 +30,9 @@ class Timed:
         self.asked = False
         self.evaluates = probe.evaluates
         self.wants_ready = type(probe).ready is not Probe.ready
-        self._together = world > 1 and probe.everywhere(run)
+        #: Processes that take part, and whether the probe has been switched off in all of them because it was in one.
+        self._world = world if probe.everywhere(run) else 1
+        self._parted = False
         when = probe.when
         #: Of a cheap probe on a plain lattice of steps, without a budget, its spacing: no more is asked inside a step.
         self.spacing = when.steps if when.budget is None and not self._decided and not probe.expensive else None
@@ -63,7 +67,19 @@ class Timed:
 
     def on_lattice(self, now: Now) -> bool:
         """Whether this moment is one of an expensive probe's, whatever it costs."""
-        return not self.off and self.probe.when.on_lattice(Moment(now.step, now.epoch, now.ends_epoch))
+        if not self.probe.when.on_lattice(Moment(now.step, now.epoch, now.ends_epoch)):
+            return False
+        if self._world > 1 and not self._parted:
+            self._stay_together()
+        return not self.off
+
+    def _stay_together(self) -> None:
+        """Switch the probe off where it is off in another process: the others would wait for that one."""
+        told: list[Any] = [None] * self._world
+        torch.distributed.all_gather_object(told, self.off)
+        if any(told):
+            self._parted = True
+            self.fail(MeasurementError(f"it is switched off in process {told.index(True)}"))
 
     def measure(self, now: Now, elapsed: float, room: float = math.inf) -> tuple[Found | None, float]:
         """Let an expensive probe measure, if its budget allows, and return what it found and the seconds it took.
@@ -181,7 +197,7 @@ class Timed:
             self.call(lambda p: p.discard(self._run))
 
     def _agreed(self, decision: bool, *, limited: bool = False) -> bool:
-        if not self._together or not (limited or self.probe.when.budget is not None):
+        if self._world == 1 or not (limited or self.probe.when.budget is not None):
             return decision
         told = [decision]
         torch.distributed.broadcast_object_list(told, src=0)

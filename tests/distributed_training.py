@@ -20,7 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 from landscape import Task
 from landscape.errors import ArchiveError
 from landscape.parameters import unwrap
-from landscape.probes import CurvatureProbe, GradientNoise, GradientNorms, LearningRate, Recorder, Updates, every
+from landscape.probes import (
+    CurvatureProbe,
+    GradientNoise,
+    GradientNorms,
+    LearningRate,
+    Recorder,
+    SurfaceProbe,
+    Updates,
+    every,
+)
 
 
 def net() -> nn.Sequential:
@@ -38,12 +47,21 @@ def naive(tensors) -> list[float]:
     return [math.sqrt(sum(v * v for v in each)), *each]
 
 
-def train(folder: Path, name: str, rank: int, wrap, probes, *, recorded: bool = True, accumulate: bool = False) -> dict:
+def expensive(shared: bool) -> list:
+    return [
+        CurvatureProbe(k=2, tol=1e-4, when=every(steps=2), draws=2, shared=shared),
+        SurfaceProbe(3, when=every(steps=2), shared=shared),
+    ]
+
+
+def train(
+    folder: Path, name: str, rank: int, wrap, probes, *, recorded: bool = True, accumulate: bool = False, data: int = 0
+) -> dict:
     """Train, and return what this rank computed by itself."""
     model = wrap(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     seen: dict[str, list] = {"gradients": [], "local": [], "updates": []}
-    task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(0, 0))
+    task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(data, 0)) if data >= 0 else None
     rec = Recorder(folder / name / "run.h5", model, optimizer, task=task, probes=probes) if recorded else None
     for step in range(4):
         x, y = batch(rank, step)
@@ -125,6 +143,10 @@ def main(folder: str, rank: int) -> None:
         "noise": train(
             where, "noise", rank, DistributedDataParallel, [GradientNoise(5, source="ranks", when=every(steps=1))]
         ),
+        "alone": train(where, "alone", rank, DistributedDataParallel, expensive(shared=False)),
+        "shared": train(where, "shared", rank, DistributedDataParallel, expensive(shared=True)),
+        "apart": train(where, "apart", rank, DistributedDataParallel, expensive(shared=True), data=rank),
+        "without": train(where, "without", rank, DistributedDataParallel, expensive(shared=True), data=-rank),
         "fsdp": train(where, "fsdp", rank, sharded, [*own(), CurvatureProbe()]),
         "fsdp bare": train(where, "", rank, sharded, (), recorded=False),
         "fsdp budget": train(where, "budget", rank, sharded, [GradientNorms(every(steps=1, budget=1e-9))]),

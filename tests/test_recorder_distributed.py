@@ -52,6 +52,28 @@ def test_norms_are_those_of_the_whole_gradient(trained, name):
     assert h["gradient_norm"].names == ("global", "0.weight", "0.bias", "2.weight", "2.bias")
 
 
+def test_processes_measure_together_what_the_first_one_does_alone(trained):
+    alone, shared = history(trained, "alone"), history(trained, "shared")
+    for name in ("eigenvalue", "surface"):
+        assert len(alone[name].steps) >= 2
+        np.testing.assert_allclose(shared[name].values, alone[name].values, rtol=1e-5, atol=1e-6)
+    for column in ("lambda_max", "trace"):
+        found, expected = ([h["curvature"].values[:, h["curvature"].names.index(column)]] for h in (shared, alone))
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not [e for e in shared.events if e.kind == "probe_failed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("apart", "other data or weights"), ("without", "switched off in process 1")]
+)
+def test_processes_that_cannot_measure_together_train_on(trained, name, why):
+    failed = [e.message for e in history(trained, name).events if e.kind == "probe_failed"]
+    assert len(failed) == 2
+    assert all(why in message for message in failed), failed
+    for seen in trained[1]:
+        assert seen[name]["weights"] == seen["alone"]["weights"]
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_training_is_bit_for_bit_the_same(trained, name):
     for seen in trained[1]:
