@@ -273,6 +273,7 @@ class Measurement:
     estimate: Callable[..., float | tuple[float, float]] | None
     needs: tuple[Need, ...] = ()
     check: Callable[..., None] | None = None
+    most: Callable[..., Mapping[str, int]] | None = None
 
     def settings(self, preset: str = "standard", **given: Any) -> dict[str, Any]:
         """Return the options to run with: defaults, then the preset's, then the ones given."""
@@ -306,6 +307,7 @@ def measurement(
     estimate: Callable[..., float | tuple[float, float]] | None = None,
     needs: Sequence[Need] = (),
     check: Callable[..., None] | None = None,
+    most: Callable[..., Mapping[str, int]] | None = None,
 ) -> Callable[[F], F]:
     """Register a measurement, so that the command line, `list`, the archive and the report know it.
 
@@ -315,6 +317,8 @@ def measurement(
     product counts 6), or the fewest and the most where what is found decides; it is also given `draw_samples` and
     `parameters`. `needs` lets `landscape check` say whether it will work for a task. `check(**options)` raises
     MeasurementError for options that can't be kept, so that they are refused before anything is measured.
+    `most(task, **options)` returns for options that count something how much a task has of it, to which a default or
+    a preset's is lowered; what the user gave is not.
     """
 
     def register(run: F) -> F:
@@ -326,7 +330,8 @@ def measurement(
             raise MeasurementError(f"measurement {name!r} is registered twice: rename one of the two")
         doc = (run.__doc__ or "").strip().split("\n")[0]
         _MEASUREMENTS[name] = Measurement(
-            name, section or name, run, doc, preset or {}, options or {}, default, order, estimate, tuple(needs), check
+            *(name, section or name, run, doc, preset or {}, options or {}, default, order, estimate),
+            *(tuple(needs), check, most),
         )
         return run
 

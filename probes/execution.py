@@ -44,7 +44,7 @@ class Execution:
         deadline: float | None = None,
     ) -> None:
         self.ready = ready
-        self.chosen = chosen
+        self.chosen = [c.of(ready.task) for c in chosen]
         self.say = say
         self.writer = writer
         self.progress = progress

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from landscape.errors import MeasurementError
+from landscape.errors import LandscapeError, MeasurementError
 from landscape.results import Measurement, measurements
 from landscape.tasks import Task
 
@@ -23,14 +23,25 @@ class UnknownName(MeasurementError):
 
 @dataclass(frozen=True)
 class Chosen:
-    """One measurement to run, with the options to run it with; `given` if the user set any of them, `named` if the user
+    """One measurement to run, with the options to run it with; `given` are those that the user set, `named` if the user
     asked for it or its section.
     """
 
     measurement: Measurement
     options: Mapping[str, Any]
-    given: bool
+    given: frozenset[str]
     named: bool = False
+
+    def of(self, task: Task) -> Chosen:
+        """Return the same for this task: defaults that count what it has fewer of are lowered to what it has."""
+        if self.measurement.most is None:
+            return self
+        try:
+            most = self.measurement.most(task, **self.options)
+        except LandscapeError:  # what is wrong with the options, or the model, the measurement says
+            return self
+        lowered = {k: n for k, n in most.items() if k not in self.given and self.options[k] > n}
+        return replace(self, options={**self.options, **lowered})
 
 
 def choose(
@@ -72,7 +83,7 @@ def choose(
             settings = m.settings(preset, **given)
             if m.check is not None:
                 m.check(**settings)
-            chosen.append(Chosen(m, settings, bool(given), asked))
+            chosen.append(Chosen(m, settings, frozenset(given), asked))
     unused = [name for name in options if name not in {c.measurement.name for c in chosen}]
     if unused:
         raise UnknownName(f"options are set for {unused[0]!r}, which is not measured; add it to what is asked for")

@@ -245,6 +245,39 @@ def test_an_option_of_the_users_that_does_not_fit_stops_the_run(world):
         probe_checkpoints(["tiny.pt"], only=["curvature"], options={"eigenvalues": {"k": 1000}})
 
 
+LINEAR = """
+import torch
+from landscape import Task, task
+
+@task
+def linear():
+    X = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
+    return Task(torch.nn.Linear(3, 1), torch.nn.MSELoss(), train=(X, X.sum(1, keepdim=True)))
+"""
+
+
+@pytest.mark.parametrize("preset", ["quick", "standard", "thorough"])
+def test_a_model_with_fewer_parameters_than_a_preset_has_eigenvalues_is_measured_whole(world, preset):
+    (world / "linear.py").write_text(LINEAR)
+    save_checkpoint("linear.pt", torch.nn.Linear(3, 1), task="linear.py:linear")
+    X = torch.randn(48, 3, generator=torch.Generator().manual_seed(0))
+    A = torch.cat([X, torch.ones(48, 1)], 1).double()
+    expected = torch.linalg.eigvalsh(2 * A.T @ A / 48).flip(0)  # of the mean squared error, whatever the weights
+    for name in ("eigenvalues", "eigenvalues_by_differences"):
+        (outcome,) = probe_checkpoints(["linear.pt"], only=[name], preset=preset, force=True)
+        found = outcome.results[name]
+        count = min(4, len(found.values))
+        assert (count, outcome.missing) == (3 if (preset, name) == ("quick", "eigenvalues_by_differences") else 4, {})
+        assert found.values[:count].tolist() == pytest.approx(expected[:count].tolist(), rel=1e-3)  # float32
+        assert found.settings["k"] == count
+    (outcome,) = probe_checkpoints(
+        ["linear.pt"], only=["eigenvalues"], options={"eigenvalues": {"parameters": "bias"}}, preset=preset, force=True
+    )
+    assert outcome.results["eigenvalues"].values.tolist() == pytest.approx([2.0], rel=1e-5)
+    with pytest.raises(MeasurementError, match="k=5 exceeds the 4 parameters selected; lower k"):
+        probe_checkpoints(["linear.pt"], only=["eigenvalues"], options={"eigenvalues": {"k": 5}}, force=True)
+
+
 def test_the_archive_keeps_what_was_measured_before_a_failure(world):
     with pytest.raises(ZeroDivisionError):
         probe_checkpoints(["mine.pt"], only=["performance", "crash"])
@@ -335,10 +368,10 @@ def test_predicted_time_is_passes_times_the_pass_measured():
 
     from landscape.probes.selection import Chosen
 
-    plain = Chosen(registered("a", (), lambda *, k=1, **_: 10.0 * k), {"k": 2}, False)
+    plain = Chosen(registered("a", (), lambda *, k=1, **_: 10.0 * k), {"k": 2}, frozenset())
     bends = registered("b", ("second derivative",), lambda *, k=1, **_: (10.0 * k, 20.0 * k))
-    curved = Chosen(bends, {"k": 2}, False)
-    unknown = Chosen(Measurement("c", "c", lambda: Result(), "", {}, {}, True, 1, None), {}, False)
+    curved = Chosen(bends, {"k": 2}, frozenset())
+    unknown = Chosen(Measurement("c", "c", lambda: Result(), "", {}, {}, True, 1, None), {}, frozenset())
     a, b, c = predict([plain, curved, unknown], speed, 400)
     assert a.seconds == Span(4 * 20 * 0.5, 4 * 20 * 0.75)
     assert b.seconds == Span(4 * 20 * 6.0 / PASSES_A_PRODUCT, (4 * 40 + CHOOSING) * 9.0 / PASSES_A_PRODUCT)

@@ -9,7 +9,7 @@ from ..results import Option, measurement
 from ..tasks import Task
 from .finite_differences import FiniteDifferences
 from .lanczos import eigenpairs
-from .measure import noted
+from .measure import most_eigenpairs, noted
 from .search import Which
 from .spectrum import Eigenpairs
 
@@ -35,6 +35,7 @@ from .spectrum import Eigenpairs
     },
     # Two gradients a product, and 12 to find the step.
     estimate=lambda k=5, order=2, **_: 3.0 * order * (6 + 2.4 * k) + 36.0,
+    most=most_eigenpairs,
 )
 def measure_by_differences(
     task: Task | Objective,

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from ..errors import MeasurementError
 from ..objective import Objective
+from ..parameters import trainable
 from ..results import Option, Result, measurement
 from ..tasks import Task
 from .fisher import Fisher
 from .lanczos import Method, eigenpairs
-from .operators import GaussNewton, Hessian, Operator
+from .operators import GaussNewton, Hessian, Operator, select
 from .sampling import to_precision, with_sampling
 from .search import Stop, Which
 from .spectrum import Eigenpairs, TraceEstimate
@@ -30,6 +31,17 @@ def _eigenvalue_passes(*, k: int = 10, k_smallest: int = 1, which: str = "both",
     # large ones as dense it takes up to twice as many: of 27 states of small nets 26 lay between.
     products = 25 + 1.3 * (k + k_smallest) if which == "both" else 8 + 2.4 * k
     return _PRODUCT * products + _BESIDE, 2 * _PRODUCT * products + _BESIDE
+
+
+def most_eigenpairs(task: Task, *, parameters: str | None = None, **_: object) -> dict[str, int]:
+    """Return how many eigenvalues there are at either end: as many as parameters are selected."""
+    every = trainable(task.model)
+    n = sum(every[name].numel() for name in select(tuple(every), _several(parameters)))
+    return {"k": n, "k_smallest": n}
+
+
+def _several(parameters: str | None) -> list[str] | None:
+    return None if parameters is None else [name.strip() for name in str(parameters).split("+")]
 
 
 def _trace_passes(*, draws: int = 32, **_: object) -> float:
@@ -67,6 +79,7 @@ def _trace_passes(*, draws: int = 32, **_: object) -> float:
     },
     estimate=_eigenvalue_passes,
     needs=("second derivative",),
+    most=most_eigenpairs,
 )
 def measure_eigenvalues(
     task: Task,
@@ -91,7 +104,7 @@ def measure_eigenvalues(
     """
     if operator not in OPERATORS:
         raise MeasurementError(f"operator={operator!r} is unknown; choose from {', '.join(OPERATORS)}")
-    chosen = None if parameters is None else [name.strip() for name in str(parameters).split("+")]
+    chosen = _several(parameters)
     drawn = None
     if precision is not None:
         one = {"k": 1, "which": "largest" if which == "both" else which, "tol": tol, "method": method}

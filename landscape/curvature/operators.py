@@ -68,7 +68,7 @@ class Operator:
     ) -> None:
         self.objective = task if isinstance(task, Objective) else Objective(task, split)
         every = trainable(self.objective.model)
-        self.names = _select(tuple(every), parameters)
+        self.names = select(tuple(every), parameters)
         self._sizes = {name: every[name].numel() for name in self.names}
         n = sum(self._sizes.values())
         self.shape = (n, n)
@@ -143,7 +143,7 @@ class Operator:
 
     def restricted(self, parameters: str | Sequence[str]) -> Self:
         """Return the diagonal block of these parameters (names or prefixes), on the same objective."""
-        return self._block(_select(self.names, parameters))
+        return self._block(select(self.names, parameters))
 
     def blocks(self, by: By = "layer") -> dict[str, Self]:
         """Return the diagonal blocks of each layer (the module that holds the parameters), or of each tensor, by name.
@@ -334,7 +334,7 @@ def _held_statistics(objective: Objective) -> tuple[str, ...]:
     )
 
 
-def _select(names: tuple[str, ...], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+def select(names: tuple[str, ...], wanted: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the names that are wanted, or lie under a wanted prefix, in the model's order."""
     if wanted is None:
         return names
