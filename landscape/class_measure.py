@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .class_scores import ClassScores
+from .class_scores import MEANS, ClassScores
 from .grouped import mean_of_shares, shares
 from .judged import SPLIT, judged_split
 from .objective import Objective, as_objective
@@ -95,9 +95,13 @@ def score_classes(hits: np.ndarray, predicted: np.ndarray, labels: np.ndarray) -
     tp, p, y = (x.astype(np.float64) for x in (hits, predicted, labels))
     found: dict[str, Any] = {"labels": labels.sum(axis=0), "predicted": predicted.sum(axis=0), "groups": len(hits)}
     parts = {"iou": (tp, p + y - tp), "f1": (2 * tp, p + y), "precision": (tp, p), "recall": (tp, y)}
-    means = {"iou": "mean_iou", "f1": "mean_f1", "recall": "balanced_accuracy"}
+    means = dict(zip(("iou", "f1", "recall"), MEANS, strict=True))
+    of_means = {}
     for name, (above, below) in parts.items():
         found[name], found[f"{name}_interval"] = shares(above, below)
         if name in means:
-            found[means[name]], found[f"{means[name]}_interval"] = mean_of_shares(above, below)
+            mean = of_means[means[name]] = mean_of_shares(above, below)
+            found[means[name]], found[f"{means[name]}_interval"] = mean.mean, mean.interval
+    found["pull"] = np.stack([of_means[name].pull for name in MEANS]).astype(np.float32)
+    found["held"] = np.array([of_means[name].held for name in MEANS])
     return found

@@ -9,6 +9,9 @@ import numpy as np
 
 from .results import Result, array
 
+#: The means over the classes, in the order of `ClassScores.pull`.
+MEANS = ("mean_iou", "mean_f1", "balanced_accuracy")
+
 
 def _share(doc: str) -> Any:
     name = doc.split(":")[0]
@@ -48,13 +51,20 @@ class ClassScores(Result, kind="class_scores", section="performance"):
     labels: np.ndarray = array("class", doc="labels of each class")
     predicted: np.ndarray = array("class", doc="predictions of each class")
     groups: int = array(doc="groups of predictions that the intervals take for independent")
+    pull: np.ndarray | None = array(
+        "mean",
+        "group",
+        units="share",
+        doc="(groups - 1) times how far each mean (IoU, F1, recall) falls without each group: comparisons in pairs",
+        default=None,
+    )
+    held: np.ndarray | None = array("mean", doc="groups in which the rarest class of each mean is", default=None)
     split: str = ""
     fingerprint: str = field(default="", metadata={"doc": "of the split's draw"})
 
     def summary(self) -> dict[str, Any]:
-        means = ("mean_iou", "mean_f1", "balanced_accuracy")
         found: dict[str, Any] = {}
-        for name in means:
+        for name in MEANS:
             found[name] = getattr(self, name)
             found[f"{name}_ci"] = getattr(self, f"{name}_interval").tolist()
         return found | {name: getattr(self, name).tolist() for name in ("iou", "f1", "precision", "recall")}

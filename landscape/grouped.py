@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.special import expit, logit, stdtrit
 
@@ -22,8 +24,22 @@ def shares(above: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return found, np.array(bounds).reshape(-1, 2)
 
 
-def mean_of_shares(above: np.ndarray, below: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the mean of those `shares` that there are, and its 95% interval (2,).
+@dataclass(frozen=True)
+class MeanShare:
+    """A mean of shares, its 95% interval (2,), and what a comparison on the same groups is made from.
+
+    `pull` (groups,) is (groups - 1) times how far the mean falls without each group: the jackknife's pseudo-values less
+    the mean. `held` is the number of groups in which the rarest of the shares is, of those in several.
+    """
+
+    mean: float
+    interval: np.ndarray
+    pull: np.ndarray
+    held: int
+
+
+def mean_of_shares(above: np.ndarray, below: np.ndarray) -> MeanShare:
+    """Return the mean of those `shares` that there are.
 
     Degrees of freedom are those of the rarest of them that is in several groups; one that is in a single group is taken
     as it is. NaN where there is none.
@@ -31,12 +47,13 @@ def mean_of_shares(above: np.ndarray, below: np.ndarray) -> tuple[float, np.ndar
     found, held = _ratio(above.sum(axis=0), below.sum(axis=0)), (below > 0).sum(axis=0)
     there = held > 0
     if not there.any():
-        return np.nan, np.full(2, np.nan)
+        return MeanShare(np.nan, np.full(2, np.nan), np.full(len(below), np.nan), 0)
     each = _without_each(above, below)
     each = np.where(np.isfinite(each), each, found)[:, there]
     several = held[held > 1]
-    mean = float(found[there].mean())
-    return mean, _interval(mean, each.mean(axis=1), int(several.min()) if several.size else 0)
+    mean, without = float(found[there].mean()), each.mean(axis=1)
+    rarest = int(several.min()) if several.size else 0
+    return MeanShare(mean, _interval(mean, without, rarest), (len(below) - 1) * (mean - without), rarest)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

@@ -13,8 +13,11 @@ import pytest
 import report_samples as samples
 import torch
 from click.testing import CliRunner
+from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
 
 from landscape import Task
+from landscape.calibration.quantile_heads import quantile_coverage
+from landscape.class_measure import measure_classes
 from landscape.cli.main import main
 from landscape.comparison.conditions import Clause, Joined, Sides, parse_condition
 from landscape.comparison.paired import Difference, block_difference, independent_difference
@@ -255,6 +258,76 @@ def test_accuracies_of_pixels_are_paired_by_pictures_and_leave_out_what_is_ignor
     assert difference.value == pytest.approx(value, abs=1e-12)
     spread = math.sqrt(19 / 18 * (parts**2).sum()) / counts.sum()
     assert difference.high - difference.value == pytest.approx(2.100922 * spread, rel=1e-6)
+
+
+def _segmented(number: int) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A run with class scores of 20 pictures of 25 pixels, with the labels and what it predicts, (20, 25)."""
+    g = torch.Generator().manual_seed(7)
+    x, y = torch.randn(20, 4, 5, 5, generator=g), torch.randint(3, (20, 5, 5), generator=g)
+    linear, model = _models()[number], torch.nn.Conv2d(4, 3, 1)
+    with torch.no_grad():
+        model.weight.copy_(linear.weight[:, :, None, None])
+        model.bias.copy_(linear.bias)  # type: ignore[union-attr]
+        predicted = model(x).argmax(1)
+    found = measure_classes(Task(model, torch.nn.CrossEntropyLoss(), test=(x, y), batch_size=6))
+    return make_run("a", [found]), y.flatten(1).numpy(), predicted.flatten(1).numpy()
+
+
+def test_means_over_the_classes_are_paired_by_pictures() -> None:
+    """Against scikit-learn's scores without each picture: the jackknife of the difference."""
+    (a, y, one), (b, _, other) = _segmented(0), _segmented(1)
+    found = compare_runs(*unique([a, b]))
+    scores = {
+        "mean_iou": lambda y, p: jaccard_score(y, p, average="macro"),
+        "mean_f1": lambda y, p: f1_score(y, p, average="macro"),
+        "balanced_accuracy": balanced_accuracy_score,
+    }
+    for name, score in scores.items():
+        value = score(y.ravel(), other.ravel()) - score(y.ravel(), one.ravel())
+        left = [np.delete(np.arange(20), i) for i in range(20)]
+        without = np.array([score(y[i].ravel(), other[i].ravel()) - score(y[i].ravel(), one[i].ravel()) for i in left])
+        half = 2.093024 * math.sqrt(19 / 20 * ((without - without.mean()) ** 2).sum())  # Student's, 19 of freedom
+        compared = found[name]
+        assert compared.how == "paired"
+        assert compared.difference.value == pytest.approx(value, abs=1e-12)
+        assert compared.difference.high - compared.difference.value == pytest.approx(half, rel=1e-5)  # kept in float32
+        alone = independent_difference(*((v.number, v.low, v.high) for v in (compared.first, compared.second)))
+        assert half < 0.8 * (alone.high - alone.value)
+    same = compare_runs(*unique([a, _segmented(0)[0]]))["mean_iou"].difference
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+
+
+def _quantiles(shift: float, levels: tuple[float, ...] = (0.1, 0.5, 0.9)) -> tuple[Any, np.ndarray]:
+    """A run with predicted quantiles of 40 series of 6, and the mean pinball loss of each series."""
+    rng = np.random.default_rng(3)
+    y = rng.standard_normal((40, 1)) + 0.5 * rng.standard_normal((40, 6))
+    z = np.array(levels) * 2 - 1 + shift * rng.standard_normal((40, 6, 1)) + np.zeros((40, 6, len(levels)))
+    off = y[..., None] - z
+    each = np.maximum(np.array(levels) * off, (np.array(levels) - 1) * off).mean(axis=(1, 2))
+    found = quantile_coverage(quantiles=z, targets=y, levels=levels)
+    return make_run("a", [replace(found, fingerprint="abc")]), each
+
+
+def test_pinball_losses_are_paired_by_series() -> None:
+    (a, one), (b, other) = _quantiles(0.0), _quantiles(0.2)
+    compared = compare_runs(*unique([a, b]))["pinball"]
+    assert compared.how == "paired"
+    assert compared.difference.value == pytest.approx((other - one).mean(), rel=1e-12)
+    half = 2.022691 * math.sqrt(np.var(other - one, ddof=1) / 40)  # Student's, 39 degrees of freedom
+    assert compared.difference.high - compared.difference.value == pytest.approx(half, rel=1e-6)
+    assert half < 0.5 * 1.96 * math.hypot(one.std() / 40**0.5, other.std() / 40**0.5)
+    assert compare_runs(*unique([a, _quantiles(0.2, (0.2, 0.5, 0.8))[0]]))["pinball"].how == "independent"
+
+
+def test_class_scores_and_quantiles_of_other_draws_or_older_archives_are_compared_as_before() -> None:
+    for kind, key, made, older in (
+        ("class_scores", "mean_iou", (_segmented(0)[0], _segmented(1)[0]), {"pull": None, "held": None}),
+        ("quantile_coverage", "pinball", (_quantiles(0.0)[0], _quantiles(0.2)[0]), {"block_pinball": None}),
+    ):
+        for changes in (older, {"fingerprint": "other"}):
+            a, b = (make_run("a", [r.get(kind)]) for r in made)  # type: ignore[list-item]
+            b = make_run("a", [replace(b.get(kind), **changes)])  # type: ignore[type-var]
+            assert compare_runs(*unique([a, b]))[key].how == "independent"
 
 
 def test_a_run_and_itself_have_the_same_accuracy_exactly() -> None:

@@ -74,6 +74,26 @@ def block_difference(first: np.ndarray, second: np.ndarray, weights: np.ndarray,
     return Difference(value, value - half, value + half, True, samples)
 
 
+def pulled_difference(
+    means: Sequence[float], pulls: Sequence[np.ndarray], held: Sequence[int], samples: int = 0
+) -> Difference:
+    """Return second - first of two means over the same groups (k,), with Student's 95% interval by the jackknife.
+
+    `pulls` are each side's, as of `landscape.grouped.MeanShare`: their differences are the pseudo-values' of the
+    difference (Efron and Stein 1981, doi:10.1214/aos/1176345462). Degrees of freedom are those of the side whose rarest
+    share is `held` in fewer groups. NaN for the ends with fewer than two, or where a pull is not finite.
+
+    Covered 91 to 96% in simulated pictures, 20 to 200 groups; 77 to 94% where one model differs in a handful of a rare
+    class's predictions alone, all for the better (tests/test_class_scores.py).
+    """
+    change = np.asarray(pulls[1], dtype=np.float64) - np.asarray(pulls[0], dtype=np.float64)
+    value, rarest = float(means[1] - means[0]), min(held)
+    if rarest < 2 or not np.isfinite(change).all():
+        return Difference(value, math.nan, math.nan, True, samples)
+    half = float(stdtrit(rarest - 1, 0.975)) * math.sqrt(float(np.var(change, ddof=1)) / len(change))
+    return Difference(value, value - half, value + half, True, samples)
+
+
 def independent_difference(first: Sequence[float], second: Sequence[float], samples: int = 0) -> Difference:
     """Return second - first of two estimates (value, low, high) from samples that have nothing in common.
 

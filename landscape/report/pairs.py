@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..class_scores import MEANS
 from ..comparison.conditions import Sides
-from ..comparison.paired import Difference, block_difference, independent_difference
+from ..comparison.paired import Difference, block_difference, independent_difference, pulled_difference
 from ..comparison.scores import compare_samples, compare_summaries, same_samples
 from ..errors import LandscapeError
 from .measures import Value, measures
@@ -46,14 +47,15 @@ class Compared:
 def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
     """Return every number that both runs have, by key: those of the report's table, then the calibration's scores.
 
-    Losses, accuracies and perplexities are compared in pairs where both were measured on the same draw, ECE, Brier
-    score, NLL and the accuracy of their predictions where both runs kept the scores of the same samples; everything
-    else as from independent samples, which makes intervals too wide rather than too narrow where the samples are
-    shared.
+    Losses, accuracies, perplexities, the classes' means and pinball losses are compared in pairs where both were
+    measured on the same draw, ECE, Brier score, NLL and the accuracy of their predictions where both runs kept the
+    scores of the same samples; everything else as from independent samples, which makes intervals too wide rather than
+    too narrow where the samples are shared.
     """
     found: dict[str, Compared] = {}
     scored = _scores(first, second)
     shared = _of_blocks(first, second, "loss", "weight") | _of_blocks(first, second, "accuracy", "count")
+    shared |= _of_classes(first, second) | _of_quantiles(first, second)
     for measure in measures([first, second]):
         a, b = measure.read(first), measure.read(second)
         if not (a.known and b.known) or measure.key in scored:
@@ -124,6 +126,39 @@ def _of_blocks(first: Run, second: Run, quantity: str, weight: str) -> dict[str,
         ends = (test, train) if quantity == "accuracy" else (train, test)  # a gap is positive where test is worse
         found[f"gap_{quantity}"] = replace(independent_difference(*ends), paired=True)  # the splits hold other samples
     return found
+
+
+def _of_classes(first: Run, second: Run) -> dict[str, Difference]:
+    """Return the differences of mean IoU, macro F1 and balanced accuracy, where both are of the same groups."""
+    sides: list[Any] = [r.get("class_scores") for r in (first, second)]
+    if not _same_draw(sides) or any(getattr(s, "pull", None) is None for s in sides):
+        return {}
+    pulls, held = [np.asarray(s.pull) for s in sides], [np.asarray(s.held) for s in sides]
+    if pulls[0].shape != pulls[1].shape:
+        return {}
+    return {
+        name: pulled_difference(
+            [getattr(s, name) for s in sides], [p[i] for p in pulls], [int(h[i]) for h in held], int(sides[0].groups)
+        )
+        for i, name in enumerate(MEANS)
+    }
+
+
+def _of_quantiles(first: Run, second: Run) -> dict[str, Difference]:
+    """Return the difference of the mean pinball losses, where both are of the same targets and levels."""
+    sides: list[Any] = [r.get("quantile_coverage") for r in (first, second)]
+    if not _same_draw(sides) or any(getattr(s, "block_pinball", None) is None for s in sides):
+        return {}
+    a, b = sides
+    if not (np.array_equal(a.level, b.level) and np.array_equal(a.block_weight, b.block_weight)):
+        return {}
+    one, other, weights = (np.asarray(x, dtype=float) for x in (a.block_pinball, b.block_pinball, a.block_weight))
+    return {"pinball": block_difference(one, other, weights, int(a.samples))}
+
+
+def _same_draw(sides: Sequence[Any]) -> bool:
+    """Return whether both results are there, and of the same samples."""
+    return None not in sides and bool(sides[0].fingerprint) and sides[0].fingerprint == sides[1].fingerprint
 
 
 def _same_blocks(sides: Sequence[Any]) -> bool:
