@@ -56,9 +56,12 @@ class ClassScores(Result, kind="class_scores", section="performance"):
         "group",
         units="share",
         doc="(groups - 1) times how far each mean (IoU, F1, recall) falls without each group: comparisons in pairs",
+        drawn=False,
         default=None,
     )
-    held: np.ndarray | None = array("mean", doc="groups in which the rarest class of each mean is", default=None)
+    held: np.ndarray | None = array(
+        "mean", doc="groups in which the rarest class of each mean is", drawn=False, default=None
+    )
     split: str = ""
     fingerprint: str = field(default="", metadata={"doc": "of the split's draw"})
 

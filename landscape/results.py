@@ -78,6 +78,7 @@ class Variable:
     coordinate: bool = False
     stderr: str | None = None
     interval: str | None = None
+    drawn: bool = True
 
 
 def array(
@@ -87,14 +88,16 @@ def array(
     coordinate: bool = False,
     stderr: str | None = None,
     interval: str | None = None,
+    drawn: bool = True,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """Declare a dataclass field as a variable with these dimensions (none: a scalar).
 
     `coordinate` marks the field that holds the positions along the dimension of the same single name.
-    `stderr` and `interval` name the fields that hold the standard error and the (..., 2) interval.
+    `stderr` and `interval` name the fields that hold the standard error and the (..., 2) interval. `drawn` is False of
+    what others are computed from (comparisons in pairs), which no figure shows unasked.
     """
-    metadata = {"variable": (dims, units, doc, coordinate, stderr, interval)}
+    metadata = {"variable": (dims, units, doc, coordinate, stderr, interval, drawn)}
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
     return field(metadata=metadata, default=default)
@@ -144,14 +147,14 @@ class Result:
                 value = getattr(self, f.name)
                 if value is None:
                     continue
-                dims, units, doc, coordinate, stderr, interval = f.metadata["variable"]
+                dims, *about = f.metadata["variable"]
                 data = np.asarray(value)
                 if data.ndim != len(dims):
                     raise MeasurementError(
                         f"{type(self).__name__}.{f.name} has {data.ndim} dimensions, "
                         f"declared {len(dims)} ({', '.join(dims) or 'a scalar'})"
                     )
-                found[f.name] = Variable(data, dims, units, doc, coordinate, stderr, interval)
+                found[f.name] = Variable(data, dims, *about)
         return found
 
     def attributes(self) -> dict[str, Any]:

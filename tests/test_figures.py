@@ -23,6 +23,9 @@ from report_samples import (
     trace,
 )
 
+from landscape.calibration.quantile_heads import quantile_coverage
+from landscape.class_measure import score_classes
+from landscape.class_scores import ClassScores
 from landscape.curvature.estimates import NormEstimate
 from landscape.errors import LandscapeError, MeasurementError
 from landscape.report.figures import draw, figure, figures
@@ -348,6 +351,19 @@ def test_what_has_no_coordinate_is_dots_with_bars_and_no_line():
     (trace,) = chart.panels[0].views["all"]
     assert trace["mode"] == "markers"
     assert {"array", "arrayminus"} <= set(trace["error_y"])
+
+
+def test_what_others_are_computed_from_is_drawn_only_where_it_is_asked_for():
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((30, 4))
+    made = quantile_coverage(quantiles=y[..., None] * 0 + [-1.0, 0.0, 1.0], targets=y, levels=[0.2, 0.5, 0.8])
+    counts = [rng.integers(0, 9, (12, 3)), rng.integers(9, 19, (12, 3)), rng.integers(9, 19, (12, 3))]
+    for found, first in ((made, "frequency"), (ClassScores(**score_classes(*counts)), "iou")):
+        assert draw(found).get_ylabel().startswith(first)
+        shown = [c.id.rpartition("-")[2] for c in charts(found.kind, [make_run("a", [found])])]
+        assert first in shown
+        assert not {"pull", "held", "block_pinball", "block_weight"} & set(shown)
+    assert len(draw(made, variable="block_pinball").lines[0].get_ydata()) == 30
 
 
 def test_unknown_scalars_are_a_table_with_their_uncertainty():

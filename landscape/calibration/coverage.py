@@ -45,9 +45,13 @@ class QuantileCoverage(Result, kind="quantile_coverage", section="calibration"):
     coverage_interval: np.ndarray = array("central", "bound", units="share", doc="95% interval over the samples")
     width: np.ndarray = array("central", units="target", doc="mean width of each central interval (sharpness)")
     block_pinball: np.ndarray | None = array(
-        "block", units="target", doc="mean pinball loss of each block of samples: comparisons in pairs", default=None
+        "block",
+        units="target",
+        doc="mean pinball loss of each block of samples: comparisons in pairs",
+        drawn=False,
+        default=None,
     )
-    block_weight: np.ndarray | None = array("block", doc="targets in each block of samples", default=None)
+    block_weight: np.ndarray | None = array("block", doc="targets in each block of samples", drawn=False, default=None)
     predictions: int = array(doc="targets with their quantiles")
     samples: int = array(doc="groups of dependent predictions")
     split: str = ""

@@ -130,6 +130,7 @@ def _main(variables: Mapping[str, Variable]) -> str | None:
                 data is not None
                 and data.ndim == ndim
                 and not v.coordinate
+                and v.drawn
                 and name not in errors
                 and len(finite([data]))
             ):
@@ -179,7 +180,7 @@ def charts(kind: str, runs: Sequence[Run]) -> list[Chart]:
         errors = {v.stderr for v in variables.values()} | {v.interval for v in variables.values()}
         for name, v in variables.items():
             data = _numbers(v)
-            usable = data is not None and data.ndim in (1, 2) and len(finite([data]))
+            usable = v.drawn and data is not None and data.ndim in (1, 2) and len(finite([data]))
             if usable and not v.coordinate and name not in errors:
                 names[name] = None
     drawn = [_curves(kind, name, found) or _maps(kind, name, found) for name in names]
