@@ -84,7 +84,13 @@ def spectra(objective: Objective) -> Any:
     with ls.Hessian(objective) as H:
         pairs = ls.eigenpairs(H, k=3, which="both", tol=1e-8)
         density = ls.spectral_density(H, steps=8, draws=2)
-        return [pairs.values.tolist(), float(ls.trace(H, draws=4).value), density.trace, density.frobenius, density.largest]
+        return [
+            pairs.values.tolist(),
+            float(ls.trace(H, draws=4).value),
+            density.trace,
+            density.frobenius,
+            density.largest,
+        ]
 
 
 def same() -> dict[str, Any]:
