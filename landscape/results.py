@@ -79,6 +79,7 @@ class Variable:
     stderr: str | None = None
     interval: str | None = None
     drawn: bool = True
+    identity: bool = False
 
 
 def array(
@@ -89,15 +90,17 @@ def array(
     stderr: str | None = None,
     interval: str | None = None,
     drawn: bool = True,
+    identity: bool = False,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """Declare a dataclass field as a variable with these dimensions (none: a scalar).
 
     `coordinate` marks the field that holds the positions along the dimension of the same single name.
     `stderr` and `interval` name the fields that hold the standard error and the (..., 2) interval. `drawn` is False of
-    what others are computed from (comparisons in pairs), which no figure shows unasked.
+    what others are computed from (comparisons in pairs), which no figure shows unasked. `identity` marks shares that
+    should be what their coordinate says: figures draw the diagonal.
     """
-    metadata = {"variable": (dims, units, doc, coordinate, stderr, interval, drawn)}
+    metadata = {"variable": (dims, units, doc, coordinate, stderr, interval, drawn, identity)}
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
     return field(metadata=metadata, default=default)

@@ -353,6 +353,19 @@ def test_what_has_no_coordinate_is_dots_with_bars_and_no_line():
     assert {"array", "arrayminus"} <= set(trace["error_y"])
 
 
+def test_shares_that_should_be_what_their_level_says_have_the_diagonal():
+    y = np.random.default_rng(0).standard_normal((30, 4))
+    made = quantile_coverage(quantiles=y[..., None] * 0 + [-1.0, 0.0, 1.0], targets=y, levels=[0.2, 0.5, 0.8])
+    for name in ("frequency", "coverage"):
+        diagonal, drawn = draw(made, variable=name).lines
+        assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]]
+        np.testing.assert_array_equal(drawn.get_ydata(), getattr(made, name))
+    found = {c.id.rpartition("-")[2]: c for c in charts(made.kind, [make_run("a", [made])])}
+    traces = {name: c.panels[0].views["all"] for name, c in found.items()}
+    assert [name for name, t in traces.items() if t[0].get("y") == [0, 1]] == ["frequency", "coverage"]
+    assert len(draw(made, variable="pinball").lines) == 1
+
+
 def test_what_others_are_computed_from_is_drawn_only_where_it_is_asked_for():
     rng = np.random.default_rng(0)
     y = rng.standard_normal((30, 4))

@@ -31,7 +31,11 @@ class QuantileCoverage(Result, kind="quantile_coverage", section="calibration"):
     crossing: float = array(units="share", doc="share of the predictions whose quantiles are out of order")
     level: np.ndarray = array("level", units="share", coordinate=True, doc="levels of the predicted quantiles")
     frequency: np.ndarray = array(
-        "level", units="share", interval="frequency_interval", doc="share of targets at or below each quantile"
+        "level",
+        units="share",
+        interval="frequency_interval",
+        identity=True,
+        doc="share of targets at or below each quantile",
     )
     frequency_interval: np.ndarray = array("level", "bound", units="share", doc="95% interval over the samples")
     pinball: np.ndarray = array("level", units="target", stderr="pinball_stderr", doc="pinball loss of each level")
@@ -40,7 +44,11 @@ class QuantileCoverage(Result, kind="quantile_coverage", section="calibration"):
         "central", units="share", coordinate=True, doc="share that each central interval should hold"
     )
     coverage: np.ndarray = array(
-        "central", units="share", interval="coverage_interval", doc="share of targets within each central interval"
+        "central",
+        units="share",
+        interval="coverage_interval",
+        identity=True,
+        doc="share of targets within each central interval",
     )
     coverage_interval: np.ndarray = array("central", "bound", units="share", doc="95% interval over the samples")
     width: np.ndarray = array("central", units="target", doc="mean width of each central interval (sharpness)")

@@ -12,9 +12,10 @@ from ...results import Result, Variable, kind_of
 from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash, run_symbol
 from ..measures import Z95
 from ..numbers import interval, number, uncertain
-from ..palette import HOLE, RUN_COLORS, SURFACE_MAP
+from ..palette import HOLE, MUTED, RUN_COLORS, SURFACE_MAP
 from ..runs import Run
 from ..scales import Scale, finite
+from .calibration import diagonal as identity_line
 from .registry import new_axes, tidy, whole_numbers
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def draw_generic(
     """Draw one variable of any result; by default the one with the most dimensions (up to 2), else all scalars.
 
     Standard errors and intervals are drawn where the result declares them: as a band, or as bars of dots where the
-    dimension has no coordinate, so that what lies between two numbers is nothing (classes, draws). Raises
-    MeasurementError where the result has no such variable, or none that can be drawn.
+    dimension has no coordinate, so that what lies between two numbers is nothing (classes, draws). Shares that should
+    be what their coordinate says have a dashed diagonal. Raises MeasurementError where the result has no such variable,
+    or none that can be drawn.
     """
     variables = result.variables()
     name = variable or _main(variables)
@@ -51,6 +53,8 @@ def draw_generic(
         x, x_label = _positions(variables, v.dims[0], len(data))
         low, high = spread(variables, v, data)
         known = np.where(np.isfinite(data), data, np.nan)
+        if v.identity:
+            ax.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         if x_label.endswith(_INDEX):
             bars = np.abs(np.stack([known - low, high - known])) if np.isfinite(low).any() else None
             ax.errorbar(x, known, yerr=bars, fmt="o", color=color, markersize=4, elinewidth=1.2, capsize=2)
@@ -194,6 +198,8 @@ def _curves(kind: str, name: str, found: Sequence[tuple[Run, dict[str, Variable]
     series: list[Series] = []
     traces: list[dict] = []
     x_label = y_label = doc = ""
+    if lines[0][1][name].identity:
+        traces.append(identity_line())
     for run, variables in lines:
         v = variables[name]
         data = np.asarray(v.data)
