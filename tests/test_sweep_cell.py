@@ -18,7 +18,7 @@ from landscape.probes.sweep.batches import Batches, _mixed
 from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import Cell, grid
 from landscape.probes.sweep.how import How
-from landscape.probes.sweep.stopping import Stop
+from landscape.probes.workers.stopping import Stop
 from landscape.report.runs import gather
 from landscape.seeding import seed_all
 

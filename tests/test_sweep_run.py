@@ -17,7 +17,7 @@ from landscape import Task, load_task, losses, open_archive
 from landscape.errors import TrainingError
 from landscape.probes import Sweep, collect
 from landscape.probes.sweep.how import How
-from landscape.probes.sweep.stopping import Stop
+from landscape.probes.workers.stopping import Stop
 
 BARE = How(record=False, measure=False)
 #: Two losses and two seeds of a net whose dropout draws, and whose steps take 10 ms.

@@ -21,6 +21,7 @@ from landscape.tasks import Task
 from landscape.training.task_loss import text_in_force
 
 from ..subjects import resolve_device
+from ..workers.stopping import Interrupted, Stop
 from .grid import FULL, Cell
 from .how import How
 from .locking import PATIENCE, locked
@@ -39,7 +40,6 @@ from .outcome import (
 from .parts import Parts, make_parts
 from .recording import recording
 from .sources import Source
-from .stopping import Interrupted, Stop
 from .training import Diverged, Training, averaged, evaluate
 
 #: Told of a training as it goes on: its cell, the training itself.

@@ -18,11 +18,11 @@ from ..execution import Execution
 from ..outcome import ProbeOutcome
 from ..selection import choose, samples_to_draw
 from ..subjects import Prepared
+from ..workers.stopping import Stop, at_once
 from .grid import Cell
 from .how import How
 from .outcome import ARCHIVE, FINAL
 from .sources import Source
-from .stopping import Stop, at_once
 
 
 def measure_final(

@@ -25,11 +25,11 @@ from landscape.training.rates import RangeTest
 from landscape.training.sam import SAM
 
 from ..subjects import resolve_device
+from ..workers.stopping import Interrupted, Stop
 from .cell import one_thread_on_cpu
 from .grid import Cell, checked
 from .parts import Parts, loss_of, make_parts, try_loss
 from .sources import Source
-from .stopping import Interrupted, Stop
 
 #: Where `landscape sweep --lr-find` keeps its results, in the sweep's folder.
 FILE = "lr_find.h5"

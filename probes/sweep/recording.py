@@ -18,10 +18,10 @@ from ..recorder import Recorder, default_probes
 from ..surface import SurfaceProbe
 from ..terms import LossTerms
 from ..when import every
+from ..workers.stopping import Interrupted
 from .how import How
 from .parts import Parts
 from .sources import Source
-from .stopping import Interrupted
 
 #: What can be tracked beside the recorder's own default, by name, each at its own default moments.
 TRACKS: Mapping[str, Callable[[], Probe]] = {

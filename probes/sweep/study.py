@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,7 +15,8 @@ from landscape.tasks import Task
 
 from ..selection import choose
 from ..subjects import resolve_device
-from .bars import Bars
+from ..workers.bars import Bars
+from ..workers.stopping import Stop, listening
 from .cell import Tell, failed, in_a_line, train_cell
 from .collecting import Collected, collect
 from .estimate import Estimate, estimate
@@ -25,8 +27,7 @@ from .outcome import CellResult, UnreadableError, read_result, set_aside, write_
 from .parts import Parts, make_parts, try_loss
 from .recording import chosen_probes
 from .sources import Source
-from .stopping import Stop, listening
-from .workers import run_in_workers
+from .workers import train_in_workers
 
 #: Mistakes that are told at once; more would only hide the first.
 _SHOWN = 5
@@ -209,7 +210,11 @@ class Sweep:
         stop = stop or Stop()
         if time_limit is not None:
             stop.deadline = time.monotonic() + time_limit
-        with listening(stop), Bars(len(cells), len(cells) - len(todo), enabled=progress) as bars:
+        done = len(cells) - len(todo)
+        with (
+            listening(stop),
+            Bars(len(cells), done, what="sweep", unit="cell", step="step", enabled=progress) as bars,
+        ):
             if workers == 1 or len(todo) < 2:
                 self._run_here(todo, stop, bars, say)
             else:
@@ -220,18 +225,16 @@ class Sweep:
         for cell in todo:
             if stop.asked:
                 return
-            bars.begin(cell)
+            bars.begin(cell.index, cell.label)
 
             def tell(c: Cell, training: Any) -> None:
-                bars.move(
-                    c, {"step": training.step, "loss": training.last_loss, **training.metrics}, training.parts.total
-                )
+                progress = {"step": training.step, "loss": training.last_loss, **training.metrics}
+                bars.move(c.index, training.step, training.parts.total, _shown(progress))
 
             result = attempt(
                 cell, self.source, self.out / cell.name, self.how, stop=stop, tell=tell, say=bars.saying(say)
             )
-            bars.end(result)
-            _tell_end(result, bars.saying(say))
+            _end(result, bars, say)
 
     def _run_in_workers(
         self, todo: Sequence[Cell], workers: int, stop: Stop, bars: Bars, say: Callable[[str], None]
@@ -239,19 +242,15 @@ class Sweep:
         limit = None if stop.deadline is None else stop.deadline - time.monotonic()
         setup = {"task": self.source.spec, "how": self.manifest.how, "seconds": limit}
 
-        def ended(result: CellResult) -> None:
-            bars.end(result)
-            _tell_end(result, bars.saying(say))
-
-        run_in_workers(
+        train_in_workers(
             todo,
             self.out,
             setup,
             workers,
             stop=stop,
-            began=bars.begin,
-            told=lambda cell, progress: bars.move(cell, progress, int(progress.get("steps", 0))),
-            ended=ended,
+            began=lambda cell: bars.begin(cell.index, cell.label),
+            told=lambda cell, progress: bars.move(cell.index, int(progress["step"]), shown=_shown(progress)),
+            ended=lambda result: _end(result, bars, say),
             say=bars.saying(say),
         )
 
@@ -298,6 +297,16 @@ def _mistake(text: str, cells: Sequence[Cell], of: int) -> str:
     return f"cell {cells[0].index} ({cells[0].label}): {text}"
 
 
-def _tell_end(result: CellResult, say: Callable[[str], None]) -> None:
+def _shown(progress: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the bar of a training shows beside its steps."""
+    return {
+        name: f"{progress[key]:.3g}"
+        for name, key in (("loss", "loss"), ("test", "test_loss"), ("accuracy", "test_accuracy"))
+        if isinstance(progress.get(key), float) and math.isfinite(progress[key])
+    }
+
+
+def _end(result: CellResult, bars: Bars, say: Callable[[str], None]) -> None:
+    bars.end(result.cell.index, result.status, finished=result.finished)
     if result.status != "complete":
-        say(f"{result.cell.label}: {result.status}: {result.reason}")
+        bars.saying(say)(f"{result.cell.label}: {result.status}: {result.reason}")

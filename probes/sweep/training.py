@@ -21,8 +21,8 @@ from landscape.reduction import known_weight, split_value
 from landscape.training.phasing import unfreeze
 from landscape.training.sam import SAM
 
+from ..workers.stopping import Interrupted, Stop
 from .parts import CLIP, UNFREEZE, Parts, raw_loss
-from .stopping import Interrupted, Stop
 
 #: Steps between two looks at the losses (chosen by us: on a GPU each look waits for the device).
 LOOK = 25

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -64,7 +64,7 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def listening(stop: Stop) -> Iterator[Stop]:
+def listening(stop: Stop, names: Sequence[str] = SIGNALS) -> Iterator[Stop]:
     """Let signals ask `stop` inside; a second Ctrl-C is a KeyboardInterrupt at once.
 
     Outside the main thread nothing is listened to: whoever runs us there keeps the signals.
@@ -78,7 +78,7 @@ def listening(stop: Stop) -> Iterator[Stop]:
 
     before: dict[int, Any] = {}
     try:
-        for name in SIGNALS:
+        for name in names:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handle)

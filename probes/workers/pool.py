@@ -1,0 +1,233 @@
+"""Jobs in several processes: one GPU each where there are several, a dead one replaced, all of them told to stop.
+
+Each worker is a process of its own (`python -m`), spoken to in lines of JSON: nothing is pickled, and a caller's script
+needs no `if __name__ == "__main__"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from .stopping import Stop
+
+#: A worker that dies at a job is replaced, and the job given to the next so often (chosen by us: what kills twice at
+#: one job, memory as a rule, will do so again).
+ATTEMPTS = 2
+#: Seconds that a worker has to save itself when asked to stop (chosen by us; clusters give 30 to 120).
+GRACE = 60.0
+
+Job = TypeVar("Job")
+#: What a message says of its job: there is more to come, it is done, or it is done and its process, too, which gets no
+#: other.
+Heard = Literal["more", "done", "spent"]
+
+
+class Work(Generic[Job]):
+    """What workers shall do, as whoever gives it out sees it; all is called in the thread of `run_in_workers`.
+
+    `module` is what a worker runs, `setup` the first line that it reads.
+    """
+
+    def __init__(self, module: str, setup: Mapping[str, Any]) -> None:
+        self.module, self.setup = module, setup
+
+    def begin(self, job: Job) -> dict[str, Any] | None:
+        """Return the line that gives a worker its job; None leaves the job out."""
+        raise NotImplementedError
+
+    def heard(self, job: Job, message: dict[str, Any]) -> Heard:
+        """Take what a worker says of its job."""
+        raise NotImplementedError
+
+    def died(self, job: Job, reason: str, again: bool, stopping: bool) -> None:
+        """Take that a worker died at its job, and how: it is given to another one where `again`."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Given(Generic[Job]):
+    job: Job
+    deaths: int = 0
+
+
+@dataclass
+class _Worker(Generic[Job]):
+    number: int
+    process: subprocess.Popen[str]
+    given: _Given[Job] | None = None
+
+
+def run_in_workers(
+    work: Work[Job],
+    jobs: Sequence[Job],
+    workers: int,
+    *,
+    stop: Stop,
+    say: Callable[[str], None],
+    gpus: Sequence[str] | None = None,
+) -> None:
+    """Have `workers` processes, and no more than there are jobs, do all of them, until `stop` is asked.
+
+    `say` is told what they have to say, a line each. `gpus` are the names of the GPUs that they take in turn; by
+    default all that are here.
+    """
+    waiting = deque(_Given(job) for job in jobs)
+    messages: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+    gpus = visible_gpus() if gpus is None else gpus
+    alive: dict[int, _Worker[Job]] = {}
+    numbers = 0
+
+    def start() -> None:
+        nonlocal numbers
+        numbers += 1
+        process = subprocess.Popen(
+            # -P: what lies in the current folder, such as a checkout's own landscape/, doesn't hide what is installed.
+            [sys.executable, "-P", "-m", work.module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(numbers - 1, gpus),
+            start_new_session=True,  # Ctrl-C reaches us alone, and we tell them
+        )
+        worker: _Worker[Job] = _Worker(numbers, process)
+        alive[numbers] = worker
+        threading.Thread(target=_listen, args=(worker, messages), daemon=True).start()
+        _tell(worker, work.setup)
+        give(worker)
+
+    def give(worker: _Worker[Job]) -> None:
+        worker.given = None
+        while waiting and not stop.asked:
+            given = waiting.popleft()
+            line = work.begin(given.job)
+            if line is not None:
+                worker.given = given
+                _tell(worker, line)
+                return
+        _tell(worker, {"end": True})
+
+    for _ in range(min(workers, len(jobs))):
+        start()
+    asked = 0.0
+    try:
+        while alive:
+            if stop.asked and not asked:
+                asked = time.monotonic()
+                for worker in alive.values():
+                    _signal(worker, signal.SIGTERM)
+            if asked and time.monotonic() - asked > GRACE:
+                for worker in alive.values():
+                    _signal(worker, signal.SIGKILL)
+            try:
+                number, message = messages.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            worker = alive.get(number)
+            if worker is None:
+                continue
+            if message is None:
+                del alive[number]
+                reason, given = _how(_ended(worker)), worker.given
+                if given is not None:
+                    given.deaths += 1
+                    again = given.deaths < ATTEMPTS and not stop.asked
+                    if again:
+                        waiting.appendleft(given)
+                    elif given.deaths >= ATTEMPTS:
+                        reason += f", {given.deaths} times"
+                    work.died(given.job, reason, again, stop.asked)
+                if waiting and not stop.asked and len(alive) < workers:
+                    start()
+            elif "say" in message:
+                say(message["say"])
+            elif worker.given is not None:
+                heard = work.heard(worker.given.job, message)
+                if heard == "done":
+                    give(worker)
+                elif heard == "spent":
+                    worker.given = None
+                    _tell(worker, {"end": True})
+    finally:
+        for worker in alive.values():
+            _signal(worker, signal.SIGTERM)
+        for worker in alive.values():
+            try:
+                worker.process.wait(timeout=GRACE)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                _signal(worker, signal.SIGKILL)
+            _ended(worker)
+
+
+def visible_gpus() -> list[str]:
+    """Return the names by which single GPUs are made visible to a process; empty where there is none."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [n.strip() for n in named.split(",")][:count] if named and count else [str(i) for i in range(count)]
+
+
+def _environment(number: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return a worker's environment: one thread on a CPU, unless the user says otherwise, and one GPU of several."""
+    environment = dict(os.environ)
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    else:
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment
+
+
+def _how(code: int) -> str:
+    """Return how a process died, from its exit status."""
+    try:
+        how = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    except ValueError:
+        how = f"signal {-code}"
+    memory = " (the system kills so when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"its process died ({how}){memory}"
+
+
+def _listen(worker: _Worker[Any], messages: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]) -> None:
+    assert worker.process.stdout is not None
+    for line in worker.process.stdout:
+        try:
+            messages.put((worker.number, json.loads(line)))
+        except ValueError:
+            continue  # something else that was printed: not ours
+    messages.put((worker.number, None))
+
+
+def _tell(worker: _Worker[Any], message: Mapping[str, Any]) -> None:
+    assert worker.process.stdin is not None
+    try:
+        worker.process.stdin.write(json.dumps(message) + "\n")
+        worker.process.stdin.flush()
+    except (BrokenPipeError, ValueError):
+        pass  # it died: its end is told by `_listen`
+
+
+def _ended(worker: _Worker[Any]) -> int:
+    """Wait for the end of a process, close what led to it, and return its exit status."""
+    code = worker.process.wait()
+    for pipe in (worker.process.stdin, worker.process.stdout):
+        with contextlib.suppress(OSError):
+            if pipe is not None:
+                pipe.close()
+    return code
+
+
+def _signal(worker: _Worker[Any], number: int) -> None:
+    if worker.process.poll() is None:
+        worker.process.send_signal(number)
