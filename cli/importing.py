@@ -31,8 +31,8 @@ def command(
     if append and force:
         raise click.UsageError("--append adds to the archive, --force replaces it: give one of them.")
     from landscape.archive.loss_landscape import read_surface
+    from landscape.archive.save import save_archive
     from landscape.archive.schema import Subject
-    from landscape.archive.writer import save_archive
 
     found = read_surface(source, directions)
     target = out if out is not None else source.with_name(f"{source.name}.landscape.h5")

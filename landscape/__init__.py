@@ -85,7 +85,7 @@ _NAMES = {
     "Subject": "landscape.archive.schema",
     "Archive": "landscape.archive.reader",
     "open_archive": "landscape.archive.reader",
-    "save_archive": "landscape.archive.writer",
+    "save_archive": "landscape.archive.save",
     "ClassScores": "landscape.class_scores",
     "draw": "landscape.report.figures",
     "write_report": "landscape.report.formats",
@@ -103,8 +103,8 @@ if TYPE_CHECKING:
     from .alignment.aligned import Alignment
     from .alignment.permuting import align
     from .archive.reader import Archive, open_archive
+    from .archive.save import save_archive
     from .archive.schema import Subject
-    from .archive.writer import save_archive
     from .calibration.accumulator import CalibrationAccumulator
     from .calibration.calibrated import Calibrated, load_recalibration, save_recalibration
     from .calibration.coverage import QuantileCoverage

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from landscape.archive.history import LIVE_RESULTS
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError
 
 from .observed import Observed

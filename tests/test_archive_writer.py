@@ -19,8 +19,9 @@ from landscape.archive import atomic, writer
 from landscape.archive.atomic import Partial
 from landscape.archive.describe import describe_archive
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import ArchiveWriter, save_archive
+from landscape.archive.writer import ArchiveWriter
 from landscape.errors import ArchiveError
 from landscape.surface.slices import Line, Plane
 

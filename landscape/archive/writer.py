@@ -10,8 +10,9 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -90,13 +91,14 @@ class ArchiveWriter:
         self.path = Path(os.path.realpath(path))
         self._mode, self._force = mode, force
         self._run = dict(run or {})
-        self._results: list[tuple[str, dict[str, Any], Encoded]] = []  # group, attributes, content
+        self._results: list[tuple[str, dict[str, Any], Encoded, int]] = []  # group, attributes, content, rank
         self._in_image = self._on_disk = 0
         self._written_at, self._write_seconds = -float("inf"), 0.0
         self._closed = self._done = self._rows_on_disk = False
         self._check_target()
         self._ids: Counter[str] = Counter()
         self._order = 0
+        self._begin: tuple[Counter[str], int] = Counter(), 0
         self._old: tuple[int, int, int] | None = None
         self._old_status = ""
         #: What an earlier run of this path measured, and the rows that its unfinished measurements left.
@@ -135,11 +137,18 @@ class ArchiveWriter:
         return len(self._results)
 
     def add(
-        self, result: Result, *, subject: Subject | None = None, asked: str = "", replaces: Entry | None = None
+        self,
+        result: Result,
+        *,
+        subject: Subject | None = None,
+        asked: str = "",
+        replaces: Entry | None = None,
+        rank: int = 0,
     ) -> str:
         """Store one Result and return its id: it lies at /results/<kind>/<id>.
 
-        `asked` is kept beside it, for whoever resumes; `replaces` names a result of `earlier` that goes.
+        `asked` is kept beside it, for whoever resumes; `replaces` names a result of `earlier` that goes. The finished
+        archive is in the order of `rank`, ids too, and of one rank as they came: for results of several at a time.
         TypeError for anything else; ArchiveError where a variable cannot be stored, or the disk is full.
         """
         if self._closed:
@@ -151,7 +160,7 @@ class ArchiveWriter:
         encoded = encode(result, subject or Subject())
         if replaces is not None:
             self._drop(replaces.group)
-        name = self._append(encoded, asked)
+        name = self._append(encoded, asked, rank)
         self._fill_image()
         self._flush_in_turn()
         return name
@@ -300,14 +309,27 @@ class ArchiveWriter:
         self._results, self._in_image = kept, 0
         self._image = self._new_image("running")
 
-    def _append(self, encoded: Encoded, asked: str) -> str:
+    def _append(self, encoded: Encoded, asked: str, rank: int = 0) -> str:
         self._ids[encoded.kind] += 1
         self._order += 1
         name = f"{self._ids[encoded.kind]:04d}"
         # One step, so that Ctrl-C finds the result either here, whole, or nowhere.
         about = {"order": self._order, **({"asked": asked} if asked else {})}
-        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", about, encoded))
+        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", about, encoded, rank))
         return name
+
+    def _arrange(self) -> None:
+        """Number the results by their ranks."""
+        if all(a[3] <= b[3] for a, b in pairwise(self._results)):
+            return
+        ids, order = Counter(self._begin[0]), self._begin[1]
+        arranged = []
+        for _, about, encoded, rank in sorted(self._results, key=lambda r: r[3]):
+            ids[encoded.kind] += 1
+            order += 1
+            group = f"{RESULTS}/{encoded.kind}/{ids[encoded.kind]:04d}"
+            arranged.append((group, {**about, "order": order}, encoded, rank))
+        self._results = arranged  # one step, as above
 
     def _read_old(self) -> None:
         old = open_archive(self.path)
@@ -316,6 +338,7 @@ class ArchiveWriter:
             number = int(entry.id) if entry.id.isdigit() else 0
             self._ids[entry.kind] = max(self._ids[entry.kind], number)
         self._order = old.last_order
+        self._begin = Counter(self._ids), self._order
         self._old = _identity(self.path)
 
     # ----------------------------------------------------------------------------------------- writing
@@ -353,13 +376,13 @@ class ArchiveWriter:
                 found[have:] = rows[have:]
 
     def _fingerprints(self, before: str = "") -> str:
-        found = (str(e.attributes.get("checkpoint_fingerprint", "")) for _, _, e in self._results)
+        found = (str(e.attributes.get("checkpoint_fingerprint", "")) for _, _, e, _ in self._results)
         return " ".join(dict.fromkeys([*before.split(), *(f for f in found if f)]))
 
     def _fill_image(self) -> None:
         # The counter moves after the group is whole, so that a group cut by Ctrl-C is written again.
         while self._in_image < len(self._results):
-            group, about, encoded = self._results[self._in_image]
+            group, about, encoded, _ = self._results[self._in_image]
             write_group(self._image, group, encoded, about)
             self._in_image += 1
 
@@ -393,6 +416,7 @@ class ArchiveWriter:
     def _publish(self, status: str) -> None:
         # Made anew: the bytes then depend on what was measured, not on when it happened to be flushed.
         self._done = status == "complete"
+        self._arrange()
         self._image, self._in_image = self._new_image(status), 0
         self._flush()
         if not self._appending:
@@ -432,7 +456,7 @@ class ArchiveWriter:
             for group in self._replaced:
                 if group in file:
                     del file[group]
-            for group, about, encoded in self._results:
+            for group, about, encoded, _ in self._results:
                 write_group(file, group, encoded, {**about, "appended": number})
             if self._resume and UNFINISHED in file:
                 del file[UNFINISHED]  # a resumed run took those rows over
@@ -458,32 +482,6 @@ class ArchiveWriter:
         else:
             kept = f"{self._on_disk} of the {self.results} results measured are in {self._partial.path}"
         return ArchiveError(f"{self.path} could not be written: {reason}; {kept}")
-
-
-def save_archive(
-    path: str | os.PathLike[str],
-    results: Result | Iterable[Result],
-    *,
-    subject: Subject | None = None,
-    run: Mapping[str, Any] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    force: bool = False,
-    append: bool = False,
-) -> Path:
-    """Write one Result or several into an archive at `path`, and return the path.
-
-    `subject` says what was measured, `run` the settings of the run; see `ArchiveWriter` for the rest. The file
-    appears whole or not at all. ArchiveError where it exists (`force` replaces it, `append` adds to it), cannot
-    be written, or there is no result.
-    """
-    several = [results] if isinstance(results, Result) else list(results)
-    if not several:
-        raise ArchiveError("no results to save; pass one Result or a list of them")
-    mode: Literal["new", "append"] = "append" if append else "new"
-    with ArchiveWriter(path, run=run, attributes=attributes, mode=mode, force=force) as writer:
-        for result in several:
-            writer.add(result, subject=subject)
-    return writer.path
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
