@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+
+from landscape.archive.parcel import Parcel
 from landscape.archive.reader import Entry
 from landscape.archive.schema import Subject, dump_json, load_json, plain
-from landscape.archive.writer import ArchiveWriter
 from landscape.data import first_line
 from landscape.differences import differences
 from landscape.errors import MeasurementError, NoLabelsError, ObjectiveError, OutOfMemory
-from landscape.identity import describe
 from landscape.journal import Journal, keeping
 from landscape.memory import REMEDY, ran_out
 from landscape.parameters import trainable
@@ -26,12 +27,36 @@ from .outcome import ProbeOutcome
 from .selection import Chosen
 from .subjects import Prepared
 
+#: A result that is there already.
+Earlier: TypeAlias = Entry | Parcel
 #: Why a measurement was not begun.
 OUT_OF_TIME = "the time limit came first; --resume goes on"
 
 
+class Keeper(Protocol):
+    """Where results and rows go, and what an earlier run left: an ArchiveWriter, or what tells the one who has it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def earlier(self) -> Sequence[Earlier]: ...
+    @property
+    def unfinished(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def known(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+    def add_all(self, results: Sequence[Result], *, subject: Subject, asked: str = "", replaces: Any = ()) -> Any:
+        """Store what one measurement gave."""
+
+    def keep(self, key: str, rows: np.ndarray, facts: Mapping[str, Any]) -> None:
+        """Keep rows of a measurement that is under way."""
+
+
 class Execution:
-    """The measurements of one checkpoint, in order, each result to the archive at once."""
+    """The measurements of one checkpoint, in order, each result to the archive at once.
+
+    `began` is told which of the measurements begins, counted from 1.
+    """
 
     def __init__(
         self,
@@ -39,15 +64,17 @@ class Execution:
         chosen: Sequence[Chosen],
         preset: str,
         say: Callable[[str], None],
-        writer: ArchiveWriter,
+        writer: Keeper,
         progress: bool,
         deadline: float | None = None,
+        began: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.ready = ready
         self.chosen = [c.of(ready.task) for c in chosen]
         self.say = say
         self.writer = writer
         self.progress = progress
+        self.began = began
         self.subject = ready.subject(preset=preset)
         self.results: dict[str, Result] = {}
         self.missing: dict[str, str] = {}
@@ -74,6 +101,7 @@ class Execution:
         """Measure what was chosen; `name` is what progress calls the checkpoint, its label by default."""
         start = time.perf_counter()
         for number, c in enumerate(self.chosen, 1):
+            self.began(number)
             self.label = label = f"{name or self.subject.label}: {c.measurement.name}"
             found = self._earlier(c)
             if found and all(e.status == "complete" for e in found):
@@ -92,16 +120,9 @@ class Execution:
 
     def _asked(self, c: Chosen) -> dict[str, Any]:
         """Return all that the result depends on beside the subject: a resumed run looks for it."""
-        draws = {split: f"#{self.ready.task.draw(split).fingerprint}" for split in self.ready.task.splits}
-        return {
-            "measurement": c.measurement.name,
-            "option": plain(c.options),
-            "draw": draws,
-            **describe(self.ready.task),
-            **self.ready.called,
-        }
+        return {"measurement": c.measurement.name, "option": plain(c.options), **self.ready.depends()}
 
-    def _earlier(self, c: Chosen) -> list[Entry]:
+    def _earlier(self, c: Chosen) -> list[Earlier]:
         """Return what an earlier run of this archive found when it was asked the same of the same checkpoint."""
         asked = dump_json(self._asked(c))
         return [e for e in self.writer.earlier if e.asked == asked and e.subject.key == self.subject.key]
@@ -130,7 +151,7 @@ class Execution:
         """Return a measurement's result under its name, and those along with it under their kinds."""
         return {c.measurement.name: results[0], **{kind_of(r): r for r in results[1:]}}
 
-    def _one(self, c: Chosen, earlier: Sequence[Entry]) -> None:
+    def _one(self, c: Chosen, earlier: Sequence[Earlier]) -> None:
         m = c.measurement
         if self.log.out_of_time:
             self.missing[m.name] = OUT_OF_TIME
@@ -151,11 +172,10 @@ class Execution:
         else:
             found = self._named(c, [result, *(result.along or ())])
             asked = dump_json(self._asked(c))
-            for one, before in itertools.zip_longest(found.values(), earlier[: len(found)]):
-                self.writer.add(one, subject=self.subject, asked=asked, replaces=before)
+            self.writer.add_all(list(found.values()), subject=self.subject, asked=asked, replaces=earlier[: len(found)])
             self.results |= found
         while self.results and self.unwritten:
-            self.writer.add(self.unwritten.pop(0), subject=self.subject)
+            self.writer.add_all([self.unwritten.pop(0)], subject=self.subject)
 
     def _result(self, c: Chosen) -> Result:
         """Run one measurement; where it stands on second derivatives, those are compared with differences first."""

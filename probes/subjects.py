@@ -14,7 +14,7 @@ import torch
 from landscape.archive.schema import Subject, plain
 from landscape.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
 from landscape.errors import CheckpointError, TaskError
-from landscape.identity import hold
+from landscape.identity import describe, hold
 from landscape.objective import Objective
 from landscape.scaffold import default_task_file, describe_checkpoint, next_commands
 from landscape.task_files import LoadedTask, TaskReference, file_sha256, load_named_task, load_task
@@ -45,6 +45,11 @@ class Prepared:
     def split(self) -> str:
         """The split that curvature and surface are measured on."""
         return self.task.splits[0]
+
+    def depends(self) -> dict[str, Any]:
+        """Return all that numbers depend on beside the weights and what is asked for, as plain data; draws the data."""
+        draws = {split: f"#{self.task.draw(split).fingerprint}" for split in self.task.splits}
+        return {"draw": draws, **describe(self.task), **self.called}
 
     def subject(self, **circumstances: Any) -> Subject:
         """Return what results are filed under in the archive."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from landscape import Result, array
+from landscape.archive import writer
 from landscape.archive.parcel import Parcel, unpack_parcel
 from landscape.archive.reader import open_archive
 from landscape.archive.schema import Subject, dump_json
@@ -46,9 +47,9 @@ SUBJECT = Subject("a.pt", "ab", "t.py:t", step=3, name="a", facts={"seed": 0, "n
 
 
 def written(path: Path, *parcels: Parcel, ranks: tuple[int, ...] = ()) -> str:
-    with ArchiveWriter(path, attributes=FIXED) as writer:
+    with ArchiveWriter(path, attributes=FIXED) as archive:
         for i, p in enumerate(parcels):
-            writer.add(p.result, subject=p.subject, asked=p.asked, rank=ranks[i] if ranks else 0)
+            archive.add(p.result, subject=p.subject, asked=p.asked, rank=ranks[i] if ranks else 0)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -78,9 +79,31 @@ def test_results_of_several_at_a_time_are_archived_in_the_order_of_their_ranks(t
 def test_what_was_there_stays_before_what_is_added(tmp_path, ranks):
     a, b, c = (Parcel(odd(i), Subject(f"{i}.pt")) for i in range(3))
     written(tmp_path / "run.h5", c)
-    with ArchiveWriter(tmp_path / "run.h5", attributes={**FIXED, "run_id": "s"}, mode="append") as writer:
+    with ArchiveWriter(tmp_path / "run.h5", attributes={**FIXED, "run_id": "s"}, mode="append") as archive:
         for i, p in enumerate((b, a)):
-            writer.add(p.result, subject=p.subject, rank=ranks[i] if ranks else 0)
+            archive.add(p.result, subject=p.subject, rank=ranks[i] if ranks else 0)
     found = [(e.subject.checkpoint, e.id) for e in open_archive(tmp_path / "run.h5").entries]
     later = ["0.pt", "1.pt"] if ranks else ["1.pt", "0.pt"]
     assert found == [("2.pt", "0001"), (later[0], "0002"), (later[1], "0003")]
+
+
+def test_what_one_measurement_gives_is_stored_whole_or_not_at_all(tmp_path, monkeypatch):
+    encode, calls = writer.encode, 0
+
+    def interrupted(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(writer, "encode", interrupted)
+
+    def write() -> None:
+        with ArchiveWriter(tmp_path / "run.h5") as archive:
+            archive.add(odd(), asked="1")
+            archive.add_all([odd(1), odd(2)], asked="2")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [e.asked for e in open_archive(tmp_path / "run.h5").entries] == ["1"]

@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -145,25 +145,39 @@ class ArchiveWriter:
         replaces: Entry | None = None,
         rank: int = 0,
     ) -> str:
-        """Store one Result and return its id: it lies at /results/<kind>/<id>.
+        """Store one Result and return its id: it lies at /results/<kind>/<id>; as `add_all` for one."""
+        return self.add_all([result], subject=subject, asked=asked, replaces=[replaces], rank=rank)[0]
 
-        `asked` is kept beside it, for whoever resumes; `replaces` names a result of `earlier` that goes. The finished
+    def add_all(
+        self,
+        results: Sequence[Result],
+        *,
+        subject: Subject | None = None,
+        asked: str = "",
+        replaces: Sequence[Entry | None] = (),
+        rank: int = 0,
+    ) -> list[str]:
+        """Store what one measurement gave, all of it or, where it is interrupted, nothing; return the ids.
+
+        `asked` is kept beside them, for whoever resumes; `replaces` names results of `earlier` that go. The finished
         archive is in the order of `rank`, ids too, and of one rank as they came: for results of several at a time.
         TypeError for anything else; ArchiveError where a variable cannot be stored, or the disk is full.
         """
         if self._closed:
             raise ArchiveError(f"{self.path} is finished; append to it with mode='append'")
-        if not isinstance(result, Result):
-            raise TypeError(f"expected a Result, got {type(result).__name__}")
+        for result in results:
+            if not isinstance(result, Result):
+                raise TypeError(f"expected a Result, got {type(result).__name__}")
         if subject is not None and not isinstance(subject, Subject):
             raise TypeError(f"expected a Subject, got {type(subject).__name__}")
-        encoded = encode(result, subject or Subject())
-        if replaces is not None:
-            self._drop(replaces.group)
-        name = self._append(encoded, asked, rank)
+        encoded = [encode(result, subject or Subject()) for result in results]
+        for old in replaces:
+            if old is not None:
+                self._drop(old.group)
+        names = self._append(encoded, asked, rank)
         self._fill_image()
         self._flush_in_turn()
-        return name
+        return names
 
     def keep(self, key: str, rows: np.ndarray, facts: Mapping[str, Any] | None = None) -> None:
         """Keep rows of a measurement that is under way; they go when the archive is complete.
@@ -288,7 +302,7 @@ class ArchiveWriter:
         if left is not None:
             # Under the ids that they had: a killed appending counted on from the old archive, as this one does.
             for entry in left.entries:
-                self._append(encode(entry.result, entry.subject), entry.asked)
+                self._append([encode(entry.result, entry.subject)], entry.asked)
             self.earlier = (*self.earlier, *left.entries)
             about = ("created", "run_id", "command_line", "source_revision", "versions")
             self._attributes["resumed"] = {k: left.attributes[k] for k in about if k in left.attributes}
@@ -309,14 +323,16 @@ class ArchiveWriter:
         self._results, self._in_image = kept, 0
         self._image = self._new_image("running")
 
-    def _append(self, encoded: Encoded, asked: str, rank: int = 0) -> str:
-        self._ids[encoded.kind] += 1
-        self._order += 1
-        name = f"{self._ids[encoded.kind]:04d}"
-        # One step, so that Ctrl-C finds the result either here, whole, or nowhere.
-        about = {"order": self._order, **({"asked": asked} if asked else {})}
-        self._results.append((f"{RESULTS}/{encoded.kind}/{name}", about, encoded, rank))
-        return name
+    def _append(self, encoded: Sequence[Encoded], asked: str, rank: int = 0) -> list[str]:
+        new, names = [], []
+        for one in encoded:
+            self._ids[one.kind] += 1
+            self._order += 1
+            names.append(f"{self._ids[one.kind]:04d}")
+            about = {"order": self._order, **({"asked": asked} if asked else {})}
+            new.append((f"{RESULTS}/{one.kind}/{names[-1]}", about, one, rank))
+        self._results += new  # one step, so that Ctrl-C finds them either here, whole, or nowhere
+        return names
 
     def _arrange(self) -> None:
         """Number the results by their ranks."""
