@@ -62,6 +62,13 @@ SURFACES = {"plane": "surface", "line": "line"}
 @click.option("--max-samples", type=click.IntRange(1), help="Samples to draw of each split, instead of the preset's.")
 @click.option("--check", is_flag=True, help="Compute lambda_1 and the trace by ARPACK and PyHessian, too.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be measured, with the time and memory of each.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that measure a checkpoint each: one GPU each, or one thread on a CPU.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; NaN and inf as null, with a warning.")
 @subject_options
 def command(
@@ -78,6 +85,7 @@ def command(
     report: str | None,
     check: bool,
     dry_run: bool,
+    workers: int,
     as_json: bool,
     settings: tuple[tuple[str, Any], ...],
     options: tuple[tuple[str, str, Any], ...],
@@ -86,8 +94,10 @@ def command(
     """Measure checkpoints: loss, curvature, sharpness, surface, calibration.
 
     CKPT is a file or a folder with weights. Numbers go to stdout, progress and warnings to stderr, and all
-    results with their provenance into an archive. Ctrl-C leaves a readable archive of what was measured.
+    results with their provenance into an archive. Ctrl-C leaves a readable archive of what was measured. Of several
+    workers one that fails doesn't stop the others; exit 1 at the end.
     """
+    from ..probes.outcome import NotAllMeasured
     from ..probes.posthoc import plan_run
     from ..probes.selection import UnknownName
 
@@ -111,11 +121,23 @@ def command(
     except UnknownName as error:
         raise click.UsageError(str(error)) from error
     if dry_run:
-        _print_predictions(plan.predict(), as_json)
+        _print_predictions(plan.predict(workers), min(workers, len(checkpoints)), as_json)
         return
-    outcomes = plan.measure(
-        out=out, append=append, force=force, resume=resume, time_limit=time_limit, progress=sys.stderr.isatty()
-    )
+    failed = None
+    try:
+        outcomes = plan.measure(
+            out=out,
+            append=append,
+            force=force,
+            resume=resume,
+            time_limit=time_limit,
+            progress=sys.stderr.isatty(),
+            workers=workers,
+        )
+    except NotAllMeasured as error:
+        if not error.outcomes:
+            raise
+        outcomes, failed = error.outcomes, error
     archives = list(dict.fromkeys(o.archive for o in outcomes if o.archive))
     if report is not None:
         from landscape.report.formats import write_report
@@ -125,6 +147,8 @@ def command(
     if not as_json and report is None:
         shown = " ".join(os.path.relpath(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
+    if failed is not None:
+        raise failed
 
 
 def _set_surface(given: dict[str, dict[str, Any]], only: Sequence[str] | None, **shared: Any) -> None:
@@ -173,10 +197,14 @@ def _text(outcome: ProbeOutcome, report: str | None) -> str:
     return f"{head}\n\n{summarize(outcome.results, rows)}"
 
 
-def _print_predictions(predicted: Sequence[tuple[Prepared, int, list[Prediction]]], as_json: bool) -> None:
+def _print_predictions(
+    predicted: Sequence[tuple[Prepared, int, list[Prediction]]], workers: int, as_json: bool
+) -> None:
     from landscape.report.numbers import count
 
-    from ..probes.prediction import RESTS_ON, total
+    from ..probes.prediction import RESTS_ON, spread, total
+
+    together = spread([total(found) for *_, found in predicted], workers)
 
     objects = []
     for ready, samples, found in predicted:
@@ -201,8 +229,11 @@ def _print_predictions(predicted: Sequence[tuple[Prepared, int, list[Prediction]
             )
             click.echo(f"{head}\n\n{table(rows, indent=2, header=True)}\n")
     if as_json:
-        click.echo(json_line(finite({"schema": 1, "dry_run": objects})[0]))
+        all_of_them = {"workers": workers, "seconds": [together.low, together.high]} if workers > 1 else {}
+        click.echo(json_line(finite({"schema": 1, "dry_run": objects, **all_of_them})[0]))
     else:
+        if workers > 1:
+            click.echo(f"{len(predicted)} checkpoints, {expected(together)} on {workers} workers\n")
         click.echo(RESTS_ON)
 
 

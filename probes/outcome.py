@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from landscape.errors import MeasurementError
 from landscape.results import Result
 
 #: The sections that every object has, null where they were not measured, and the keys that a section always has.
@@ -17,6 +18,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     "surface": ("center_loss", "evaluated", "points", "error"),
     "calibration": ("ece", "ece_ci", "bins", "mce", "brier", "nll", "temperature"),
 }
+#: Checkpoints that an error names (chosen by us: one line).
+NAMED = 3
 #: Keys of the object that a measurement's section must not take.
 RESERVED = frozenset(
     {"checkpoint", "task", "device", "dtype", "samples", "parameters", "loss", "accuracy"}
@@ -81,6 +84,22 @@ class ProbeOutcome:
             sizes = np.asarray(result.samples).tolist()
             performance["samples"] = dict(zip(result.splits, sizes, strict=True))
         return performance, sections
+
+
+class NotAllMeasured(MeasurementError):
+    """Of several checkpoints that workers measured some could not be: `outcomes` are those of the others, `errors` what
+    went wrong, by checkpoint.
+    """
+
+    def __init__(self, outcomes: Sequence[ProbeOutcome], failures: Sequence[tuple[str, str, Exception]]) -> None:
+        """Args: failures: of each the checkpoint, what went wrong in a line, and the error."""
+        said = [f"{path} ({line})" for path, line, _ in failures]
+        more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+        super().__init__(
+            f"{len(said)} of {len(said) + len(outcomes)} checkpoints could not be measured: "
+            f"{', '.join(said[:NAMED])}{more}; the same command with --resume tries them again"
+        )
+        self.outcomes, self.errors = list(outcomes), {path: error for path, _, error in failures}
 
 
 def merged(one: dict[str, Any], other: Mapping[str, Any], name: str) -> dict[str, Any]:

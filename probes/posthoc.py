@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from landscape.archive.writer import ArchiveWriter
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, MeasurementError
 from landscape.memory import ran_out
 from landscape.provenance import provenance
 from landscape.report.numbers import span
@@ -21,8 +22,11 @@ from .execution import Execution
 from .outcome import ProbeOutcome
 from .prediction import Prediction, measure_pass, measure_speed, predict, total
 from .selection import Chosen, choose, samples_to_draw
+from .several.jobs import Job, measure_in_workers
 from .subjects import Prepared, Tasks, check_paths, task_changes
 from .targets import archive_paths
+from .workers.lines import portable
+from .workers.pool import as_in_a_worker
 
 #: Seconds from which on a run says beforehand how long it will take (chosen by us).
 WORTH_SAYING = 30.0
@@ -37,6 +41,7 @@ def probe_checkpoints(
     resume: bool = False,
     time_limit: float | None = None,
     progress: bool = False,
+    workers: int = 1,
     **how: Any,
 ) -> list[ProbeOutcome]:
     """Measure each checkpoint, write each result to the archive at once, and return what was found.
@@ -55,12 +60,23 @@ def probe_checkpoints(
         time_limit: seconds after which no measurement is begun, and a surface stops with the best picture so far; the
             archive's status is then "interrupted".
         progress: show bars on stderr.
+        workers: processes that measure a checkpoint each at a time, no more than there are checkpoints; 1 measures in
+            this one. On GPUs one each, in turn; on a CPU with one thread each (or as OMP_NUM_THREADS says), which gives
+            the numbers of one process with as many threads. Each loads the task by itself, in seconds. A checkpoint
+            that fails, or whose process dies twice, doesn't stop the others.
         how: what to measure, and on what; see `plan_run`.
 
-    Raises LandscapeError of the kind that fits.
+    Raises LandscapeError of the kind that fits; of several workers NotAllMeasured, with the outcomes of the others.
     """
-    plan = plan_run(checkpoints, **how)
-    return plan.measure(out=out, append=append, force=force, resume=resume, time_limit=time_limit, progress=progress)
+    return plan_run(checkpoints, **how).measure(
+        out=out,
+        append=append,
+        force=force,
+        resume=resume,
+        time_limit=time_limit,
+        progress=progress,
+        workers=workers,
+    )
 
 
 def plan_run(
@@ -102,28 +118,48 @@ def plan_run(
     paths = tuple(os.fspath(p) for p in checkpoints)
     check_paths(paths)
     choose((), preset)
-    tasks = Tasks(
-        task=task,
-        settings=dict(settings or {}),
-        weights=weights,
-        trust_pickle=trust_pickle,
-        root=root,
-        changes=task_changes(device, dtype, seed),
-        samples=lambda t: samples_to_draw(t, preset, max_samples),
-        say=say,
-    )
+    how = {
+        "task": task,
+        "settings": dict(settings or {}),
+        "only": only,
+        "preset": preset,
+        "also": also,
+        "options": options or {},
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "max_samples": max_samples,
+        "weights": weights,
+        "trust_pickle": trust_pickle,
+        "root": root,
+    }
+    tasks = tasks_of(how, say)
     prepared = tuple(tasks.prepare(path) for path in paths)
     plane = dict((options or {}).get("plane", {}))
     if plane.get("directions") == "trajectory" and list(plane.get("checkpoints", ())) == list(paths):
         prepared, paths = _in_time(prepared, say)
-        options = {**(options or {}), "plane": {**plane, "checkpoints": list(paths)}}
+        how["options"] = {**how["options"], "plane": {**plane, "checkpoints": list(paths)}}
     # A task file may register measurements of its own, so the names are looked up after the tasks are loaded.
-    return Plan(paths, tasks, prepared, tuple(choose(only, preset, options, also)), preset, say)
+    return Plan(paths, tasks, prepared, tuple(choose(only, preset, how["options"], also)), preset, say, how)
+
+
+def tasks_of(how: Mapping[str, Any], say: Callable[[str], None]) -> Tasks:
+    """Return what loads checkpoints into their tasks, from the arguments of `plan_run`."""
+    return Tasks(
+        task=how["task"],
+        settings=how["settings"],
+        weights=how["weights"],
+        trust_pickle=how["trust_pickle"],
+        root=how["root"],
+        changes=task_changes(how["device"], how["dtype"], how["seed"]),
+        samples=lambda t: samples_to_draw(t, how["preset"], how["max_samples"]),
+        say=say,
+    )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Checkpoints that fit their tasks, and the measurements to make on each."""
+    """Checkpoints that fit their tasks, and the measurements to make on each; `how` are the arguments of `plan_run`."""
 
     paths: tuple[str, ...]
     tasks: Tasks
@@ -131,6 +167,7 @@ class Plan:
     chosen: tuple[Chosen, ...]
     preset: str
     say: Callable[[str], None]
+    how: Mapping[str, Any]
 
     def loaded(self) -> Iterator[Prepared]:
         """Yield each checkpoint's task with its weights in the model, one after the other."""
@@ -138,16 +175,21 @@ class Plan:
             # Checkpoints of one task share its model, which holds the weights of the last one: load them again.
             yield ready if len(self.paths) == 1 else self.tasks.prepare(path)
 
-    def predict(self) -> list[tuple[Prepared, int, list[Prediction]]]:
-        """Return for each checkpoint the samples of its draw, and what each measurement is expected to take.
+    def predict(self, workers: int = 1) -> list[tuple[Prepared, int, list[Prediction]]]:
+        """Return for each checkpoint the samples of its draw, and what each measurement is expected to take there.
 
-        Costs about 30 passes over one batch of each.
+        Costs about 30 passes over one batch of each, with as many threads as one of `workers` has.
         """
         found = []
-        for ready in self.loaded():
-            samples = ready.task.draw(ready.split).samples
-            found.append((ready, samples, predict(self.chosen, measure_speed(ready.task), samples)))
+        with self._threads(workers):
+            for ready in self.loaded():
+                samples = ready.task.draw(ready.split).samples
+                found.append((ready, samples, predict(self.wanted(ready), measure_speed(ready.task), samples)))
         return found
+
+    def wanted(self, ready: Prepared) -> list[Chosen]:
+        """Return the measurements to make on a checkpoint: a trajectory's plane on its last one alone."""
+        return [c for c in self.chosen if not _around_another(c, ready)]
 
     def measure(
         self,
@@ -158,35 +200,32 @@ class Plan:
         resume: bool = False,
         time_limit: float | None = None,
         progress: bool = False,
+        workers: int = 1,
     ) -> list[ProbeOutcome]:
         """Make the measurements; see `probe_checkpoints`."""
+        if workers < 1:
+            raise MeasurementError(f"workers={workers} must be at least 1")
+        workers = min(workers, len(self.paths))
+        how = {k: portable(v, k) for k, v in self.how.items()} if workers > 1 else {}
         deadline = None if time_limit is None else time.monotonic() + time_limit
         writers: list[ArchiveWriter] = []
-        outcomes = []
-        unfinished: dict[ArchiveWriter, list[str]] = {}
         try:
             with contextlib.ExitStack() as stack:
                 writers += self._open(stack, out, append, force, resume)
-                self._announce()
-                reused = 0
-                for i, ready in enumerate(self.loaded()):
-                    several = len(self.paths) > 1
-                    name = f"[{i + 1}/{len(self.paths)}] {ready.checkpoint.path}" if several else ""
-                    chosen = [c for c in self.chosen if not _around_another(c, ready)]
-                    left = unfinished.setdefault(writers[i], [])
-                    if chosen:
-                        run = Execution(ready, chosen, self.preset, self.say, writers[i], progress, deadline)
-                        outcomes.append(run.measure(name))
-                        left.extend(run.unfinished)
-                        reused += run.log.reused
-                    else:
-                        path = name or ready.checkpoint.path
-                        self.say(f"{path} is a point of the trajectory, whose plane lies elsewhere")
-                    if writers[i] not in writers[i + 1 :]:
-                        # Without any result "interrupted" leaves no file behind.
-                        writers[i].close(
-                            "interrupted" if left or not (writers[i].results or writers[i].earlier) else "complete"
-                        )
+                self._announce(workers)
+                ends = _Ends(writers)
+                if workers > 1:
+                    outcomes, reused = measure_in_workers(
+                        self._jobs(writers, ends),
+                        how,
+                        workers,
+                        through=ends.through,
+                        deadline=deadline,
+                        progress=progress,
+                        say=self.say,
+                    )
+                else:
+                    outcomes, reused = self._measure_here(writers, ends, deadline, progress)
                 kept = sum(len(rows) for w in dict.fromkeys(writers) for rows in w.unfinished.values())
                 if kept and not reused:
                     self.say(f"of the {kept:,} points of the earlier run none was used")
@@ -196,6 +235,46 @@ class Plan:
                 self.say(f"what was measured until now is kept in {', '.join(kept)}")
             raise
         return outcomes
+
+    def _measure_here(
+        self, writers: Sequence[ArchiveWriter], ends: _Ends, deadline: float | None, progress: bool
+    ) -> tuple[list[ProbeOutcome], int]:
+        outcomes, reused = [], 0
+        for i, ready in enumerate(self.loaded()):
+            several = len(self.paths) > 1
+            name = f"[{i + 1}/{len(self.paths)}] {ready.checkpoint.path}" if several else ""
+            wanted = self.wanted(ready)
+            unfinished: list[str] = []
+            if wanted:
+                run = Execution(ready, wanted, self.preset, self.say, writers[i], progress, deadline)
+                outcomes.append(run.measure(name))
+                unfinished = run.unfinished
+                reused += run.log.reused
+            else:
+                self._say_elsewhere(name or ready.checkpoint.path)
+            ends.through(i, unfinished)
+        return outcomes, reused
+
+    def _jobs(self, writers: Sequence[ArchiveWriter], ends: _Ends) -> list[Job]:
+        """Return the checkpoints for workers; one that has nothing to be measured is through already."""
+        jobs = []
+        for i, ready in enumerate(self.prepared):
+            wanted = [c.measurement.name for c in self.wanted(ready)]
+            job = Job(i, len(self.paths), ready, wanted, writers[i])
+            if wanted:
+                jobs.append(job)
+            else:
+                self._say_elsewhere(job.name)
+                ends.through(i)
+        return jobs
+
+    def _say_elsewhere(self, name: str) -> None:
+        self.say(f"{name} is a point of the trajectory, whose plane lies elsewhere")
+
+    def _threads(self, workers: int) -> contextlib.AbstractContextManager[None]:
+        """Return what gives torch as many threads as one of several workers has, where they measure on a CPU."""
+        on_cpu = all(ready.device == "cpu" for ready in self.prepared)
+        return as_in_a_worker() if workers > 1 and on_cpu else contextlib.nullcontext()
 
     def _open(
         self, stack: contextlib.ExitStack, out: str | os.PathLike[str] | None, append: bool, force: bool, resume: bool
@@ -220,26 +299,46 @@ class Plan:
                 )
         return [writers[target] for target in targets]
 
-    def _announce(self) -> None:
+    def _announce(self, workers: int) -> None:
         """Say how long the run will take, if that is long: from one pass over one batch, then from careful timing."""
-        ready = self.prepared[0]
+        ready, rounds = self.prepared[0], len(self.paths) / workers
         try:
-            samples = ready.task.draw(ready.split).samples
-            rough = total(predict(self.chosen, measure_pass(ready.task), samples))
-            if rough.high * len(self.paths) < WORTH_SAYING / 2:
-                return
-            found = predict(self.chosen, measure_speed(ready.task), samples)
+            with self._threads(workers):
+                samples = ready.task.draw(ready.split).samples
+                rough = total(predict(self.chosen, measure_pass(ready.task), samples))
+                if rough.high * rounds < WORTH_SAYING / 2:
+                    return
+                found = predict(self.chosen, measure_speed(ready.task), samples)
         except (LandscapeError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, LandscapeError) or ran_out(error)):
                 raise
             return  # the measurements themselves will say what is wrong
-        takes = total(found).times(len(self.paths), len(self.paths))
+        takes = total(found).times(rounds, rounds)
         if takes.high >= WORTH_SAYING:
             longest = max(found, key=lambda p: p.seconds.high if p.seconds.known else 0.0)
             self.say(
                 f"this will take {span(takes.low, takes.high)}, most of it for {longest.name}; --time-limit stops "
                 "earlier, and --resume goes on after an interruption"
             )
+
+
+class _Ends:
+    """Finishes each archive when the last of its checkpoints is through."""
+
+    def __init__(self, writers: Sequence[ArchiveWriter]) -> None:
+        self._writers = writers
+        self._open = Counter(writers)
+        self._left: dict[ArchiveWriter, list[str]] = {}
+
+    def through(self, number: int, unfinished: Sequence[str] = ()) -> None:
+        """Take that the checkpoint of this number is measured, but for what the time limit left."""
+        writer = self._writers[number]
+        left = self._left.setdefault(writer, [])
+        left.extend(unfinished)
+        self._open[writer] -= 1
+        if not self._open[writer]:
+            # Without any result "interrupted" leaves no file behind.
+            writer.close("interrupted" if left or not (writer.results or writer.earlier) else "complete")
 
 
 def _in_time(

@@ -201,6 +201,12 @@ def total(found: Sequence[Prediction]) -> Span:
     return sum((p.seconds for p in found if p.seconds.known), NONE)
 
 
+def spread(times: Sequence[Span], workers: int) -> Span:
+    """Return the time of several things on so many workers, if none waits for another; never less than the longest."""
+    low, high = ([end(t) for t in times] for end in (lambda t: t.low, lambda t: t.high))
+    return Span(*(max(sum(ends) / workers, max(ends, default=0.0)) for ends in (low, high)))
+
+
 def _memory(speed: Speed, scale: float, passes: float) -> float:
     # The caller's weights, the working copy and the centre; the draw; the batches' graphs; a Krylov basis.
     basis = min(passes / PASSES_A_PRODUCT * speed.parameters * speed.itemsize, BASIS)

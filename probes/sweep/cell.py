@@ -14,13 +14,14 @@ import torch
 
 from landscape.checkpoint import fingerprint_of, save_checkpoint, write_whole
 from landscape.checkpoints.checksums import check_entries
-from landscape.errors import LandscapeError, TrainingError
+from landscape.errors import TrainingError
 from landscape.parameters import unwrap
 from landscape.seeding import seed_all, seeded
 from landscape.tasks import Task
 from landscape.training.task_loss import text_in_force
 
 from ..subjects import resolve_device
+from ..workers.errors import in_a_line
 from ..workers.stopping import Interrupted, Stop
 from .grid import FULL, Cell
 from .how import How
@@ -91,14 +92,6 @@ def failed(cell: Cell, folder: str | Path, error: BaseException) -> CellResult:
         text = "".join(traceback.format_exception(error))
         (Path(folder) / ERROR).write_text(text, encoding="utf-8", errors="replace")
     return replace(read_result(cell, Path(folder)), status="failed", reason=in_a_line(error))
-
-
-def in_a_line(error: BaseException) -> str:
-    """Return what went wrong in a line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return f"out of memory; smaller batches need less ({text[:120]})"
-    return text if isinstance(error, LandscapeError) else f"{type(error).__name__}: {text[:300]}".rstrip(": ")
 
 
 @contextlib.contextmanager

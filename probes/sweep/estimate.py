@@ -13,9 +13,10 @@ import torch
 from landscape.clock import cpu_clock
 from landscape.errors import LandscapeError, TrainingError
 
-from ..prediction import NONE, Span, measure_speed, predict, run, spanned, total
+from ..prediction import NONE, Span, measure_speed, predict, run, spanned, spread, total
 from ..selection import choose, samples_to_draw
-from .cell import in_a_line, one_thread_on_cpu
+from ..workers.errors import in_a_line
+from .cell import one_thread_on_cpu
 from .grid import Cell
 from .how import How
 from .parts import Parts, make_recipe
@@ -131,6 +132,4 @@ def _measuring(parts: Parts, how: How) -> Span:
 
 def total_seconds(found: Sequence[Estimate], workers: int = 1) -> Span:
     """Return the time of all cells on so many workers, if none waits for another."""
-    every = sum((e.seconds for e in found), NONE).times(1 / workers, 1 / workers)
-    longest = [max((end(e.seconds) for e in found), default=0.0) for end in (lambda s: s.low, lambda s: s.high)]
-    return Span(max(every.low, longest[0]), max(every.high, longest[1]))
+    return spread([e.seconds for e in found], workers)

@@ -16,8 +16,9 @@ from landscape.tasks import Task
 from ..selection import choose
 from ..subjects import resolve_device
 from ..workers.bars import Bars
+from ..workers.errors import in_a_line
 from ..workers.stopping import Stop, listening
-from .cell import Tell, failed, in_a_line, train_cell
+from .cell import Tell, failed, train_cell
 from .collecting import Collected, collect
 from .estimate import Estimate, estimate
 from .grid import Cell, grid, joined, named, read_cells

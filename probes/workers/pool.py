@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -187,6 +187,20 @@ def _environment(number: int, gpus: Sequence[str]) -> dict[str, str]:
     else:
         environment.setdefault("OMP_NUM_THREADS", "1")
     return environment
+
+
+@contextlib.contextmanager
+def as_in_a_worker() -> Iterator[None]:
+    """Have torch use as many threads inside as it does in a worker on a CPU: for who times what workers will do."""
+    import torch
+
+    before = torch.get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0]  # a list is one number for each level
+    torch.set_num_threads(int(wanted) if wanted.isdecimal() and int(wanted) else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _how(code: int) -> str:
