@@ -78,7 +78,7 @@ class GradientNoise(Probe):
         self._scale = NoiseScale(decay)
         self._handles: list[Any] = []
         self._parameters: list[Any] = []
-        self._before: list[Tensor] | None = None
+        self._before: list[Tensor | None] | None = None
         self._squares: list[Tensor] = []
         self._averages: list[Tensor] = []
         self._listening = self._queued = False
@@ -129,13 +129,12 @@ class GradientNoise(Probe):
 
     def _backward_done(self) -> None:
         self._queued = False
-        now = [p.grad.detach() for p in self._parameters if p.grad is not None]
-        if self._before is not None and len(self._before) == len(now):
-            added = [a - b for a, b in zip(now, self._before, strict=True)]
-        else:
-            added = now
+        now = [None if p.grad is None else p.grad.detach() for p in self._parameters]
+        # A parameter that no micro-batch has used yet (an expert that was not chosen) has no gradient before.
+        before = self._before or [None] * len(now)
+        added = [g if b is None else g - b for g, b in zip(now, before, strict=True) if g is not None]
         self._squares.append(tensor_norms(added).square().sum())
-        self._before = [g.clone() for g in now]
+        self._before = [None if g is None else g.clone() for g in now]
 
     # ------------------------------------------------------------------------------------- ranks
 
@@ -188,7 +187,7 @@ class GradientNoise(Probe):
                 self._count_undivided(run, step)
                 return  # a step of one batch has no smaller one to compare with
             # What was accumulated, not what clipping made of it; a share of the mean, or a sum of gradients.
-            accumulated = [] if self._before is None else self._before
+            accumulated = [g for g in self._before or () if g is not None]
             small, big = torch.stack(self._squares).mean(), tensor_norms(accumulated).square().sum()
             small, big = (small * parts**2, big) if self.accumulation == "mean" else (small, big / parts**2)
         self._listening = False

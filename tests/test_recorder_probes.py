@@ -32,6 +32,11 @@ from landscape.probes.subjects import Tasks
 from landscape.task_files import TaskReference, file_sha256
 
 
+def batches(n, size=8):
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(size, 4, generator=g), torch.randint(0, 3, (size,), generator=g)) for _ in range(n)]
+
+
 class TestExpensiveProbes:
     def run(self, tmp_path, **options):
         model, optimizer = small()
@@ -189,6 +194,31 @@ class TestExpensiveProbes:
             "embeddings: nothing was recorded of aside: no forward pass in training mode called it"
         )
         assert "call model.train()" in told("eval.h5", terms, train=False)[0]
+
+    def test_micro_batches_that_use_other_parameters_have_a_noise_scale_of_their_own_gradients(self, tmp_path):
+        """A parameter whose first gradient comes with the second micro-batch (an expert that wasn't chosen before)."""
+        torch.manual_seed(0)
+        experts = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)])
+        optimizer = torch.optim.SGD(experts.parameters(), lr=0.1)
+        b, scale, expected = 6, NoiseScale(), []
+        with Recorder(tmp_path / "run.h5", experts, optimizer, probes=[GradientNoise(b)]):
+            for order in ((0, 1), (0, 1, 1), (1, 0)):
+                optimizer.zero_grad()
+                squares, total = [], 0
+                for i, (x, y) in zip(order, batches(len(order), b), strict=True):
+                    loss = nn.functional.cross_entropy(experts[i](x), y)
+                    parameters = list(experts.parameters())
+                    own = torch.autograd.grad(
+                        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                    flat = torch.cat([p.reshape(-1) for p in own]).double()
+                    squares.append(float(flat.square().sum()))
+                    total = total + flat / len(order)
+                    (loss / len(order)).backward()
+                optimizer.step()
+                scale.add(float(np.mean(squares)), float(total.square().sum()), b, b * len(order))
+                expected.append([scale.value, scale.squared_gradient, scale.variance])
+        np.testing.assert_allclose(open_archive(tmp_path / "run.h5").history["noise_scale"].values, expected, rtol=1e-4)
 
     def test_when_in_the_place_of_samples_is_told(self):
         with pytest.raises(MeasurementError, match=r"say GradientNoise\(when=every"):
