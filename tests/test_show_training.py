@@ -51,6 +51,7 @@ class TestFacts:
         norm = history["gradient_norm"].column("global")
         assert facts["gradient_norm"] == {
             "last": norm[-1], "largest": norm.max(), "step": 1 + int(np.argmax(norm)), "unclipped": None, "clipped": 0,
+            "steps": 50,
         }  # fmt: skip
         bend = history["curvature"]
         assert facts["curvature"] == {
@@ -91,10 +92,24 @@ class TestFacts:
         assert norm["largest"] == pytest.approx(0.5, rel=1e-5)
         if own:
             assert norm["unclipped"] == pytest.approx(largest, rel=1e-6)
-            assert text.endswith("before clipping")
+            assert text == f"0.5 at the end; clipped at 6 of 6 steps, from {largest:.5g} at most to 0.5"
         else:
             assert norm["clipped"] >= 3
-            assert "clipped there (rec.clip_grad_norm_ records both sides)" in text
+            assert text.startswith(f"0.5 at the end; clipped to 0.5 at {norm['clipped']} of 6 steps, as it seems")
+
+    @pytest.mark.parametrize(("last", "said"), [(0.5, "clipped at 1 of 3 steps"), (1e9, ", never clipped")])
+    def test_only_steps_whose_gradient_grew_shorter_count_as_clipped(self, tmp_path, last, said):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer) as rec:
+            for bound in (1e9, 1e9, last):
+                optimizer.zero_grad()
+                (10 * model(torch.ones(3, 4)).square().sum()).backward()
+                assert rec.clip_grad_norm_(bound) > 0.5
+                optimizer.step()
+        facts = training_facts(open_archive(tmp_path / "run.h5"))
+        assert facts is not None
+        assert (facts["gradient_norm"]["clipped"], facts["gradient_norm"]["steps"]) == (int(last == 0.5), 3)
+        assert said in dict(told(facts))["gradient norm"]
 
     def test_the_learning_rate_is_the_chosen_one_not_that_of_a_warm_up(self, tmp_path):
         model, optimizer = small()

@@ -174,11 +174,15 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _norm(norm: Mapping[str, Any]) -> str:
-    text = f"{number(norm['last'])} at the end, at most {number(norm['largest'])} at step {norm['step']:,}"
+    last, largest, clipped = number(norm["last"]), number(norm["largest"]), f"{norm['clipped']:,} of {norm['steps']:,}"
+    if norm["unclipped"] is not None and norm["clipped"]:
+        return f"{last} at the end; clipped at {clipped} steps, from {number(norm['unclipped'])} at most to {largest}"
+    text = f"{last} at the end, at most {largest} at step {norm['step']:,}"
     if norm["unclipped"] is not None:
-        text += f", {number(norm['unclipped'])} before clipping"
-    elif norm["clipped"]:
-        text += f", as at {norm['clipped']:,} steps: clipped there (rec.clip_grad_norm_ records both sides)"
+        return f"{text}, never clipped"
+    if norm["clipped"]:
+        seems = "as it seems (rec.clip_grad_norm_ records both sides)"
+        return f"{last} at the end; clipped to {largest} at {clipped} steps, {seems}"
     return text
 
 

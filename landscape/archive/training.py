@@ -32,9 +32,10 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         seconds_recording   of those, spent recording; recording_share is their ratio
         loss                {"first", "last", "step"}: means over the first and last tenth of the rows, in the loss's
                             own unit, and the step of the last one
-        gradient_norm       {"last", "largest", "step", "unclipped", "clipped"}: global, as the optimizer used it; the
-                            step of the largest; the largest before clipping, None where that was not recorded, and
-                            then how many steps stand at the largest, where it is a bound that they were clipped to
+        gradient_norm       {"last", "largest", "step", "unclipped", "clipped", "steps"}: global, as the optimizer used
+                            it; the step of the largest; the largest before clipping, None where that was not recorded;
+                            how many of the steps were clipped (without the norms before it, those that stand at the
+                            largest, where it is a bound)
         gradient_norms      {optimizer: the same} where several optimizers were recorded; gradient_norm is None then
         logged              {name: {"first", "last", "step"}}: what the loop logged under names of its own, as the loss
         curvature           {"lambda_max", "threshold", "margin", "operator", "learning_rate", "step"}: the last one,
@@ -118,15 +119,21 @@ def _norm(history: History, suffix: str) -> dict[str, Any] | None:
     if not len(values):
         return None
     largest = float(values.max())
-    _, before = _column(history, f"gradient_norm_before{suffix}", "global")
-    # torch divides by norm + 1e-6: what it clips lies within 1e-6 / norm of the bound.
-    bound = int((values >= (1 - _AT_BOUND) * largest).sum()) if not len(before) else 0
+    at, before = _column(history, f"gradient_norm_before{suffix}", "global")
+    if len(before):
+        both, here, there = np.intersect1d(steps, at, return_indices=True)
+        clipped = int((values[here] < (1 - _AT_BOUND) * before[there]).sum()) if len(both) else 0
+    else:
+        # torch divides by norm + 1e-6: what it clips lies within 1e-6 / norm of the bound.
+        clipped = int((values >= (1 - _AT_BOUND) * largest).sum())
+        clipped = clipped if clipped >= _CLIPPED and largest > float(values.min()) else 0
     return {
+        "steps": len(values),
         "last": float(values[-1]),
         "largest": largest,
         "step": int(steps[values.argmax()]),
         "unclipped": float(before.max()) if len(before) else None,
-        "clipped": bound if bound >= _CLIPPED and largest > float(values.min()) else 0,
+        "clipped": clipped,
     }
 
 
