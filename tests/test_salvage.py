@@ -209,6 +209,40 @@ def test_the_report_tells_what_a_salvaged_archive_lost_once(tmp_path):
     assert all(html.escape(line) in page for line in done.lost)
 
 
+def test_rows_that_a_salvaged_record_lost_are_told_in_one_place(tmp_path, recorded_bytes):
+    path = save(tmp_path / "run.h5", recorded_bytes)
+    place = recorded_bytes.index(open_archive(path).history["gradient_norm"].values[3000].tobytes())
+    path.write_bytes(spoiled(recorded_bytes, place, place + 64 * 1024))
+    done = salvage.salvage(path)
+    (line,) = done.lost
+    told = [(check.name, check.message) for _, _, check in every_check(gather([done.path])) if check.level != "pass"]
+    assert ("readable", "salvaged from run.h5, which was damaged") in told
+    assert [name for name, message in told if line in message] == ["lost rows"]
+    shown = " ".join(CliRunner().invoke(main, ["show", "--full", str(done.path)]).stdout.split())
+    assert shown.count(line) == 1
+
+
+def test_a_quantity_that_is_lost_as_a_whole_is_one_line(tmp_path, recorded_bytes, monkeypatch):
+    path = save(tmp_path / "run.h5", without_parity(save(tmp_path / "run.h5", recorded_bytes)))
+    walk = salvage.walk_variants
+
+    def without(copy, ranges):
+        walked = walk(copy, ranges)
+        for key in (("attributes", "/steps/gradient_norm"), ("dataset", "/steps/gradient_norm/value")):
+            del walked.answers[key]
+        return walked
+
+    monkeypatch.setattr(salvage, "walk_variants", without)
+    whole = path.read_bytes()
+    path.write_bytes(spoiled(whole, len(recorded_bytes) // 2, len(recorded_bytes) // 2 + 1))
+    done = salvage.salvage(path)
+    assert [x for x in done.lost if "gradient_norm" in x] == [
+        "steps/gradient_norm: all rows are lost (6,000 rows)",
+    ]
+    events = [e.message for e in open_archive(done.path).history.events if e.kind == "lost_rows"]
+    assert sum("gradient_norm" in message for message in events) == 1
+
+
 def test_what_was_lost_before_is_still_told_of_what_is_salvaged_again(tmp_path, recorded_bytes):
     path = save(tmp_path / "run.h5", recorded_bytes)
     values = open_archive(path).history["gradient_norm"].values

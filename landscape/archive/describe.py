@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ArchiveError
 from ..results import Result, Variable
 from .reader import Archive, Entry
-from .schema import SALVAGED, Subject, plain
+from .schema import SALVAGED, Subject, lost_by_damage, plain
 from .training import training_facts
 
 #: Columns, so that the text stands in an 80x24 terminal's wider sister and in an issue. Chosen by us.
@@ -33,7 +33,8 @@ def describe_archive(archive: Archive) -> str:
     facts = training_facts(archive)
     lines = [*_head(archive, facts)]
     if facts:
-        lines += ["", *_training(facts)]
+        said = {lost_by_damage(line.removeprefix("lost: ")) for line in salvaged(archive)}
+        lines += ["", *_training({**facts, "told": [e for e in facts["told"] if e["message"] not in said]})]
     for number, subject in enumerate(archive.subjects, 1):
         lines += ["", *_subject(number, subject)]
         for entry in archive.select(subject=subject):

@@ -29,7 +29,7 @@ from .damage import Damage, damage
 from .groups import read_attributes, read_variables
 from .history import EPOCHS, EVENTS, PROBES, STEPS, Event, stored_events
 from .piecewise import attribute_of
-from .schema import FORMAT, FORMAT_VERSION, RESULTS, SALVAGED, pack, salvaged_path, unpack
+from .schema import FORMAT, FORMAT_VERSION, RESULTS, SALVAGED, lost_by_damage, pack, salvaged_path, unpack
 from .seal import check, seal
 from .segments import held, live_folder, segment_paths
 from .survey import Key, Reader, Walked, digest, pieces, walk_variants
@@ -209,7 +209,7 @@ class _Writer:
             del self._file[path]
             return
         else:
-            self._lose(path, "its own facts and settings are lost")
+            self._lose(path, "its own facts and settings are lost")  # unless all of it turns out to be
         below = [(f"{path.rstrip('/')}/{name}", kind) for name, kind in about["members"]]
         datasets = [p for p, kind in below if kind == "dataset"]
         if datasets:  # then what can't be opened is one, too
@@ -220,7 +220,7 @@ class _Writer:
                 return
             read = _READ.get(parts[0]) if parts else None
             if read is not None and not self._proven and not _understood(read, own):
-                self._lose(path, "lost: what is in it makes no sense")
+                self._lose_all(path, "lost: what is in it makes no sense")
                 del self._file[path]
                 return
             self.lost.kept += 1
@@ -236,12 +236,12 @@ class _Writer:
             growing = [p for p in datasets if p.rpartition("/")[2] in ("step", "value", "superseded")]
             absent = not {f"{path}/step", f"{path}/value", f"{path}/name"}.issubset(datasets)
             if absent or any(bad[p] is None for p in datasets) or any(bad[p] for p in datasets if p not in growing):
-                self._lose(path, f"all rows are lost{self._size(path)}")
+                self._lose_all(path, f"all rows are lost{self._size(path)}")
                 return False
             rows = _joined([gap for p in growing for gap in bad[p] or ()])
             total = self._walked.answers["dataset", f"{path}/step"]["shape"][0]
             if rows and rows == [(0, total)]:
-                self._lose(path, f"all {total:,} rows are lost")
+                self._lose_all(path, f"all {total:,} rows are lost")
                 return False
             for gap in rows:
                 text, step = self._told(path, gap, total)
@@ -336,11 +336,19 @@ class _Writer:
             return f"{text}: steps {min(found):,} to {max(found):,}", min(found)
         return text, 0
 
+    def _lose_all(self, path: str, what: str) -> None:
+        """Say that a group is lost as a whole, in place of what was said of parts of it."""
+        said = [line for line in self.lost.lines if line.startswith(f"{path.strip('/')}: ")]
+        self.lost.lines = [line for line in self.lost.lines if line not in said]
+        told = {lost_by_damage(line) for line in said}
+        self.lost.events = [event for event in self.lost.events if event.message not in told]
+        self._lose(path, what)
+
     def _lose(self, path: str, what: str, step: int = 0) -> None:
         line = f"{path.strip('/') or 'the archive'}: {what}"
         self.lost.lines.append(line)
         if path.strip("/").partition("/")[0] in (STEPS, EPOCHS, EVENTS, PROBES):
-            self.lost.events.append(Event(step, "lost_rows", f"{line} (the archive was damaged)"))
+            self.lost.events.append(Event(step, "lost_rows", lost_by_damage(line)))
 
 
 def _result(group: Any) -> None:

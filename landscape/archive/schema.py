@@ -38,6 +38,11 @@ JSON_NAMES = "json_attributes"
 STATUSES = ("running", "complete", "failed", "interrupted")
 
 
+def lost_by_damage(line: str) -> str:
+    """Return what an event of a training's record says of a line of what `landscape repair` could not save."""
+    return f"{line} (the archive was damaged)"
+
+
 def salvaged_path(path: Path) -> Path:
     """Return where `landscape repair` writes what is left of a damaged archive: run.salvaged.h5 beside run.h5."""
     return path.with_name(f"{path.name.removesuffix('.h5')}.salvaged.h5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ..archive.schema import lost_by_damage
 from ..results import Check, Level
 from .numbers import count
 from .runs import Run, trainings
@@ -124,7 +125,10 @@ def every_check(runs: Sequence[Run]) -> Iterator[tuple[Run, str, Check]]:
     for run in runs:
         yield from ((run, *found) for found in _of_results(run))
     for run in {r.archive: r for r in reversed(runs) if r.salvaged}.values():  # each archive once, of its first run
-        yield run, "archive", Check("readable", "warn", "; ".join(run.salvaged))
+        records = [r.recorded for r in trainings(runs) if r.archive == run.archive]
+        told = {e.message for kept in records for e in kept.events.get("lost_rows", ())}  # by the record's own check
+        said = [x for x in run.salvaged if lost_by_damage(x.removeprefix("lost: ")) not in told]
+        yield run, "archive", Check("readable", "warn", "; ".join(said))
     for run in trainings(runs):
         yield from ((run, "training", check) for check in _of_record(run))
 
