@@ -215,3 +215,4 @@ def test_each_says_where_it_comes_from():
         assert entry.doc.endswith(".")
         assert all(o.doc and o.source for o in entry.options.values())
     assert np.isclose(averages.entry("ema").options["decay"].default, 0.999)
+    assert "arXiv:1703.01780" in averages.entry("ema").source  # no plain mean, which Polyak and Juditsky's is

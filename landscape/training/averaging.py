@@ -29,7 +29,12 @@ class Average:
 
 
 def ema(decay: float = 0.999) -> Average:
-    """Exponential moving average of the weights after every step, begun with those after the first."""
+    """Exponential moving average of the weights after every step, begun with those after the first.
+
+    average <- decay * average + (1 - decay) * weights, torch's `get_ema_multi_avg_fn`: the average of Tarvainen and
+    Valpola 2017, section 2, with a decay that stays as it is (theirs is smaller at the beginning). Polyak and
+    Juditsky's is the plain mean.
+    """
     return Average(lambda step, total, per_epoch: True, get_ema_multi_avg_fn(decay))
 
 
@@ -54,7 +59,8 @@ def _add(make: Callable[..., Average], source: str, about: Mapping[str, tuple[st
 
 _add(
     ema,
-    "Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging, doi:10.1137/0330046",
+    "Tarvainen and Valpola 2017, Mean teachers are better role models: Weight-averaged consistency targets improve "
+    "semi-supervised deep learning results, arXiv:1703.01780; the decay is constant, as in torch",
     {"decay": ("share of the average that each step keeps", "PyTorch's default of get_ema_multi_avg_fn", "[0, 1)")},
 )
 _add(
