@@ -24,11 +24,11 @@ from .memory import REMEDY, give_back, ran_out
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Looked, Predicted, all_predictions, averaged, gradients, look
-from .placement import place, placed
+from .placement import check_hooks, place, placed
 from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
-from .sharing import BEGINNING, Group, Share, Together, digest
+from .sharing import BEGINNING, Group, Share, Together, digest, group_here
 from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
@@ -78,13 +78,14 @@ class Objective:
         self.task = task
         self.split = split
         self._regroup = regroup
-        self._group = process_group
+        self.process_group = process_group = group_here() if process_group is None else process_group
         #: What falls to this process, where several share the draw, inside `with`.
         self.share: Share | None = None
         self.model: nn.Module = unwrap(task.model)
         with contextlib.nullcontext() if process_group is None else Together(process_group).telling(BEGINNING):
             self.draw = task.draw(split, max_samples=max_samples, seed=seed)
             self.device, self.dtype, self._notes = place(task, self.model)
+            check_hooks(task.model, self.device, self.dtype)
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0
@@ -107,7 +108,7 @@ class Objective:
         if self._stack is not None:
             raise RuntimeError("this Objective is already entered; make another one")
         task = self.task
-        together = None if self._group is None else Together(self._group, self.device)
+        together = None if self.process_group is None else Together(self.process_group, self.device)
         chosen = trainable(self.model)
         self.names = tuple(chosen)
         self.parameters = tuple(chosen.values())
@@ -174,6 +175,10 @@ class Objective:
             self._loaded.halve()
             self._cut *= 2
         self.share = Share(together, self._loaded, cut=self.task.rng != "fixed" and self.can_cut())
+
+    def agreed(self, decision: bool) -> bool:
+        """Return a decision that doesn't follow from the numbers, such as one by the clock, alike in all processes."""
+        return decision if self.share is None else self.share.together.agreed(decision)
 
     def _verified(self) -> Verified:
         # Other weights are verified anew: a task may have been given diverged ones since. A NaN equals no key.

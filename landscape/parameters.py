@@ -35,6 +35,16 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def inside_ddp(model: nn.Module) -> bool:
+    """Whether this is a DistributedDataParallel, or one inside torch.compile or DataParallel."""
+    while not isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return False
+        model = inner
+    return True
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are measured, by name: frozen ones are left out, tied ones come once.
 

@@ -11,15 +11,18 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from . import errors
 from .batch import map_tensors
 from .data import first_line
 from .errors import LandscapeError, ObjectiveError
 from .loaded import Loaded
+from .memory import ran_out
 
 _T = TypeVar("_T")
 Group = Any  # torch.distributed.ProcessGroup, which a build of torch without it lacks
@@ -69,25 +72,37 @@ class Together:
         #: Where bytes are exchanged, and where tensors are added: some backends know only a GPU, others only the host.
         self._bytes_on = host if "cpu:" in backends else device or torch.device("cuda")
         self._sums_on = device if device is not None and f"{device.type}:" in backends else host
-        #: Whether an exchange failed, after which the others no longer wait for us.
+        #: Whether an exchange failed, or was left halfway, after which nothing can be told the others.
         self.broken = False
 
     def agree(self, what: str, of: Sequence[Any] = (), sums: Sequence[float] = (), **more: Any) -> list[dict[str, Any]]:
         """Wait for all processes, and return what each says: that it does the same (`what`), of the same numbers.
 
         `of` has to be equal in all, `sums` (see `digest`) to rounding; `more` is told.
-        Raises ObjectiveError in all of them where one failed, where they don't do the same, and where one can no longer
-        be reached.
+        Raises in all of them where one failed (an error of that kind), where they don't do the same, and where one can
+        no longer be reached (ObjectiveError).
         """
+        with self._whole():
+            return self._agree(what, of, sums, **more)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Hold this process for out of step unless all inside is done: also a Ctrl-C between two exchanges."""
+        self.broken = True
+        yield
+        self.broken = False
+
+    def _agree(self, what: str, of: Sequence[Any], sums: Sequence[float], **more: Any) -> list[dict[str, Any]]:
         found = self._say({"what": what, "of": [*of], "sums": [*sums], **more})
         failed = [i for i, f in enumerate(found) if "error" in f]
         others = [i for i, f in enumerate(found) if f["what"] != what]
         apart = [i for i, f in enumerate(found) if f["of"] != [*of] or not _alike(f["sums"], sums)]
         if not (failed or others or apart):
             return found
-        self.broken = True
         if failed:
-            raise ObjectiveError(f"process {failed[0]} of {self.of} failed: {found[failed[0]]['error']}")
+            kind, text = found[failed[0]]["error"]
+            # Of the same kind: what one process leaves out and goes on from, the others do, too.
+            raise getattr(errors, kind, ObjectiveError)(f"process {failed[0]} of {self.of} failed: {text}")
         if others:
             raise ObjectiveError(
                 f"the processes don't do the same: process {self.place} is at {what}, process {others[0]} at "
@@ -106,6 +121,10 @@ class Together:
         self.broken = True
         with contextlib.suppress(ObjectiveError):  # nobody is left to be told
             self._say({"what": what, "of": [], "sums": [], "error": _said(error)})
+
+    def agreed(self, decision: bool) -> bool:
+        """Return what the first process decided, such as by its clock."""
+        return self.agree("a decision", decision=decision)[0]["decision"]
 
     @contextlib.contextmanager
     def telling(self, what: str) -> Iterator[None]:
@@ -126,11 +145,12 @@ class Together:
         """Return the sums over all processes of what the call gives: tensors, and a number with them."""
         with self.telling(what):
             tensors, number = call()
-        self.agree(what, of, sums)
-        total = torch.cat([t.detach().reshape(-1) for t in tensors]).to(self._sums_on)
-        with_it = torch.tensor([number], dtype=torch.float64, device=self._sums_on)
-        for part in (total, with_it):
-            self._reach(partial(torch.distributed.all_reduce, part, group=self._group))
+        with self._whole():
+            self._agree(what, of, sums)
+            total = torch.cat([t.detach().reshape(-1) for t in tensors]).to(self._sums_on)
+            with_it = torch.tensor([number], dtype=torch.float64, device=self._sums_on)
+            for part in (total, with_it):
+                self._reach(partial(torch.distributed.all_reduce, part, group=self._group))
         parts = total.split([t.numel() for t in tensors])
         return [part.to(t.device).view_as(t) for part, t in zip(parts, tensors, strict=True)], float(with_it)
 
@@ -138,8 +158,9 @@ class Together:
         """Return the lists that the call gives in all processes, one behind the other, their tensors on the CPU."""
         with self.telling(what):
             own = pickle.dumps(map_tensors(call(), lambda t: t.detach().cpu()))
-        lengths = [told["length"] for told in self.agree(what, (), sums, length=len(own))]
-        parts = self._exchange(own, max(lengths))
+        with self._whole():
+            lengths = [told["length"] for told in self._agree(what, (), sums, length=len(own))]
+            parts = self._exchange(own, max(lengths))
         return [r for part, length in zip(parts, lengths, strict=True) for r in pickle.loads(part[:length])]
 
     def _say(self, told: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,7 +177,6 @@ class Together:
         try:
             exchange()
         except RuntimeError as error:
-            self.broken = True
             raise ObjectiveError(f"another process can no longer be reached: {first_line(error)}") from error
 
 
@@ -172,6 +192,30 @@ class Share:
         self.every = every
         self.whole = every.share(together.place, together.of, cut=cut, even=False)
         self.even = every.share(together.place, together.of, cut=cut, even=True)
+
+
+_GROUP: ContextVar[Group | Literal[True] | None] = ContextVar("landscape_process_group", default=None)
+
+
+@contextlib.contextmanager
+def everything_shared(group: Group | Literal[True] | None) -> Iterator[None]:
+    """Have every objective that is made inside share its draw with this group, as if it were given each."""
+    token = _GROUP.set(group)
+    try:
+        yield
+    finally:
+        _GROUP.reset(token)
+
+
+def group_here() -> Group | Literal[True] | None:
+    """Return the group that `everything_shared` gave, None where it gave none."""
+    return _GROUP.get()
+
+
+def agreed_here(decision: bool) -> bool:
+    """Return a decision that doesn't follow from the numbers alike in all processes of `everything_shared`."""
+    group = group_here()
+    return decision if group is None else Together(group).agreed(decision)
 
 
 def digest(tensors: Sequence[torch.Tensor]) -> list[float]:
@@ -190,7 +234,10 @@ def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
     )
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException) -> tuple[str, str]:
+    """Return the kind of error to be raised in the other processes, and its words."""
     if isinstance(error, LandscapeError):
-        return first_line(error)[:_MOST]
-    return f"{type(error).__name__}: {first_line(error)}"[:_MOST] if str(error) else type(error).__name__
+        return type(error).__name__, first_line(error)[:_MOST]
+    kind = "OutOfMemory" if ran_out(error) else ""
+    name = type(error).__name__
+    return kind, f"{name}: {first_line(error)}"[:_MOST] if str(error) else name

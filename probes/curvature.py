@@ -18,8 +18,10 @@ from landscape.curvature.preconditioned import Preconditioned, covers
 from landscape.curvature.spectrum import Eigenpairs
 from landscape.curvature.traces import trace
 from landscape.errors import MeasurementError
+from landscape.parameters import inside_ddp
 from landscape.results import Check
 
+from .derivatives import twice_differentiable
 from .probe import Found, Now, Probe, Quantity, Run
 from .when import When, log_spaced
 
@@ -44,6 +46,9 @@ class CurvatureProbe(Probe):
     stability (the Hessian, or the preconditioned one of an adaptive optimizer), its `threshold`, the `margin`
     1 - lambda_max / threshold (below 0: the steps along it grow), the trace with its standard error, products and
     seconds. Of several optimizers the first is judged. Each measurement starts from the eigenvectors of the one before.
+    The first one compares a Hessian product with differences of gradients, as `landscape probe` does, and a loss whose
+    second derivative misses a part (a detached advantage, a straight-through gradient) switches the probe off; not
+    under DistributedDataParallel, which bears no other precision.
     BatchNorm uses batch statistics, as the training steps do, unless the task says otherwise. Needs
     `Recorder(..., task=...)`.
 
@@ -110,9 +115,11 @@ class CurvatureProbe(Probe):
     def measure(self, run: Run, now: Now) -> Found:
         started = time.perf_counter()
         verify = self._measured == (self.when.budget is not None) if self.verify is None else self.verify
+        compare = not self._measured
         self._measured += 1
         with run.objective(self._task, self.split, self.shared) as objective:
             H = Hessian(objective)
+            compared = (self._derivatives(),) if compare and not inside_ddp(run.wrapped) else ()
             k = min(self.k, H.shape[0])
             pairs = eigenpairs(H, k, "largest", self.tol, self._vectors, run.seed + now.step, verify=verify)
             self._vectors = pairs.vectors
@@ -144,7 +151,14 @@ class CurvatureProbe(Probe):
             "eigenvalue_residual": residuals,
             "curvature": [row[c] for c in _COLUMNS],
         }
-        return Found(rows, (pairs,))
+        return Found(rows, (replace(pairs, checks=(*pairs.checks, *compared)),))
+
+    def _derivatives(self) -> Check:
+        """Compare a Hessian product with differences of gradients; MeasurementError where a part is missing."""
+        check = twice_differentiable(self._task)
+        if check.level == "fail":
+            raise MeasurementError(check.message)
+        return check
 
     def _with_audit(self, pairs: Eigenpairs, step: int, audited: bool) -> Eigenpairs:
         """Return the pairs with what the run's one audit found, once it is made, where they had none of their own."""

@@ -21,6 +21,7 @@ from landscape.journal import Journal, keeping
 from landscape.memory import REMEDY, ran_out
 from landscape.parameters import trainable
 from landscape.results import Check, Measurement, Result, StoredResult, kind_of
+from landscape.sharing import agreed_here, everything_shared
 
 from .derivatives import twice_differentiable
 from .outcome import ProbeOutcome
@@ -153,7 +154,7 @@ class Execution:
 
     def _one(self, c: Chosen, earlier: Sequence[Earlier]) -> None:
         m = c.measurement
-        if self.log.out_of_time:
+        if self.log.deadline is not None and agreed_here(self.log.out_of_time):
             self.missing[m.name] = OUT_OF_TIME
             return
         try:
@@ -189,7 +190,8 @@ class Execution:
     def _derivatives(self) -> Check:
         """Return the check of the second derivative, made once; ObjectiveError where it fails."""
         if self.curved is None:
-            self.curved = twice_differentiable(self.ready.task)
+            with everything_shared(None):  # how many samples it compares is a question of time
+                self.curved = twice_differentiable(self.ready.task)
         if self.curved.level == "fail":
             raise ObjectiveError(self.curved.message)
         return self.curved

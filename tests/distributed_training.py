@@ -55,13 +55,22 @@ def expensive(shared: bool) -> list:
 
 
 def train(
-    folder: Path, name: str, rank: int, wrap, probes, *, recorded: bool = True, accumulate: bool = False, data: int = 0
+    folder: Path,
+    name: str,
+    rank: int,
+    wrap,
+    probes,
+    *,
+    recorded: bool = True,
+    accumulate: bool = False,
+    data: int = 0,
+    dtype=None,
 ) -> dict:
     """Train, and return what this rank computed by itself."""
     model = wrap(net())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     seen: dict[str, list] = {"gradients": [], "local": [], "updates": []}
-    task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(data, 0)) if data >= 0 else None
+    task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(data, 0), dtype=dtype) if data >= 0 else None
     rec = Recorder(folder / name / "run.h5", model, optimizer, task=task, probes=probes) if recorded else None
     for step in range(4):
         x, y = batch(rank, step)
@@ -147,6 +156,7 @@ def main(folder: str, rank: int) -> None:
         "shared": train(where, "shared", rank, DistributedDataParallel, expensive(shared=True)),
         "apart": train(where, "apart", rank, DistributedDataParallel, expensive(shared=True), data=rank),
         "without": train(where, "without", rank, DistributedDataParallel, expensive(shared=True), data=-rank),
+        "in float64": train(where, "float64", rank, DistributedDataParallel, expensive(False), dtype=torch.float64),
         "fsdp": train(where, "fsdp", rank, sharded, [*own(), CurvatureProbe()]),
         "fsdp bare": train(where, "", rank, sharded, (), recorded=False),
         "fsdp budget": train(where, "budget", rank, sharded, [GradientNorms(every(steps=1, budget=1e-9))]),

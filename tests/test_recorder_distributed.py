@@ -74,6 +74,14 @@ def test_processes_that_cannot_measure_together_train_on(trained, name, why):
         assert seen[name]["weights"] == seen["alone"]["weights"]
 
 
+def test_nothing_is_measured_that_would_cut_off_the_hooks_of_ddp(trained):
+    failed = [e.message for e in history(trained, "float64").events if e.kind == "probe_failed"]
+    assert len(failed) == 2
+    assert all("can't be measured in float64 on cpu where its weights are float32" in m for m in failed), failed
+    for seen in trained[1]:
+        assert seen["in float64"]["weights"] == seen["alone"]["weights"]
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_training_is_bit_for_bit_the_same(trained, name):
     for seen in trained[1]:

@@ -154,6 +154,34 @@ class TestExpensiveProbes:
         assert not [m for m in told("long.h5", 100) if "embeddings" in m]
         assert told("none.h5", 0) == []
 
+    def test_curvature_of_a_loss_with_a_detached_part_is_refused_as_a_checkpoints_is(self, tmp_path):
+        """A policy's loss with a detached advantage: autograd's Hessian is that of no loss at all."""
+        model, optimizer = small()
+
+        def policy(logits, y):
+            advantage = (y.double() - logits.double().logsumexp(1)).detach().to(logits.dtype)
+            return -(advantage * logits.log_softmax(1).gather(1, y[:, None])[:, 0]).mean()
+
+        task = task_of(model).replace(loss=policy)
+        probes = [CurvatureProbe(when=at([0, 2]))]
+        with (
+            Recorder(tmp_path / "r.h5", model, optimizer, task=task, probes=probes) as rec,
+            pytest.warns(RuntimeWarning, match="'curvature' failed.*second derivative is missing"),
+        ):
+            steps(model, optimizer, 3, rec)
+        history = open_archive(tmp_path / "r.h5").history
+        assert "eigenvalue" not in history or not len(history["eigenvalue"].steps)
+        assert [e.kind for e in history.events if "detached" in e.message] == ["probe_failed"]
+
+    def test_curvature_says_that_the_product_was_compared(self, tmp_path):
+        model, optimizer = small()
+        probes = [CurvatureProbe(when=at([0, 2]))]
+        with Recorder(tmp_path / "r.h5", model, optimizer, task=task_of(model), probes=probes) as rec:
+            steps(model, optimizer, 3, rec)
+        first, second = (p.result for p in open_archive(tmp_path / "r.h5").history.probed["curvature"])
+        assert [c.level for c in first.checks if c.name == "twice differentiable"] == ["pass"]
+        assert not [c for c in second.checks if c.name == "twice differentiable"]
+
     def test_a_probe_whose_moments_came_and_that_saw_nothing_says_what_to_write(self, tmp_path):
         def told(name, log, layers="0", train=True):
             model, optimizer = small()

@@ -380,7 +380,7 @@ def _other(objective: Objective, wanted: bool) -> Iterator[Objective | None]:
         raise MeasurementError(
             f"held_out=True needs data beside the {objective.split} split: give the task both train and test"
         )
-    with Objective(task, splits[0]) as other:
+    with Objective(task, splits[0], process_group=objective.process_group) as other:
         yield other
 
 

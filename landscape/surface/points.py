@@ -71,7 +71,7 @@ class Points:
                 self._journal.reused += 1
                 yield found
                 continue
-            if self._journal.out_of_time:
+            if self._journal.deadline is not None and self.objective.agreed(self._journal.out_of_time):
                 raise OutOfTime
             row = self.at(steps)
             self.evaluated += 1
