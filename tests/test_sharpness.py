@@ -265,6 +265,52 @@ class TestSlopes:
         assert found.checks[0].level == "pass"
 
 
+class TestTheSlope:
+    """The worst case is sought along autograd's gradient, which has to be the loss's own."""
+
+    @staticmethod
+    def slope(loss, kind="sam"):
+        x, y = labelled()
+        found = sharpness(Task(rescalable(), loss, (x, y)), kind)
+        return found, {c.name: c for c in found.checks}.get("slope")
+
+    def test_of_an_ordinary_loss_it_is_the_gradients(self):
+        _, check = self.slope(nn.functional.cross_entropy)
+        assert check is not None
+        assert check.level == "pass"
+        assert check.value < 0.1 * check.limit
+
+    def test_a_rise_sought_along_a_forged_gradient_is_said_to_be_too_low(self):
+        """The same value with a gradient that leads downhill: the largest rise found is 0, and the true one is not."""
+
+        def forged(z, y):
+            loss = nn.functional.cross_entropy(z, y)
+            return 2 * loss.detach() - loss
+
+        honest, _ = self.slope(nn.functional.cross_entropy)
+        found, check = self.slope(forged)
+        assert found.values[0] < 0.1 * honest.values[0]
+        assert check.level == "warn"
+        assert "may be far too low" in check.message
+
+    def test_a_part_that_autograd_was_told_to_leave_out_shows_along_a_random_direction(self):
+        class Half(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.outer = rescalable(), nn.Linear(3, 3).double()
+
+            def forward(self, x):
+                return self.outer(self.inner(x).detach())
+
+        torch.manual_seed(0)
+        model, (x, y) = Half(), labelled()
+        check = {c.name: c for c in sharpness(Task(model, nn.CrossEntropyLoss(), (x, y)), "sam").checks}["slope"]
+        assert check.level == "warn"
+
+    def test_averages_need_no_gradient_and_have_no_such_check(self):
+        assert self.slope(nn.functional.cross_entropy, "average")[1] is None
+
+
 class TestBatches:
     def test_the_loaders_batches_and_the_order_of_the_samples_do_not_matter(self):
         """Both depend on how somebody trained, or stored the data; the size of m-sharpness's batches is ours."""

@@ -124,7 +124,7 @@ def average_rise(
     center = objective.evaluate().loss
     rises = []
     for k in range(draws):
-        noise = _normal(objective.center, seed * 100_003 + k)
+        noise = normal(objective.center, seed * 100_003 + k)
         if scale is not None:
             noise = [e * s for e, s in zip(noise, scale, strict=True)]
         objective.move([noise], [rho])
@@ -173,14 +173,14 @@ def _on_ball(gradient: Tensors, rho: float, scale: Tensors | None, seed: int) ->
     slope = [g * s for g, s in zip(gradient, scale, strict=True)] if scale is not None else list(gradient)
     norm = math.sqrt(sum(float(s.double().square().sum()) for s in slope))
     if norm == 0:  # a stationary point has no direction of ascent: begin with a random one
-        slope = _normal(slope, seed)
+        slope = normal(slope, seed)
         norm = math.sqrt(sum(float(s.double().square().sum()) for s in slope))
     if scale is not None:
         slope = [g * s for g, s in zip(slope, scale, strict=True)]
     return [s * (rho / norm) for s in slope]
 
 
-def _normal(like: Tensors, seed: int) -> list[torch.Tensor]:
+def normal(like: Tensors, seed: int) -> list[torch.Tensor]:
     """Draw N(0, 1) on the CPU, so that every device sees the same numbers."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(t.shape, generator=generator, dtype=t.dtype, device="cpu").to(t.device) for t in like]

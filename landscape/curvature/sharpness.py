@@ -15,9 +15,11 @@ from tqdm import tqdm
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..results import Check, Cost, Option, measurement
+from ..session import batchnorm_layers
 from ..tasks import Task
 from .logits import with_normalized_logits
-from .neighborhood import average_rise, worst_in_ball, worst_in_box
+from .neighborhood import average_rise, normal, worst_in_ball, worst_in_box
+from .slopes import dot, norm, own_slope
 from .spectrum import SharpnessEstimate
 
 #: What ASAM adds to |w|, and Keskar et al.'s number of iterations.
@@ -146,7 +148,8 @@ def sharpness(
     al. 2010, JMLR 11:517), whose first step is SAM's own; the largest rise seen is kept, so the value is a lower bound
     of the maximum. Its batches are the draw's samples, shuffled, `batch` at a time, whatever the task's own batches are
     (a task with rebatch=False keeps its own, with a warning). Its standard error is over batches, that of the averages
-    over `draws`; one maximum has none (NaN).
+    over `draws`; one maximum has none (NaN). What is sought along a gradient that is not the loss's slope (a detached
+    advantage, a straight-through estimator) may be far too low: the check "slope" compares the two.
 
     Args:
         task: a Task, or an Objective of one (its task is drawn anew, in batches of the size asked for).
@@ -156,7 +159,8 @@ def sharpness(
             growth of the logits changes nothing.
         samples, batch, steps, draws: of the draw, of m-sharpness, of the ascent, of the averages.
 
-    Cost: `steps` gradients (ball), `draws` forward passes (noise) or about 15 gradients (box) over `samples` samples.
+    Cost: `steps` gradients (ball), `draws` forward passes (noise) or about 15 gradients (box) over `samples` samples,
+    and a gradient and 8 forward passes for the check.
     Raises MeasurementError for an unknown kind, a radius that is not positive, numbers below 1, missing logits, and
     for ball and box a gradient that is not finite at the checkpoint.
     """
@@ -185,6 +189,7 @@ def sharpness(
                     found.append(average_rise(objective, radius, scale, draws, seed, bar.update))
                 else:
                     found.append((worst_in_box(objective, radius, KESKAR_ITERATIONS, seed, bar.update), math.nan))
+        slope = _slope_check(objective, seed) if any(KINDS[name].search != "noise" for name in names) else ()
         values = np.array([f[0] for f in found])
         return SharpnessEstimate(
             values=values,
@@ -202,7 +207,7 @@ def sharpness(
                 "seed": seed,
                 "normalize_logits": normalize_logits,
             },
-            checks=_checks(names, values),
+            checks=(*_checks(names, values), *slope),
             warnings=_other_batches(objective, batch) if any(KINDS[n].search == "ball" for n in names) else (),
             notes=objective.notes,
             cost=Cost(passes=objective.passes, seconds=time.perf_counter() - start),
@@ -258,3 +263,32 @@ def _checks(names: Sequence[str], values: np.ndarray) -> tuple[Check, ...]:
             Check("finite", "warn", f"the loss is not finite within the radius of {', '.join(bad)}: take a smaller"),
         )
     return (Check("finite", "pass", "the loss is finite at every point that was visited"),)
+
+
+def _slope_check(objective: Objective, seed: int) -> tuple[Check, ...]:
+    """Compare the loss's slope along its gradient, and along a random direction, with the gradient's own.
+
+    The random direction shows parameters that autograd was told to leave out. Nothing with recomputed BatchNorm
+    statistics, which make the slope another one than the gradient's.
+    """
+    if objective.task.batchnorm == "recompute" and batchnorm_layers(objective.model):
+        return ()
+    objective.reset()
+    gradient, checkpoint = objective.gradient(), objective.evaluate(stderr=True)
+    if not norm(gradient):
+        return ()
+    found = [
+        own_slope(objective, [t / norm(d) for t in d], dot(gradient, d) / norm(d), checkpoint)
+        for d in (gradient, normal(objective.center, seed))
+    ]
+    objective.reset()
+    said = [f"{f.seen:.4g} against {f.expected:.4g}" for f in found]
+    message = f"the loss's slope is {said[0]} of its gradient along that, and {said[1]} along a random direction"
+    wrong = [f for f in found if f.wrong]
+    if wrong:
+        message += (
+            ": the loss has a kink there, or its gradient is not its own (a part is detached, or passed straight "
+            "through), and the worst case, which is sought along it, may be far too low"
+        )
+    shown = (wrong or found)[0]
+    return (Check("slope", "warn" if wrong else "pass", message, shown.gap, shown.limit),)

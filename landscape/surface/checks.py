@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..curvature.operators import Hessian
+from ..curvature.slopes import dot, own_slope
 from ..data import first_line
 from ..errors import LandscapeError
 from ..objective import Objective
@@ -23,14 +24,8 @@ from .points import Points
 
 #: Above this |cosine| the two axes of a plane are said to be oblique (chosen by us: 84 degrees).
 OBLIQUE = 0.1
-#: Step to check a slope with, as a share of ||theta||: shorter ones catch too few of a ReLU network's kinks for their
-#: scatter to be seen, longer ones miss more wrong slopes (chosen by us: no false alarm on 960 slices of small networks,
-#: ReLU and tanh, trained and not, in both precisions).
-STEP = 2e-3
 #: Error of autocast, as a share of the picture's range, above which it is a warning (chosen by us: it shows).
 AUTOCAST = 0.02
-#: Relative error of a mean loss in units of its precision's epsilon (chosen by us, from the same slices).
-ROUNDING = 8.0
 
 
 def center(checkpoint: float, at_zero: float) -> Check:
@@ -125,7 +120,7 @@ def derivatives(objective: Objective, chosen: Sequence[Direction], *, curved: bo
     except RuntimeError as error:  # not differentiable, or too large for the memory: the picture needs no gradient
         return Derivatives((math.nan,) * k, unknown, 0, first_line(error))
     along = [d.tensors(objective.names) for d in chosen]
-    slopes = tuple(_dot(gradient, t) for t in along)
+    slopes = tuple(dot(gradient, t) for t in along)
     if not curved:
         return Derivatives(slopes, unknown, 0)
     try:
@@ -141,36 +136,24 @@ def slope(
 ) -> Check | None:
     """The slope of the loss along each direction, by central differences, against gradient . d.
 
-    The slopes of four neighbouring steps of h = 0.002 ||theta|| / ||d|| tell how much the slope changes there, by
-    curvature and by kinks: gradient . d may differ from the central one by twice their range and the loss's rounding.
-    Costs 4 passes for each direction. None with recomputed BatchNorm statistics, which make the slope another one than
-    the gradient's.
+    See `own_slope` for how far apart they may be. Costs 4 passes for each direction. None with recomputed BatchNorm
+    statistics, which make the slope another one than the gradient's.
     """
     if policy(objective) == "recompute":
         return None
     if math.isnan(exact.slopes[0]) and exact.reason:
         return Check("slope", "warn", f"the picture's slope was not compared with the gradient: {exact.reason}")
-    eps = torch.finfo(objective.dtype).eps
-    weights = norm(objective.center) or 1.0
-    spread = 0.0 if math.isnan(checkpoint.stderr) else checkpoint.stderr * math.sqrt(checkpoint.samples)
-    rounding = ROUNDING * eps * (abs(checkpoint.loss) + spread)  # losses of both signs cancel, their errors don't
-    said = []
-    found = []
-    for d, expected in zip(chosen, exact.slopes, strict=True):
-        along = d.tensors(objective.names)
-        h = STEP * weights / d.norm
-        values = [checkpoint.loss if k == 0 else _loss_at(objective, along, k * h) for k in (-2, -1, 0, 1, 2)]
-        with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite makes a slope that isn't
-            slopes = np.diff(values) / h
-            seen = float(slopes[1] + slopes[2]) / 2
-            found.append((abs(seen - expected), 2 * float(np.ptp(slopes)) + rounding / h))
-        said.append(f"{seen:.6g} against gradient . d = {expected:.6g}")
+    found = [
+        own_slope(objective, d.tensors(objective.names), expected, checkpoint)
+        for d, expected in zip(chosen, exact.slopes, strict=True)
+    ]
+    said = [f"{f.seen:.6g} against gradient . d = {f.expected:.6g}" for f in found]
     message = f"the picture's slope at the checkpoint is {' and '.join(said)}"
-    wrong = [(gap, limit) for gap, limit in found if not gap <= limit]  # a gap of NaN is wrong too
+    wrong = [f for f in found if f.wrong]
     if wrong:
         message += ": the loss has a kink there, or its gradient is not its own"
-    gap, limit = (wrong or found)[0]
-    return Check("slope", "warn" if wrong else "pass", message, value=gap, limit=limit)
+    shown = (wrong or found)[0]
+    return Check("slope", "warn" if wrong else "pass", message, value=shown.gap, limit=shown.limit)
 
 
 def bend(
@@ -244,17 +227,3 @@ def interpolation(filled: Filled, tol: float | None) -> Check:
     if filled.finished:
         return Check("interpolation", "pass", message, value=filled.error, limit=limit)
     return Check("interpolation", "warn", f"{message}; {filled.reason}", value=filled.error, limit=limit)
-
-
-def norm(tensors: Sequence[torch.Tensor]) -> float:
-    """Return the Euclidean norm over all tensors, summed in float64."""
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
-
-
-def _dot(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
-
-
-def _loss_at(objective: Objective, along: Sequence[torch.Tensor], step: float) -> float:
-    objective.move((along,), (step,))
-    return objective.evaluate().loss

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..curvature.lanczos import eigenpairs
 from ..curvature.operators import Hessian
+from ..curvature.slopes import norm
 from ..curvature.spectrum import Eigenpairs
 from ..errors import MeasurementError
 from ..objective import Objective, as_objective
@@ -135,7 +136,7 @@ def eigenvalue_map(
                 _convergence(converged, holes, tol),
                 checks.finite(found["largest"]),
                 *(c for c in center.checks if c.name.startswith("multiplicity")),
-                checks.directions((first, second), checks.norm(objective.center), angle),
+                checks.directions((first, second), norm(objective.center), angle),
                 checks.batchnorm(objective),
             ),
             notes=tuple(dict.fromkeys((*objective.notes, *first.notes, *second.notes))),

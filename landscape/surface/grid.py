@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..curvature.slopes import norm
 from ..errors import MeasurementError, ObjectiveError
 from ..journal import until
 from ..objective import Objective, as_objective
@@ -337,7 +338,7 @@ class _Slice:
         made = (
             checks.center(expected, self.at_zero),
             checks.finite(loss),
-            checks.directions(self.directions, checks.norm(objective.center), angle),
+            checks.directions(self.directions, norm(objective.center), angle),
             checks.batchnorm(objective),
             checks.samples(self.checkpoint, loss),
             checks.slope(objective, self.directions, self.checkpoint, exact),
