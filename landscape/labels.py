@@ -100,7 +100,8 @@ def _kept(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> tupl
     if bool(wrong.any()):
         raise MeasurementError(
             f"label {int(labels[wrong][0])} lies outside the {classes} classes of the logits; labels run from 0 to "
-            f"{classes - 1}, and {ignore_index} is ignored"
+            f"{classes - 1}, and {ignore_index} is ignored (or what the loss has as its ignore_index): mend them, give "
+            "the model more classes, or say what counts with Task(predict=lambda model, batch: (logits, labels))"
         )
     return logits, labels
 

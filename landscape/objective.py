@@ -18,6 +18,7 @@ from torch import nn
 from .batch import batch_size_of, bytes_of, map_tensors, tensors_of, to_device
 from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
+from .ignoring import ignored_by
 from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
 from .loaded import Loaded, Place, regrouped
 from .memory import REMEDY, give_back, ran_out
@@ -611,7 +612,7 @@ class Objective:
             scores = outputs.ndim == 2 and outputs.shape[1] > 1
             if scores and target.ndim == 1 and len(pair[1]) == len(target):
                 self._loaded.plain[i] = target
-        return (*pair, given, batch_size_of(batch), known_ignore_index(self.task.loss))
+        return (*pair, given, batch_size_of(batch), ignored_by(self.task))
 
 
 @contextlib.contextmanager

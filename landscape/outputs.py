@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from .errors import TaskError
-from .labels import LABEL_NAMES, default_prediction, default_target, known_ignore_index, logits_of
+from .ignoring import find_ignored, ignored_by
+from .labels import LABEL_NAMES, default_prediction, default_target, logits_of
 from .tasks import Task
 from .tokens import are_tokens, labels_repeat, pairing
 
@@ -43,7 +44,7 @@ def forward_of(task: Task, model: nn.Module, batch: Any) -> tuple[Any, Any]:
 
 def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target: Any) -> Prediction:
     """Return ((logits, labels) with one row a prediction, the labels in their own shape); None where not known."""
-    ignore = known_ignore_index(task.loss)
+    ignore = ignored_by(task)
     if task.predict is not None:
         pair = task.predict(model, batch)
         if not (isinstance(pair, tuple) and len(pair) == 2):
@@ -55,6 +56,9 @@ def prediction_of(task: Task, model: nn.Module, batch: Any, outputs: Any, target
     if task.batch_loss is not None:
         return None, None
     labels, logits = default_target(target), logits_of(outputs)
+    if task.ignored is None and task.loss is not None:
+        task.ignored = find_ignored(task, outputs, target, logits, labels)
+        ignore = ignored_by(task)
     if task.loss is not None and logits is not None and are_tokens(logits, labels):
         if task.pairing is None:
             task.pairing = pairing(task.loss, batch, outputs, target, logits, labels, ignore)

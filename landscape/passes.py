@@ -11,7 +11,8 @@ import torch
 
 from .batch import batch_size_of
 from .errors import NoLabelsError, ObjectiveError
-from .labels import known_ignore_index, labels_of_each, rights_of_samples, rows_of_samples
+from .ignoring import ignored_by
+from .labels import labels_of_each, rights_of_samples, rows_of_samples
 from .outputs import lacking_labels, predicted
 from .perplexity import Likelihood, is_language_model, likelihood, nll_of_samples
 from .reduction import known_weight, pieces, sample_weight, split_value
@@ -222,7 +223,7 @@ def all_predictions(objective: Objective) -> Predicted:
             found.append((pair[0].detach().cpu(), pair[1].cpu()))
             several.add(labels_of_each(given, pair[0]))
             size = batch_size_of(objective.batch(i))
-            rows = rows_of_samples(given, len(pair[1]), known_ignore_index(objective.task.loss))
+            rows = rows_of_samples(given, len(pair[1]), ignored_by(objective.task))
             # Labels that are no longer one entry a sample don't tell which sample a row is of.
             whole = given is not None and size in (None, len(given))
             groups.append(rows.cpu() + seen if rows is not None and whole else None)

@@ -197,6 +197,8 @@ class Task:
         self.optimizer = optimizer
         #: Whether a token's logits are for its own label or the next one's; None until `outputs` has found out.
         self.pairing: Pairing | None = None
+        #: The label that a loss of the user's own leaves out by itself; None until `ignoring` has found one.
+        self.ignored: int | None = None
         #: Texts that `landscape.identity.hold` keeps of these arguments, by name.
         self.described: dict[str, str] = {}
         self._draws: dict[Any, Draw] = {}
@@ -209,7 +211,8 @@ class Task:
         # Changed by hand, it is no longer what its function makes, nor what was verified and tried. An optimizer's
         # state is the checkpoint's anyway.
         if name in _ARGUMENTS and name != "optimizer" and "_findings" in self.__dict__:
-            for known, none in (("made_by", None), ("_verified", {}), ("_findings", {})):
+            unknown = {"made_by": None, "_verified": {}, "_findings": {}, "pairing": None, "ignored": None}
+            for known, none in unknown.items():
                 object.__setattr__(self, known, none)
         object.__setattr__(self, name, value)
 

@@ -94,6 +94,8 @@ def _verify(objective: Objective) -> Verified:
     if note := written(objective.model, objective.names, objective.parameters, objective.center):
         notes += (note,)
     labels, changed = labels_there(objective), tuple(objective.buffers.changed)
+    if objective.task.ignored is not None:
+        notes += (f"label {objective.task.ignored} is left out as the loss leaves it out: its gradient there is 0",)
     return Verified(weighing, labels, notes, objective.inner_gradient, any(f.written for f in found), changed)
 
 
