@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batch import batch_size_of
-from .errors import NoLabelsError, ObjectiveError
+from .errors import MeasurementError, NoLabelsError, ObjectiveError
 from .ignoring import ignored_by
 from .labels import labels_of_each, rights_of_samples, rows_of_samples
 from .outputs import lacking_labels, predicted
@@ -230,6 +230,14 @@ def all_predictions(objective: Objective) -> Predicted:
             seen += size or (len(given) if given is not None else 0)
     objective.passes += 1
     logits, labels = zip(*found, strict=True)
+    widths = {tuple(z.shape[1:]) for z in logits}
+    if len(widths) > 1:
+        counts = " and ".join(str(*w) for w in sorted(widths))
+        raise MeasurementError(
+            f"the {objective.split} batches are told apart in {counts} classes; expected as many in each. Where the "
+            "classes are the samples of a batch (a contrastive loss), give batches of one size (drop_last=True), or "
+            "Task(predict=lambda model, batch: (logits, labels))"
+        )
     known = [g for g in groups if g is not None]
     return Predicted(
         torch.cat(logits),

@@ -470,6 +470,22 @@ class TestPredictions:
         assert logits.shape == (70, 4)
         assert torch.equal(labels, y[y != 255])
 
+    def test_of_a_contrastive_loss_with_a_smaller_last_batch_are_refused_with_what_to_do(self):
+        """Its classes are the samples of the batch: 6 and 6 of them, then 3."""
+        model, x = nn.Linear(5, 4, bias=False).double(), torch.randn(15, 5).double()
+
+        def forward(m, b):
+            return m(b[0]) @ m(b[1]).T, torch.arange(len(b[0]))
+
+        batches = [(a, a + 0.1) for a in x.split(6)]
+        task = Task(model, nn.CrossEntropyLoss(), batches, rebatch=False, forward=forward)
+        with Objective(task) as objective:
+            assert 0 <= objective.evaluate(accuracy=True).accuracy <= 1
+            with pytest.raises(MeasurementError, match=r"told apart in 3 and 6 classes.*drop_last=True"):
+                objective.predictions()
+        with Objective(task.replace(train=batches[:2])) as objective:
+            assert objective.predictions()[0].shape == (12, 6)
+
     def test_of_a_regression_there_are_none(self):
         model = nn.Linear(5, 1).double()
         with Objective(Task(model, nn.MSELoss(), (data()[0], torch.rand(23, 1).double()))) as objective:
