@@ -459,3 +459,24 @@ def test_a_missing_archive_is_one_line(archives: tuple[str, str], tmp_path: Path
     done = call(archives[0], str(tmp_path / "none.h5"))
     assert done.exit_code == 1
     assert "no archive at" in done.output
+
+
+def test_losses_that_rest_on_few_whole_batches_have_students_intervals() -> None:
+    """Three batches that stay whole (a contrastive loss): their standard error has two degrees of freedom, not many."""
+    g = torch.Generator().manual_seed(0)
+    ends, runs = [], []
+    for n in (3, 5):
+        x, y = torch.randn(4 * n, 2, generator=g).double(), torch.randn(4 * n, 1, generator=g).double()
+        batches = list(zip(x.split(4), y.split(4), strict=True))
+        model = torch.nn.Linear(2, 1).double()
+        runs.append(make_run("a", [evaluate_checkpoint(Task(model, torch.nn.MSELoss(), batches, rebatch=False))]))
+        with torch.no_grad():
+            means = np.array([float(((model(a) - b) ** 2).mean()) for a, b in batches])
+        half = {3: 4.302653, 5: 2.776445}[n] * means.std(ddof=1) / math.sqrt(n)
+        ends.append((means.mean(), half))
+    found = compare_runs(*unique(runs))["train_loss"]
+    for value, (mean, half) in zip((found.first, found.second), ends, strict=True):
+        assert value.number == pytest.approx(mean, rel=1e-9)
+        assert (value.low, value.high) == pytest.approx((mean - half, mean + half), rel=1e-6)
+    assert found.how == "independent"
+    assert found.difference.high - found.difference.value == pytest.approx(math.hypot(*(h for _, h in ends)), rel=1e-6)
