@@ -171,7 +171,10 @@ class Result:
     def __str__(self) -> str:
         """Return the summary, warnings and notes, a line each: printing a result is not meant to print its arrays."""
         lines = [f"{type(self).__name__}, {self.status}"]
-        lines += [f"  {name}: {_shortened(value)}" for name, value in self.summary().items()]
+        if self.status == "failed":
+            lines += [f"  {c.name}: {c.message}" for c in self.checks if c.level == "fail"]
+        else:
+            lines += [f"  {name}: {_shortened(value)}" for name, value in self.summary().items()]
         lines += [f"  warning: {text}" for text in self.warnings] + [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
 

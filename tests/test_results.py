@@ -7,11 +7,13 @@ import sys
 from typing import get_type_hints
 
 import numpy as np
+import pytest
 from torch import nn
 from untouched import data, net
 
-from landscape import Task, plane
+from landscape import Task, draw, plane
 from landscape.curvature.thresholds import StabilityThreshold
+from landscape.errors import MeasurementError
 from landscape.results import RESULT_MODULES, Result, StoredResult, Variable, measurements, rebuild
 
 
@@ -20,6 +22,16 @@ def test_printing_shows_the_summary_not_the_arrays():
     assert text.startswith("Plane, complete")
     assert "center_loss" in text
     assert len(text.splitlines()) < 15
+
+
+@pytest.mark.parametrize("kind", ["eigenvalues", "calibration", "trace", "plane"])
+def test_a_result_that_failed_says_why_rather_than_stumble_over_numbers_it_lacks(kind):
+    """As an archive gives it back: what a task could not give is recorded as its kind, without any number."""
+    check = {"name": "measured", "level": "fail", "message": "no second derivative"}
+    failed = rebuild(kind, {}, {"status": "failed", "checks": [check]})
+    assert str(failed) == f"{type(failed).__name__}, failed\n  measured: no second derivative"
+    with pytest.raises(MeasurementError, match=f"nothing to draw: {kind} was not measured .no second derivative"):
+        draw(failed)
 
 
 def test_printing_a_result_tells_its_warnings_and_notes():
