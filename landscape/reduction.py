@@ -204,14 +204,25 @@ def sample_weight(outputs: Any, batch: Any, what: str) -> float:
 
 #: What helps where a loss is the sum of its parts.
 SUMMED = "return its mean, divided by their number, so that it means the same whatever the batches are"
+#: What helps where a loss is a mean over something else than samples, and where one of several terms is: a loss has one
+#: weight for all of them.
+WEIGH = (
+    "Return (mean, weight), where weight is the mean's own denominator (tokens not ignored, sum of class weights); or "
+    "set rebatch=False if the loss couples the samples of a batch"
+)
+TERM = (
+    "All terms are weighed alike: divide its sum by the number of samples instead, as the others are means over them; "
+    "or set rebatch=False to take each batch's terms as they are in training"
+)
 
 
 def verify_mean(
-    whole: float, parts: list[tuple[float, float]], what: str, *, relative: float, advice: str = ""
+    whole: float, parts: list[tuple[float, float]], what: str, *, relative: float, how: str = WEIGH
 ) -> None:
     """Raise ObjectiveError unless `whole` is the mean of `parts`, (mean, samples) pairs weighted by samples.
 
-    A mean over samples passes to rounding; a masked, class-weighted or batch-coupled loss, or a sum, does not.
+    A mean over samples passes to rounding; a masked, class-weighted or batch-coupled loss, or a sum, does not, which
+    `how` says what to do about.
     """
     total = sum(n for _, n in parts)
     mean = sum(v * n for v, n in parts) / total
@@ -222,7 +233,5 @@ def verify_mean(
         raise ObjectiveError(f"{what} sums over the samples of a batch ({whole:.6g} over {total:g} of them): {SUMMED}")
     raise ObjectiveError(
         f"{what} can't say its weight: over a whole batch it is {whole:.6g}, but its parts average {mean:.6g}, so it "
-        "is no plain mean over samples. Return (mean, weight), where weight is the mean's own denominator (tokens "
-        "not ignored, sum of class weights); or set rebatch=False if the loss couples the samples of "
-        f"a batch{advice}"
+        f"is no plain mean over samples. {how}"
     )

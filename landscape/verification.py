@@ -15,7 +15,7 @@ from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .quantized import observers
-from .reduction import SUMMED, known_weight, pieces, sample_weight, split_value, verify_mean
+from .reduction import SUMMED, TERM, WEIGH, known_weight, pieces, sample_weight, split_value, verify_mean
 from .seeding import seed_all, seeded
 from .session import batchnorm_layers
 from .sparse import same
@@ -164,15 +164,8 @@ def _compare_with_parts(
             f"{objective.what} returns a mean without its weight, and its outputs can't be cut into samples to verify "
             "one: return (mean, weight), where weight is the mean's own denominator"
         )
-    # Outputs with rows of their own (the tokens of all samples in a line) are cut by these: by the samples' number
-    # nothing of them would be cut, and the whole would be compared with itself.
-    size = size if _runs_again(objective, outputs) else batch_size_of(outputs) or size
-    cut = max(1, size // 3)  # unequal parts: equal ones would hide a sum over the batch behind its mean
     try:
-        parts = [
-            (float(stop - start), split_value(value))
-            for start, stop, value in _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, size)])
-        ]
+        parts = _parts(objective, batch, outputs, target, size)
     except LandscapeError as error:
         raise ObjectiveError(
             f"{objective.what} can't say its weight: it takes a whole batch of {size} samples, but fails on a part of "
@@ -180,18 +173,43 @@ def _compare_with_parts(
             "couples the samples of a batch"
         ) from error
 
-    def compare(mean: float, means: list[float], what: str) -> None:
+    def compare(mean: float, means: list[float], what: str, how: str = WEIGH) -> None:
         pairs = [(m, n) for m, (n, _) in zip(means, parts, strict=True)]
-        verify_mean(mean, pairs, what, relative=_tolerance(dtype))
+        verify_mean(mean, pairs, what, relative=_tolerance(dtype), how=how)
 
     try:
         compare(whole, [float(mean.detach()) for _, (mean, _, _) in parts], objective.what)
     except ObjectiveError:
         # Of several terms, say which: boxes may be averaged over, where the others are means over pictures.
         for name, value in terms.items():
-            compare(float(value), [float(of.get(name, math.nan)) for _, (_, _, of) in parts], f"the term {name!r}")
+            compare(
+                float(value), [float(of.get(name, math.nan)) for _, (_, _, of) in parts], f"the term {name!r}", TERM
+            )
         raise
     return True
+
+
+def _parts(objective: Objective, batch: Any, outputs: Any, target: Any, size: int) -> list[tuple[float, Any]]:
+    """Return (size, split value) of two unequal parts of a batch: equal ones would hide a sum over it behind its mean.
+
+    Outputs with rows of their own are cut by these (the tokens of all samples in a line): by the samples' number
+    nothing of them would be cut, and the whole would be compared with itself. Where the loss fails on such a part, the
+    rows are none of its samples' (steps of time, as CTC has them first), and the model runs on parts of the batch.
+    """
+    again = _runs_again(objective, outputs)
+    rows = size if again else batch_size_of(outputs) or size
+
+    def values(count: int, again: bool) -> list[tuple[float, Any]]:
+        cut = max(1, count // 3)
+        found = _values_of_parts(objective, batch, outputs, target, [(0, cut), (cut, count)], again=again)
+        return [(float(stop - start), split_value(value)) for start, stop, value in found]
+
+    try:
+        return values(rows, again)
+    except LandscapeError:
+        if again or rows == size or objective.draw.whole or objective.task.rng != "refuse":
+            raise
+        return values(size, True)
 
 
 def _compare_over_seeds(objective: Objective, i: int, outputs: Any) -> bool:
@@ -299,14 +317,20 @@ def block_error(found: list[tuple[float, float]], mean: float) -> float:
 
 
 def _values_of_parts(
-    objective: Objective, batch: Any, outputs: Any, target: Any, runs: list[tuple[int, int]]
+    objective: Objective,
+    batch: Any,
+    outputs: Any,
+    target: Any,
+    runs: list[tuple[int, int]],
+    *,
+    again: bool | None = None,
 ) -> list[tuple[int, int, Any]]:
     """Return (start, stop, what the loss returns) for runs of a batch's samples.
 
-    Outputs are cut where the loss is computed from them. A batch_loss task runs its model on each part, and so does
-    one whose outputs hold a single number: a loss that the model computed itself can't be cut.
+    Outputs are cut where the loss is computed from them. A batch_loss task runs its model on each part (`again`), and
+    so does one whose outputs hold a single number: a loss that the model computed itself can't be cut.
     """
-    again = _runs_again(objective, outputs)
+    again = _runs_again(objective, outputs) if again is None else again
     size = batch_size_of(batch if again else outputs)
     assert size is not None
     found = []

@@ -103,3 +103,48 @@ class TestWeightsAreNeverGuessed:
     def test_what_a_loss_may_return(self, value, said):
         with pytest.raises(ObjectiveError, match=said), Objective(Task(net(), value, data())) as objective:
             objective.evaluate()
+
+
+class Reader(nn.Module):
+    """Log probabilities with time first, as CTC takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.inner(x)[0]).log_softmax(2).transpose(0, 1)
+
+
+class TestOutputsWhoseRowsAreNoSamples:
+    """Cut by its 9 steps of time, CTC's loss fails; the model runs on parts of the batch instead."""
+
+    @staticmethod
+    def task(loss, size: int = 6) -> tuple[Task, dict[str, torch.Tensor]]:
+        g = torch.Generator().manual_seed(0)
+        n, steps = 16, 9
+        whole = {
+            "x": torch.randn(n, steps, 3, generator=g).double(),
+            "y": torch.randint(1, 5, (n, 3), generator=g),
+            "steps": torch.randint(7, steps + 1, (n,), generator=g),
+            "labels": torch.randint(1, 4, (n,), generator=g),
+        }
+        batches = [{k: v[i : i + size] for k, v in whole.items()} for i in range(0, n, size)]
+        torch.manual_seed(0)
+        return Task(Reader().double(), loss, batches, forward=lambda m, b: (m(b["x"]), b)), whole
+
+    def test_a_mean_over_samples_is_found_to_be_one(self):
+        def loss(out, b):
+            return F.ctc_loss(out, b["y"], b["steps"], b["labels"])
+
+        task, whole = self.task(loss)
+        with Objective(task) as objective:
+            assert any("verified: each batch's mean is that of its parts" in note for note in objective.notes)
+            found = objective.evaluate().loss
+        with torch.no_grad():
+            assert found == pytest.approx(float(loss(task.model(whole["x"]), whole)), rel=1e-12)
+
+    def test_a_sum_is_not(self):
+        task, _ = self.task(lambda out, b: F.ctc_loss(out, b["y"], b["steps"], b["labels"], reduction="sum"))
+        with pytest.raises(ObjectiveError, match=r"sums over the samples of a batch .* 6 of them"):
+            Objective(task).__enter__()

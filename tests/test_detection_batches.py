@@ -125,7 +125,9 @@ def test_the_term_that_is_no_mean_over_the_pictures_is_named() -> None:
         boxes = sum(len(t["boxes"]) for t in batch[1])
         return {"kind": found["kind"], "box": found["box"] * len(batch[1]) / max(boxes, 1)}
 
-    with pytest.raises(ObjectiveError, match=r"the term 'box' can't say its weight: .*rebatch=False"):
+    with pytest.raises(
+        ObjectiveError, match=r"the term 'box' can't say its weight: .*divide its sum by the number.*rebatch=False"
+    ):
         Objective(detector().replace(batch_loss=losses)).__enter__()
     with Objective(detector().replace(batch_loss=losses, rebatch=False)) as objective:
         assert objective.samples == 20
