@@ -81,6 +81,17 @@ def own_loss():
 
 
 @task
+def derived():
+    "A loss on the derivative of what the model gives, which needs autograd when it is only evaluated, too."
+    def batch_loss(model, batch):
+        x = batch[0].detach().clone().requires_grad_(True)
+        slope, = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope - x).square().mean()
+    x, y = data()
+    return Task(net(), batch_loss=batch_loss, train=(x, y), test=(x[:60], y[:60]))
+
+
+@task
 def fixed():
     torch.manual_seed(1)
     x, y = data()

@@ -249,6 +249,15 @@ def test_a_task_without_test_data_or_labels_is_trained_and_measured():
     assert result.status == "complete", result.reason
 
 
+def test_a_loss_that_differentiates_inside_is_trained_and_evaluated():
+    """A PINN: the end of an epoch evaluated it without autograd, and the cell failed."""
+    result = train_cell(cell(batch_size=50, lr=0.05), "tasks.py:derived", "a", How(only=["performance"]))
+    assert result.status == "complete", result.reason
+    history, performance = open_archive("a/run.h5").history, result.metrics["test_loss"]
+    last = next(history[n].values[-1, 0] for n in history.names if "test_loss" in history[n].names)
+    assert last == pytest.approx(performance, rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
@@ -389,6 +398,7 @@ def test_a_sampler_of_the_users_own_decides_the_order_and_is_seeded():
 def test_finished_batches_are_shuffled_as_they_are_and_not_cut():
     finished = [(torch.full((k, 1), float(k)), torch.zeros(k)) for k in range(1, 6)]
     batches = Batches(finished, seed=0)
+    assert batches.notes[0].startswith("the train data come as finished batches: ")
     assert batches.per_epoch == 5
     assert sorted(len(x) for x, _ in batches.epoch(0)) == [1, 2, 3, 4, 5]
     with pytest.raises(TrainingError, match="finished batches"):

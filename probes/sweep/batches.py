@@ -92,7 +92,7 @@ class Batches:
                 return
         elif form == "stream":
             size = batch_size if isinstance(batch_size, int) else default
-            self._finish(data, size, "stream of samples")
+            self._finish(data, size, "a stream of samples")
             return
         elif form == "columns":
             self._columns = data
@@ -111,7 +111,7 @@ class Batches:
     def _finish(self, data: Any, size: int, what: str) -> None:
         draw = draw_batches(data, split="train", max_samples=None, seed=self.seed, batch_size=size, rebatch=False)
         self._finished = draw.batches
-        self.notes = (f"the train data are a {what}: they were read once, and their order is that of the batches",)
+        self.notes = (f"the train data come as {what}: they were read once, and their order is that of the batches",)
 
     def _count(self) -> int | None:
         if self._columns is not None:

@@ -12,12 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from landscape.batch import as_tensor, to_device
 from landscape.errors import TrainingError
 from landscape.labels import hits
 from landscape.outputs import forward_of, prediction_of
 from landscape.reduction import known_weight, split_value
+from landscape.tasks import Task
 from landscape.training.phasing import unfreeze
 from landscape.training.sam import SAM
 
@@ -306,21 +308,23 @@ def evaluate(parts: Parts, recorder: Log | None = None) -> dict[str, float]:
     right, seen = 0.0, 0
     training = model.training
     model.eval()
+    inside = False
     try:
-        with torch.no_grad():
-            for host, size in zip(draw.batches, draw.sizes, strict=True):
-                batch = to_device(host, parts.device, dtype)
-                if task.batch_loss is not None:
-                    value, outputs, target = task.batch_loss(model, batch), None, None
-                else:
-                    outputs, target = forward_of(task, model, batch)
-                    assert task.loss is not None
-                    value = task.loss(outputs, target)
+        for host, size in zip(draw.batches, draw.sizes, strict=True):
+            batch = to_device(host, parts.device, dtype)
+            try:
+                value, outputs, target = _forward(task, model, batch, graph=inside)
+            except RuntimeError as error:
+                if inside or "does not require grad" not in str(error):
+                    raise
+                inside = True  # the task differentiates in its forward pass: a PINN, a force field
+                value, outputs, target = _forward(task, model, batch, graph=inside)
+            with torch.no_grad():
                 mean, weight, _ = split_value(value)
                 if weight is None:
                     weight = known_weight(task.loss, outputs, target) if task.batch_loss is None else None
                 own = float(weight) if weight is not None else float(size or 1)
-                total, weights = total + own * float(mean), weights + own
+                total, weights = total + own * float(mean.detach()), weights + own
                 pair, _ = prediction_of(task, model, batch, outputs, target)
                 if pair is not None and len(pair[1]):
                     count, among = hits(*pair)
@@ -333,6 +337,16 @@ def evaluate(parts: Parts, recorder: Log | None = None) -> dict[str, float]:
     if seen:
         found["test_accuracy"] = right / seen
     return found
+
+
+def _forward(task: Task, model: nn.Module, batch: Any, *, graph: bool) -> tuple[Any, Any, Any]:
+    """Return (what the loss returned, outputs, target) of a batch; the last two are None for a batch_loss task."""
+    with torch.set_grad_enabled(graph):
+        if task.batch_loss is not None:
+            return task.batch_loss(model, batch), None, None
+        outputs, target = forward_of(task, model, batch)
+        assert task.loss is not None
+        return task.loss(outputs, target), outputs, target
 
 
 def _generators() -> dict[str, Any]:
