@@ -33,7 +33,7 @@ from .sharing import BEGINNING, Group, Share, Together, digest, group_here
 from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
-from .verification import Verified, can_cut, verify
+from .verification import Verified, can_cut, can_redraw, verify
 
 _T = TypeVar("_T")
 
@@ -48,7 +48,8 @@ class Objective:
     tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before.
     The first entry compares two passes and verifies the weights of the batches (2 forward passes, once for each task
     and set of weights). `regroup` shuffles the samples into batches of this size (the last may be smaller), where
-    the task and the batches allow it; `largest` says how many samples the largest batch then holds.
+    the task and the batches allow it; `largest` says how many samples the largest batch then holds. With `redraw` a
+    batch_loss that draws random numbers (rng="fixed") allows it, too: each new batch draws its own.
 
     `process_group` (True for the default one of torch.distributed, or a ProcessGroup) shares the draw between
     processes, as torchrun starts them: each passes over its part of the batches, with its own device and graphs, and
@@ -72,13 +73,14 @@ class Objective:
         max_samples: int | None = None,
         seed: int | None = None,
         regroup: int | None = None,
+        redraw: bool = False,
         process_group: Group | Literal[True] | None = None,
     ) -> None:
         if not isinstance(task, Task):
             raise TypeError(f"Objective needs a landscape.Task, got {type(task).__name__}")
         self.task = task
         self.split = split
-        self._regroup = regroup
+        self._regroup, self._redraw = regroup, redraw
         self.process_group = process_group = group_here() if process_group is None else process_group
         #: What falls to this process, where several share the draw, inside `with`.
         self.share: Share | None = None
@@ -202,7 +204,7 @@ class Objective:
         return [to_device(b, self.device, self.dtype) for b in batches]
 
     def _regrouped(self, batches: list[Any]) -> list[Any]:
-        if self._regroup is None or not self.can_cut():
+        if self._regroup is None or not (self.can_cut() or (self._redraw and can_redraw(self))):
             return batches
         return regrouped(batches, self.draw.sizes, self._regroup, self.draw.seed)
 

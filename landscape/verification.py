@@ -218,9 +218,7 @@ def _compare_over_seeds(objective: Objective, i: int, outputs: Any) -> bool:
     Returns whether it could be compared. Costs 2 `SEEDS` passes over the batch.
     """
     size = batch_size_of(objective.batch(i))
-    if not (_runs_again(objective, outputs) and objective.task.rng == "fixed" and size and size > 1):
-        return False
-    if not objective.task.rebatch or objective.draw.whole or _takes_batch_statistics(objective):
+    if not (_runs_again(objective, outputs) and can_redraw(objective) and size and size > 1):
         return False
     cut = max(1, size // 3)
     wholes, sums, means = np.zeros((3, SEEDS))
@@ -361,6 +359,12 @@ def can_cut(objective: Objective, outputs: Any = None) -> bool:
     if outputs is None or own:
         return not objective.draw.whole  # the batches themselves are cut
     return batch_size_of(outputs) is not None and not stays_whole(outputs)
+
+
+def can_redraw(objective: Objective) -> bool:
+    """Say whether batches may be cut where each part then draws random numbers of its own (rng="fixed")."""
+    task = objective.task
+    return task.rng == "fixed" and task.rebatch and not objective.draw.whole and not _takes_batch_statistics(objective)
 
 
 def _takes_batch_statistics(objective: Objective) -> bool:

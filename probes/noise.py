@@ -243,10 +243,12 @@ class GradientNoise(Probe):
         task = run.task.replace(max_samples=self.samples)
         total: list[Tensor] | None = None
         squares = []
-        with Objective(task, "train", regroup=1) as objective:
+        # Each sample draws random numbers of its own, as it does in training: they are part of its gradient's noise.
+        with Objective(task, "train", regroup=1, redraw=True) as objective:
             if objective.largest > 1:
                 raise MeasurementError(
-                    f"the task's batches can't be split into single samples: {objective.largest} together"
+                    f"the task's batches can't be split into single samples: {objective.largest} together "
+                    "(rebatch=False, or a graph); accumulate micro-batches instead"
                 )
             for i in range(len(objective)):
                 mean, _ = objective.batch_loss(i)

@@ -136,6 +136,49 @@ class TestExpensiveProbes:
         found = open_archive(tmp_path / "n.h5").history["noise_scale"]
         np.testing.assert_allclose(found.values[0][1:], [squared, variance], rtol=1e-4)
 
+    def test_the_noise_scale_of_a_loss_that_draws_noise_is_that_of_each_samples_own(self, tmp_path):
+        """A denoiser: a sample's gradient depends on the noise that is drawn for it, as in training."""
+        model, optimizer = small()
+        drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def denoise(m, batch):
+            x = batch[0]
+            noise = torch.randn_like(x)
+            if len(x) == 1:
+                drawn.append((x, noise))
+            return (m(x + noise)[:, :3] - noise[:, :3]).square().mean()
+
+        x = torch.randn(40, 4, generator=torch.Generator().manual_seed(3))
+        task = ls.Task(model, batch_loss=denoise, train=[(part,) for part in x.split(16)], rng="fixed")
+        probes = [GradientNoise(source="samples", samples=40, when=at([0]))]
+        with Recorder(tmp_path / "n.h5", model, optimizer, task=task, probes=probes) as rec:
+            start = [p.detach().clone() for p in model.parameters()]
+            steps(model, optimizer, 1, rec)
+        for p, before in zip(model.parameters(), start, strict=True):
+            p.data.copy_(before)
+        each = []
+        for part, noise in drawn[-40:]:
+            loss = (model(part + noise)[:, :3] - noise[:, :3]).square().mean()
+            each.append(
+                torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+            )
+        assert sorted(float(part[0, 0]) for part, _ in drawn[-40:]) == sorted(x[:, 0].tolist())
+        G = torch.stack(each)
+        variance = float(G.var(0, unbiased=True).sum())
+        squared = float(G.mean(0).square().sum()) - variance / 40
+        found = open_archive(tmp_path / "n.h5").history["noise_scale"]
+        np.testing.assert_allclose(found.values[0][1:], [squared, variance], rtol=1e-4)
+
+    def test_single_samples_of_a_loss_that_couples_them_are_refused_with_what_to_do(self, tmp_path):
+        model, optimizer = small()
+        task = task_of(model).replace(rebatch=False, batch_size=10)
+        probes = [GradientNoise(source="samples", when=at([0]))]
+        with (
+            Recorder(tmp_path / "n.h5", model, optimizer, task=task, probes=probes) as rec,
+            pytest.warns(RuntimeWarning, match="'noise' failed.*10 together .rebatch=False.*micro-batches instead"),
+        ):
+            steps(model, optimizer, 1, rec)
+
     def test_a_run_that_ended_before_a_probes_first_moment_says_so(self, tmp_path):
         def told(name, count, **resume):
             model, optimizer = small()
