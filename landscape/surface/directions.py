@@ -86,7 +86,7 @@ class Direction(Mapping[str, torch.Tensor]):
         if self.norm == 0:
             raise MeasurementError(
                 f"the direction {label!r} has norm zero: there is nowhere to go along it (all weights zero, or "
-                "ignore='biasbn' on a model whose parameters all have at most one dimension?)"
+                "ignore='biasbn' on a model whose parameters, complex ones apart, all have at most one dimension?)"
             )
 
     def __getitem__(self, name: str) -> torch.Tensor:
