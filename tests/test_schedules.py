@@ -337,6 +337,15 @@ class TestGroupsThatComeLater:
         assert driver.step() == {"lr": pytest.approx(0.2)}
         assert [g["lr"] for g in theirs.param_groups] == [pytest.approx(0.2)] * 2
 
+    def test_one_that_shares_the_first_ones_tensor_is_driven_as_that_is(self):
+        theirs = torch.optim.Adam([nn.Parameter(torch.zeros(2))], lr=torch.tensor(0.4))
+        driver = drive(theirs, {"lr": "linear"}, 4)
+        driver.step(), driver.step(), driver.step()
+        theirs.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        assert theirs.param_groups[1]["lr"] is theirs.param_groups[0]["lr"]  # torch's default, at 0.2 by now
+        assert driver.step() == {"lr": pytest.approx(0.1)}
+        assert [float(g["lr"]) for g in theirs.param_groups] == [pytest.approx(0.1)] * 2
+
     def test_a_resumed_run_knows_it(self):
         theirs = optimizer(lr=0.4)
         driver = drive(theirs, COSINE_AND_RAMP, 8)

@@ -186,10 +186,15 @@ class Driver:
         bases = self._bases[name]
         if name in self._values or name.startswith("loss.") or self._optimizer is None:
             return bases
-        for i, group in enumerate(self._optimizer.param_groups):
+        groups = self._optimizer.param_groups
+        for i, group in enumerate(groups):
             if _key(name, i) not in bases:
-                bases[_key(name, i)] = _number(group, i, name)
-        return {_key(name, i): bases[_key(name, i)] for i in range(len(self._optimizer.param_groups))}
+                base = _number(group, i, name)
+                # A rate that is a tensor is the optimizer's default, too: by now it holds what it was driven to.
+                same = (j for j in range(i) if isinstance(group.get(name), torch.Tensor))
+                shared = next((j for j in same if groups[j].get(name) is group[name]), None)
+                bases[_key(name, i)] = base if shared is None else bases[_key(name, shared)]
+        return {_key(name, i): bases[_key(name, i)] for i in range(len(groups))}
 
     def _set(self, name: str, targets: Mapping[str, float]) -> None:
         if name in self._values:
