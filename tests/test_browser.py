@@ -145,7 +145,7 @@ def test_nothing_is_wider_than_the_page(opened, name, width):
     until(lambda: page.value(too_wide) == [])  # figures are drawn again a moment after the window has changed
 
 
-@pytest.mark.parametrize(("name", "width"), [("four", 1440), ("hundred", 1440), ("four", 1100)])
+@pytest.mark.parametrize(("name", "width"), [("four", 1440), ("hundred", 1440), ("four", 1100), ("hundred", 1000)])
 def test_the_table_of_runs_fits_the_page(opened, name, width):
     page = opened(name, width, fresh=True)
     for table in ("runs-table", "seeds-table"):

@@ -258,7 +258,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
     columns = [
         Measure("train_loss", "train", "Loss", lambda r: _split(r, "loss", "train"), loss, rank=0),
         Measure("test_loss", "test", "Loss", lambda r: _split(r, "loss", "test"), loss, rank=0),
-        Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss", rank=0),
+        Measure("gap_loss", "gap", "Loss", lambda r: _gap(r, "loss"), "test loss minus train loss"),
         *_perplexities(runs),
         _accuracy("train", share, rank=4),
         _accuracy("test", share, rank=0),
