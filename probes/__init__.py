@@ -30,6 +30,7 @@ _NAMES = {
     "CalibrationOutcome": "landscape.probes.calibrating",
     "calibrate_files": "landscape.probes.calibrating",
     "ProbeOutcome": "landscape.probes.outcome",
+    "NotAllMeasured": "landscape.probes.outcome",
     "Inspection": "landscape.probes.inspection",
     "inspect_task": "landscape.probes.inspection",
     "plan_run": "landscape.probes.posthoc",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from .inspection import Inspection as Inspection
     from .inspection import inspect_task as inspect_task
     from .noise import GradientNoise as GradientNoise
+    from .outcome import NotAllMeasured as NotAllMeasured
     from .outcome import ProbeOutcome as ProbeOutcome
     from .posthoc import plan_run as plan_run
     from .posthoc import probe_checkpoints as probe_checkpoints

@@ -16,6 +16,7 @@ from ..loaded import Loaded
 from ..memory import REMEDY, give_back, ran_out
 from ..objective import Objective
 from ..sharing import digest
+from ..side_by_side import sharers
 from ..sparse import parts
 from .compiled import CompiledProducts
 from .graphs import BatchGraph, Tensors, explained
@@ -429,14 +430,14 @@ def graph_bytes(build: Callable[[], Any], besides: Sequence[torch.Tensor]) -> in
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the default budget for kept graphs on this device, in bytes."""
+    """Return the default budget for kept graphs on this device, in bytes: this process's part, where several work."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(DEVICE_SHARE * (free + idle))
+        return int(DEVICE_SHARE * (free + idle)) // sharers("device")
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(HOST_SHARE * 1024 * int(found.split()[1]))
+        return int(HOST_SHARE * 1024 * int(found.split()[1])) // sharers("host")
     except (OSError, StopIteration, ValueError):
-        return UNKNOWN_HOST
+        return UNKNOWN_HOST // sharers("host")

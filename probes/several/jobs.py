@@ -154,7 +154,7 @@ class _Checkpoints(Work[Job]):
             "path": job.path,
             "name": job.name,
             "archive": str(job.writer.path),
-            "seconds": left,
+            "until": None if left is None else time.time() + left,
             "wanted": list(job.wanted),
             "depends": job.depends,
             "earlier": [in_text(Parcel(e.result, e.subject, e.asked).pack()) for e in job.held],

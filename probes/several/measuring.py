@@ -62,7 +62,8 @@ class Measuring:
             lambda text: self._speaker.tell(say=text),
             keeper,
             False,
-            None if job["seconds"] is None else time.monotonic() + job["seconds"],
+            # By the clock on the wall, the only one that all processes share: it may have taken seconds to come here.
+            None if job["until"] is None else time.monotonic() + job["until"] - time.time(),
             began=lambda number: self._speaker.tell(begins=number),
         )
         outcome = execution.measure(job["name"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from .stopping import Stop
@@ -67,6 +68,8 @@ class _Worker(Generic[Job]):
     number: int
     process: subprocess.Popen[str]
     given: _Given[Job] | None = None
+    #: What it is still to be told: a long line waits until the worker reads it, and nobody shall wait with it.
+    lines: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue)
 
 
 def run_in_workers(
@@ -87,7 +90,11 @@ def run_in_workers(
     messages: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
     gpus = visible_gpus() if gpus is None else gpus
     alive: dict[int, _Worker[Job]] = {}
-    numbers = 0
+    numbers, workers = 0, min(workers, len(jobs))
+    about = {
+        "path": [os.path.abspath(p) for p in sys.path],
+        "sharing": {"host": workers, "device": math.ceil(workers / max(1, len(gpus)))},
+    }
 
     def start() -> None:
         nonlocal numbers
@@ -104,7 +111,8 @@ def run_in_workers(
         worker: _Worker[Job] = _Worker(numbers, process)
         alive[numbers] = worker
         threading.Thread(target=_listen, args=(worker, messages), daemon=True).start()
-        _tell(worker, work.setup)
+        threading.Thread(target=_write, args=(worker,), daemon=True).start()
+        _tell(worker, {**work.setup, **about})
         give(worker)
 
     def give(worker: _Worker[Job]) -> None:
@@ -118,7 +126,7 @@ def run_in_workers(
                 return
         _tell(worker, {"end": True})
 
-    for _ in range(min(workers, len(jobs))):
+    for _ in range(workers):
         start()
     asked = 0.0
     try:
@@ -224,21 +232,26 @@ def _listen(worker: _Worker[Any], messages: queue.SimpleQueue[tuple[int, dict[st
 
 
 def _tell(worker: _Worker[Any], message: Mapping[str, Any]) -> None:
+    worker.lines.put(json.dumps(message) + "\n")
+
+
+def _write(worker: _Worker[Any]) -> None:
+    """Write what a worker is told, until its end."""
     assert worker.process.stdin is not None
-    try:
-        worker.process.stdin.write(json.dumps(message) + "\n")
-        worker.process.stdin.flush()
-    except (BrokenPipeError, ValueError):
-        pass  # it died: its end is told by `_listen`
+    with contextlib.suppress(BrokenPipeError, ValueError), worker.process.stdin as pipe:
+        while (line := worker.lines.get()) is not None:
+            pipe.write(line)
+            pipe.flush()
+    # Where the pipe broke it died: its end is told by `_listen`.
 
 
 def _ended(worker: _Worker[Any]) -> int:
     """Wait for the end of a process, close what led to it, and return its exit status."""
     code = worker.process.wait()
-    for pipe in (worker.process.stdin, worker.process.stdout):
-        with contextlib.suppress(OSError):
-            if pipe is not None:
-                pipe.close()
+    worker.lines.put(None)
+    with contextlib.suppress(OSError):
+        if worker.process.stdout is not None:
+            worker.process.stdout.close()
     return code
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from landscape.side_by_side import share_memory
+
 from .stopping import Stop, listening
 
 
@@ -50,6 +52,9 @@ def serve(ready: Callable[[dict[str, Any], Speaker, Stop], Callable[[dict[str, A
         if not setup:
             return 0
         threading.Thread(target=_watch, daemon=True).start()
+        # Behind what is installed, so that nothing of it is hidden: where whoever gives the work finds its modules.
+        sys.path += [p for p in setup.pop("path") if p not in sys.path]
+        share_memory(**setup.pop("sharing"))
         do = ready(setup, Speaker(lines, stop), stop)
         for line in sys.stdin:
             message = json.loads(line)
