@@ -62,8 +62,10 @@ def probe_checkpoints(
         progress: show bars on stderr.
         workers: processes that measure a checkpoint each at a time, no more than there are checkpoints; 1 measures in
             this one. On GPUs one each, in turn; on a CPU with one thread each (or as OMP_NUM_THREADS says), which gives
-            the numbers of one process with as many threads. Each loads the task by itself, in seconds. A checkpoint
-            that fails, or whose process dies twice, doesn't stop the others.
+            the numbers of one process with as many threads: bit for bit, and what stands on Hessian products to
+            rounding, as another run of one process would (trials of their speed decide how they are made). Each takes
+            some seconds to begin, and loads the task by itself. A checkpoint that fails, or whose process dies twice,
+            doesn't stop the others.
         how: what to measure, and on what; see `plan_run`.
 
     Raises LandscapeError of the kind that fits; of several workers NotAllMeasured, with the outcomes of the others.

@@ -28,6 +28,8 @@ from landscape.probes.workers.errors import raised, told
 from landscape.probes.workers.lines import portable, rows_in_text, rows_out_of_text
 from landscape.probes.workers.stopping import Stop
 
+#: What stands on Hessian products.
+PRODUCTS = ("trace", "eigenvalues")
 #: What says when something was measured, or how long it took.
 TIMES = ("seconds",)
 
@@ -110,7 +112,7 @@ def world(tmp_path, monkeypatch):
 
 
 PATHS = ("s0.pt", "s1.pt", "s2.pt")
-QUICK: dict[str, Any] = {"preset": "quick", "only": ("performance", "calibration", "line", "trace")}
+QUICK: dict[str, Any] = {"preset": "quick", "only": ("performance", "calibration", "line", "sharpness")}
 
 
 def same(one: Archive, other: Archive) -> None:
@@ -124,8 +126,14 @@ def same(one: Archive, other: Archive) -> None:
     ]
     for a, b in zip(one.entries, other.entries, strict=True):
         assert a.status == b.status
+        # By which of several ways products are made a trial of their speed decides, anew in each process.
+        rounding = 1e-4 if a.kind in PRODUCTS else 0.0
         for name, v in a.result.variables().items():
-            np.testing.assert_array_equal(b.result.variables()[name].data, v.data, err_msg=f"{a.group} {name}")
+            other, where = b.result.variables()[name].data, f"{a.group} {name}"
+            if rounding and v.data.dtype.kind == "f":
+                np.testing.assert_allclose(other, v.data, rtol=rounding, err_msg=where)
+            else:
+                np.testing.assert_array_equal(other, v.data, err_msg=where)
 
 
 def plain(outcome: Any) -> str:
@@ -310,7 +318,7 @@ def test_one_that_dies_twice_is_named_at_the_end_and_the_others_are_measured(wor
     here.deaths.clear()
     here.measured.clear()
     assert len(probe_checkpoints(PATHS, workers=2, resume=True, **QUICK)) == 3
-    assert here.measured == ["calibration", "trace", "line"]
+    assert here.measured == ["calibration", "line", "sharpness"]
 
 
 def test_an_error_is_that_of_one_process_and_the_others_are_measured(world, here):
