@@ -108,6 +108,8 @@ def test_too_few_units_are_refused() -> None:
         sampling_error(regression(7), top)
     with pytest.raises(MeasurementError, match=r"5 batches, which must stay whole: .* smaller batches"):
         sampling_error(regression(50, batch_size=10, rebatch=False), top)
+    with pytest.raises(MeasurementError, match="the draw holds 1 batch, which must stay whole: "):
+        sampling_error(regression(50, batch_size=50, rebatch=False), top)
 
 
 # ------------------------------------------------------------------------------------------- bias and spread

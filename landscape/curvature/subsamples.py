@@ -35,7 +35,8 @@ class Subsamples:
         self._order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.ratio = next((r for r, least in FEWEST.items() if count >= least), 0)
         if not self.ratio:
-            unit = "batches, which must stay whole" if self.whole_batches else "samples"
+            plural = "" if count == 1 else "es" if self.whole_batches else "s"
+            unit = f"batch{plural}, which must stay whole" if self.whole_batches else f"sample{plural}"
             raise MeasurementError(
                 f"the draw holds {count} {unit}: how numbers move with the data takes {min(FEWEST.values())} at least; "
                 "draw more samples" + (" or smaller batches" if self.whole_batches else "")
