@@ -67,7 +67,7 @@ SURFACES = {"plane": "surface", "line": "line"}
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Processes that measure a checkpoint each: one GPU each, or one thread on a CPU.",
+    help="Processes that measure a checkpoint each, or share a single one: a GPU or, on a CPU, a thread each.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; NaN and inf as null, with a warning.")
 @subject_options
@@ -121,7 +121,7 @@ def command(
     except UnknownName as error:
         raise click.UsageError(str(error)) from error
     if dry_run:
-        _print_predictions(plan.predict(workers), min(workers, len(checkpoints)), as_json)
+        _print_predictions(plan.predict(workers), workers, as_json)
         return
     failed = None
     try:
@@ -233,7 +233,8 @@ def _print_predictions(
         click.echo(json_line(finite({"schema": 1, "dry_run": objects, **all_of_them})[0]))
     else:
         if workers > 1:
-            click.echo(f"{len(predicted)} checkpoints, {expected(together)} on {workers} workers\n")
+            checkpoints = f"{len(predicted)} checkpoints" if len(predicted) > 1 else "1 checkpoint"
+            click.echo(f"{checkpoints}, {expected(together)} on {workers} workers\n")
         click.echo(RESTS_ON)
 
 

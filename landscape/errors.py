@@ -47,5 +47,9 @@ class OutOfMemory(MeasurementError):
     """No memory left, with the batches as small as the task allows."""
 
 
+class ProcessError(LandscapeError):
+    """Processes that share their work don't do the same, or one of them can no longer be reached."""
+
+
 class TrainingError(LandscapeError):
     """A loss, schedule or optimizer that there is none of, or that is asked for what it cannot give."""

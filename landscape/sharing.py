@@ -20,7 +20,7 @@ import torch
 from . import errors
 from .batch import map_tensors
 from .data import first_line
-from .errors import LandscapeError, ObjectiveError
+from .errors import LandscapeError, ObjectiveError, ProcessError
 from .loaded import Loaded
 from .memory import ran_out
 
@@ -80,7 +80,7 @@ class Together:
 
         `of` has to be equal in all, `sums` (see `digest`) to rounding; `more` is told.
         Raises in all of them where one failed (an error of that kind), where they don't do the same, and where one can
-        no longer be reached (ObjectiveError).
+        no longer be reached (ProcessError).
         """
         with self._whole():
             return self._agree(what, of, sums, **more)
@@ -102,14 +102,14 @@ class Together:
         if failed:
             kind, text = found[failed[0]]["error"]
             # Of the same kind: what one process leaves out and goes on from, the others do, too.
-            raise getattr(errors, kind, ObjectiveError)(f"process {failed[0]} of {self.of} failed: {text}")
+            raise getattr(errors, kind, ProcessError)(f"process {failed[0]} of {self.of} failed: {text}")
         if others:
-            raise ObjectiveError(
+            raise ProcessError(
                 f"the processes don't do the same: process {self.place} is at {what}, process {others[0]} at "
                 f"{found[others[0]]['what']}; each must make the same calls with the same arguments and seeds"
             )
         kind = "data or weights" if what == BEGINNING else "numbers"
-        raise ObjectiveError(
+        raise ProcessError(
             f"the processes don't do the same: {what} is of other {kind} in process {apart[0]} than in process "
             f"{self.place}; each must have the same data, weights, arguments and seeds"
         )
@@ -119,7 +119,7 @@ class Together:
         if self.broken:
             return
         self.broken = True
-        with contextlib.suppress(ObjectiveError):  # nobody is left to be told
+        with contextlib.suppress(ProcessError):  # nobody is left to be told
             self._say({"what": what, "of": [], "sums": [], "error": _said(error)})
 
     def agreed(self, decision: bool) -> bool:
@@ -177,7 +177,7 @@ class Together:
         try:
             exchange()
         except RuntimeError as error:
-            raise ObjectiveError(f"another process can no longer be reached: {first_line(error)}") from error
+            raise ProcessError(f"another process can no longer be reached: {first_line(error)}") from error
 
 
 class Share:

@@ -60,7 +60,8 @@ def probe_checkpoints(
         time_limit: seconds after which no measurement is begun, and a surface stops with the best picture so far; the
             archive's status is then "interrupted".
         progress: show bars on stderr.
-        workers: processes that measure a checkpoint each at a time, no more than there are checkpoints; 1 measures in
+        workers: processes that measure a checkpoint each at a time; where there are fewer checkpoints, several share
+            one's draw: products, slices, planes and paths go faster, the rest each does by itself. 1 measures in
             this one. On GPUs one each, in turn; on a CPU with one thread each (or as OMP_NUM_THREADS says), which gives
             the numbers of one process with as many threads: bit for bit, and what stands on Hessian products to
             rounding, as another run of one process would (trials of their speed decide how they are made). Each takes
@@ -207,20 +208,21 @@ class Plan:
         """Make the measurements; see `probe_checkpoints`."""
         if workers < 1:
             raise MeasurementError(f"workers={workers} must be at least 1")
-        workers = min(workers, len(self.paths))
-        how = {k: portable(v, k) for k, v in self.how.items()} if workers > 1 else {}
+        workers, each = divided(workers, len(self.paths))
+        how = {k: portable(v, k) for k, v in self.how.items()} if workers * each > 1 else {}
         deadline = None if time_limit is None else time.monotonic() + time_limit
         writers: list[ArchiveWriter] = []
         try:
             with contextlib.ExitStack() as stack:
                 writers += self._open(stack, out, append, force, resume)
-                self._announce(workers)
+                self._announce(workers * each)
                 ends = _Ends(writers)
-                if workers > 1:
+                if workers * each > 1:
                     outcomes, reused = measure_in_workers(
                         self._jobs(writers, ends),
                         how,
                         workers,
+                        each,
                         through=ends.through,
                         deadline=deadline,
                         progress=progress,
@@ -322,6 +324,12 @@ class Plan:
                 f"this will take {span(takes.low, takes.high)}, most of it for {longest.name}; --time-limit stops "
                 "earlier, and --resume goes on after an interruption"
             )
+
+
+def divided(workers: int, checkpoints: int) -> tuple[int, int]:
+    """Return how many checkpoints are measured at a time by so many processes, and by how many each."""
+    at_a_time = min(workers, checkpoints)
+    return at_a_time, workers // at_a_time
 
 
 class _Ends:

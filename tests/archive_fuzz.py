@@ -87,7 +87,7 @@ def sound(folder: Path) -> dict[str, bytes]:
     import report_samples as samples
     from training_samples import history, record
 
-    from landscape.archive.writer import save_archive
+    from landscape.archive.save import save_archive
 
     (folder / "m").mkdir()
     samples.write_archives(folder / "m", 1, 7)

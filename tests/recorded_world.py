@@ -11,9 +11,9 @@ import numpy as np
 from landscape import Eigenpairs
 from landscape.archive.compaction import begin_run
 from landscape.archive.live import LiveWriter
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
-from landscape.archive.writer import save_archive
 
 #: quantity: (columns, units, axis)
 QUANTITIES = {

@@ -366,8 +366,8 @@ def sample_runs(n: int = 4, points: int = 25, **changes: Any) -> list[Run]:
 
 def write_archives(folder: Path, n: int = 4, points: int = 25, steps: int = 0) -> list[Path]:
     """Write one archive for each of n runs, and return their paths; `steps` of training recorded in each."""
+    from landscape.archive.save import save_archive
     from landscape.archive.schema import Subject
-    from landscape.archive.writer import save_archive
 
     paths = []
     for i in range(n):

@@ -11,8 +11,9 @@ import pytest
 
 from landscape.archive.describe import WIDTH, archive_json, describe_archive, number, uncertain
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import ArchiveWriter, save_archive
+from landscape.archive.writer import ArchiveWriter
 from landscape.performance import Performance
 from landscape.results import Check, Cost
 from landscape.surface.slices import Plane

@@ -12,8 +12,9 @@ import pytest
 
 from landscape.archive import reader
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import ArchiveWriter, save_archive
+from landscape.archive.writer import ArchiveWriter
 from landscape.curvature.spectrum import Estimate
 from landscape.errors import ArchiveError
 

@@ -13,8 +13,8 @@ import pytest
 
 from landscape import results
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject, dump_json, load_json, pack, unpack
-from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError
 from landscape.results import Check, Cost, Result, StoredResult, array
 

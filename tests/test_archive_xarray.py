@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import ArchiveWriter, save_archive
+from landscape.archive.writer import ArchiveWriter
 from landscape.calibration.table import Calibration
 from landscape.curvature.spectrum import Eigenpairs
 from landscape.results import Result, array

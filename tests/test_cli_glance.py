@@ -13,8 +13,8 @@ import report_samples as samples
 from click.testing import CliRunner
 
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import save_archive
 from landscape.cli.bars import curve, heights, reliability
 from landscape.cli.glance import COLUMNS, archive_text, checks, training
 from landscape.cli.main import main

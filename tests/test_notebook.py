@@ -14,8 +14,9 @@ import pytest
 import report_samples as samples
 
 from landscape.archive.reader import open_archive
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import ArchiveWriter, save_archive
+from landscape.archive.writer import ArchiveWriter
 from landscape.results import Check
 
 EVIL = '<script>alert("x")</script>'

@@ -18,8 +18,8 @@ from test_report import page
 from training_samples import history, record, series
 
 from landscape.archive.history import History
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import save_archive
 from landscape.cli.main import main
 from landscape.report.markdown import markdown
 from landscape.report.measures import measures

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from matplotlib.text import Text
 from test_surface_figures import aligned, path
 
-from landscape.archive.writer import save_archive
+from landscape.archive.save import save_archive
 from landscape.cli.main import main
 from landscape.errors import LandscapeError
 from landscape.report import paper

@@ -36,8 +36,8 @@ from report_samples import (
     write_archives,
 )
 
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError, LandscapeError
 from landscape.report.formats import write_report
 from landscape.report.page import default_title, render_report, short_task

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from report_samples import about, results, settings
 from training_samples import history, record
 
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
-from landscape.archive.writer import save_archive
 from landscape.cli.main import main
 from landscape.report.page import render_report
 from landscape.report.runs import Run, gather

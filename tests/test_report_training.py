@@ -14,9 +14,9 @@ from test_report import Page, executable, numbers, page
 from training_samples import LAYERS, history, record, series
 
 from landscape.archive.history import Event, History
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
 from landscape.archive.segments import live_folder
-from landscape.archive.writer import save_archive
 from landscape.report.figures.training import gradients
 from landscape.report.formats import write_report
 from landscape.report.recorded import CURVE_BUCKETS, MAP_BUCKETS, MOST_ROWS, reduce

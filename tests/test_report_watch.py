@@ -13,9 +13,9 @@ from training_samples import history, record, series
 from landscape.archive.compaction import compact
 from landscape.archive.history import History
 from landscape.archive.live import LiveWriter
+from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
 from landscape.archive.segments import hold, live_folder
-from landscape.archive.writer import save_archive
 from landscape.errors import ArchiveError
 from landscape.report.formats import write_report
 from landscape.report.rewriting import rewrites

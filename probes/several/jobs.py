@@ -30,12 +30,12 @@ from ..subjects import Prepared
 from ..workers.bars import Bars
 from ..workers.errors import raised
 from ..workers.lines import in_text, out_of_text, rows_in_text, rows_out_of_text
-from ..workers.pool import Heard, Work, run_in_workers
+from ..workers.pool import Heard, Work, gpus_for, run_in_workers, shared_out
 from ..workers.stopping import Stop, listening
 
 #: Signals that stop one process, too: SIGUSR1, which only a training grants, is none.
 STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
-_WORKER = "landscape.probes.several.worker"
+WORKER = "landscape.probes.several.worker"
 
 
 @dataclass
@@ -83,13 +83,14 @@ class Job:
     @property
     def name(self) -> str:
         """What lines about it begin with."""
-        return f"[{self.number + 1}/{self.of}] {self.path}"
+        return f"[{self.number + 1}/{self.of}] {self.path}" if self.of > 1 else self.path
 
 
 def measure_in_workers(
     jobs: Sequence[Job],
     how: Mapping[str, Any],
     workers: int,
+    each: int = 1,
     *,
     through: Callable[[int, Sequence[str]], None],
     deadline: float | None,
@@ -98,9 +99,10 @@ def measure_in_workers(
 ) -> tuple[list[ProbeOutcome], int]:
     """Return what was found of each checkpoint, in their order, and how many points of an earlier run served.
 
-    `how` are the arguments that the run was planned with, as plain data; `through` is told the number of each job that
-    is done, and what the time limit left of it. A checkpoint that can't be measured, or whose process dies twice,
-    doesn't keep the others from being measured.
+    Of `workers` each leads a company of `each` processes, itself counted, that share one checkpoint's draw. `how` are
+    the arguments that the run was planned with, as plain data; `through` is told the number of each job that is done,
+    and what the time limit left of it. A checkpoint that can't be measured, or whose process dies twice, doesn't keep
+    the others from being measured.
 
     Raises NotAllMeasured at the end where some could not be; ArchiveError where an archive can't be written; what the
     signal raises that stopped it, after the workers handed on what they had.
@@ -110,11 +112,12 @@ def measure_in_workers(
     with listening(stop, STOPS), bars:
         # One checkpoint of each task: a task's file may register measurements, which all checkpoints then have.
         tasks = {job.ready.reference: job.path for job in jobs}
-        work = _Checkpoints({"how": how, "tasks": list(tasks.values())}, through, deadline, bars, bars.saying(say))
+        setup = {"how": how, "tasks": list(tasks.values()), "each": each}
+        work = _Checkpoints(setup, through, deadline, bars, bars.saying(say))
         # The one with the most to do first: a trajectory's plane is measured at its last checkpoint alone.
         longest_first = sorted(jobs, key=lambda job: -len(job.wanted))
-        one_each = how["device"] in ("auto", "cuda")
-        run_in_workers(work, longest_first, workers, stop=stop, say=bars.saying(say), gpus=None if one_each else ())
+        gpus = shared_out(gpus_for(how["device"]), workers, each)
+        run_in_workers(work, longest_first, workers, stop=stop, say=bars.saying(say), gpus=gpus)
     if stop.signal:
         signal.raise_signal(stop.signal)  # as if it came now: whoever runs us says what follows
         raise KeyboardInterrupt
@@ -136,7 +139,7 @@ class _Checkpoints(Work[Job]):
         bars: Bars,
         say: Callable[[str], None],
     ) -> None:
-        super().__init__(_WORKER, setup)
+        super().__init__(WORKER, setup)
         self._through, self._deadline, self._bars, self._say = through, deadline, bars, say
         self.outcomes: dict[int, ProbeOutcome] = {}
         #: By number: the checkpoint, what went wrong in a line, the error.
@@ -152,7 +155,7 @@ class _Checkpoints(Work[Job]):
         self._bars.begin(job.number, os.path.basename(job.path.rstrip(os.sep)))
         return {
             "path": job.path,
-            "name": job.name,
+            "name": job.name if job.of > 1 else "",
             "archive": str(job.writer.path),
             "until": None if left is None else time.time() + left,
             "wanted": list(job.wanted),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from ..selection import Chosen, choose
 from ..subjects import Prepared
 from ..workers.errors import told
 from ..workers.lines import in_text, out_of_text, rows_in_text, rows_out_of_text
+from ..workers.pool import gpus_for
 from ..workers.process import Speaker
 from ..workers.stopping import Stop, at_once
+from .company import along, led
+from .jobs import WORKER
 
 
 class Measuring:
@@ -32,6 +36,7 @@ class Measuring:
     """
 
     def __init__(self, setup: Mapping[str, Any], speaker: Speaker, stop: Stop) -> None:
+        self._setup = setup
         self._how, self._each = setup["how"], setup["tasks"]
         self._speaker, self._stop = speaker, stop
         self._tasks = tasks_of(self._how, lambda text: None)  # what is called was said before
@@ -66,7 +71,8 @@ class Measuring:
             None if job["until"] is None else time.monotonic() + job["until"] - time.time(),
             began=lambda number: self._speaker.tell(begins=number),
         )
-        outcome = execution.measure(job["name"])
+        with self._company(job):
+            outcome = execution.measure(job["name"])
         about = {name: getattr(outcome, name) for name in outcome.__dataclass_fields__ if name != "results"}
         return {
             "done": {**about, "missing": dict(outcome.missing)},
@@ -74,6 +80,15 @@ class Measuring:
             "unfinished": execution.unfinished,
             "reused": execution.log.reused,
         }
+
+    def _company(self, job: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """Return what this process measures within: others go along, or it goes along itself, or it is alone."""
+        if "along" in job:
+            self._speaker.tell(ready=True)
+            return along(job["along"])
+        if (of := self._setup["each"]) > 1:
+            return led(WORKER, self._setup, job, of, gpus_for(self._how["device"]))
+        return contextlib.nullcontext()
 
     def _chosen(self, wanted: Sequence[str]) -> list[Chosen]:
         """Return the measurements of these names, as the run chose them."""

@@ -187,6 +187,17 @@ def visible_gpus() -> list[str]:
     return [n.strip() for n in named.split(",")][:count] if named and count else [str(i) for i in range(count)]
 
 
+def gpus_for(device: str) -> list[str]:
+    """Return the GPUs that processes may have one each of, where the user left the device open."""
+    return visible_gpus() if device in ("auto", "cuda") else []
+
+
+def shared_out(gpus: Sequence[str], workers: int, each: int) -> list[str]:
+    """Return what GPUs so many workers take in turn, of which each needs `each`: their names, separated by commas."""
+    taken = [[gpus[(w * each + i) % len(gpus)] for i in range(each)] for w in range(workers)] if gpus else []
+    return [",".join(dict.fromkeys(names)) for names in taken]
+
+
 def _environment(number: int, gpus: Sequence[str]) -> dict[str, str]:
     """Return a worker's environment: one thread on a CPU, unless the user says otherwise, and one GPU of several."""
     environment = dict(os.environ)
