@@ -29,7 +29,7 @@ from .placement import check_hooks, place, placed
 from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
-from .sharing import BEGINNING, Group, Share, Together, digest, group_here
+from .sharing import BEGINNING, END, Group, Share, Together, digest, group_here
 from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
@@ -110,36 +110,10 @@ class Objective:
     def __enter__(self) -> Objective:
         if self._stack is not None:
             raise RuntimeError("this Objective is already entered; make another one")
-        task = self.task
         together = None if self.process_group is None else Together(self.process_group, self.device)
-        chosen = trainable(self.model)
-        self.names = tuple(chosen)
-        self.parameters = tuple(chosen.values())
         with contextlib.ExitStack() as stack:
-            if together is not None:
-                stack.enter_context(together.telling(BEGINNING))
-            stack.enter_context(quiet_rnn())
-            stack.enter_context(
-                prepared(
-                    self.model,
-                    loss=task.loss,
-                    device=self.device,
-                    dtype=self.dtype,
-                    mode=task.mode,
-                    batchnorm=task.batchnorm,
-                    seed=task.seed,
-                )
-            )
-            # The parameters keep the memory that they have now, into which views of the model's own may look.
-            self.center = tuple(p.data.clone() for p in self.parameters)
-            self._cut = 1
-            self._loaded = Loaded(self._regrouped(self._load()))
-            self._stale_statistics = task.batchnorm == "recompute"
-            self._loss = placed(task.loss, self.device, self.dtype)
-            self.buffers = Buffers(self.model)
-            self._facts = self._within_memory(self._verified)
-            self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
-            self.buffers.changed.update(dict.fromkeys(self._facts.changed))
+            with contextlib.nullcontext() if together is None else together.telling(BEGINNING):
+                self._begin(stack)
             if together is not None:
                 self._share_out(together)
             self._stack = stack.pop_all()
@@ -155,29 +129,62 @@ class Objective:
             return
         opened = _OPEN[self.model]
         later = opened[opened.index(self) + 1 :]
-        # Each puts back what it found: in another order the model would be left with a working copy.
-        for objective in reversed(later):
-            objective.__exit__()
-        opened.remove(self)
-        stack.close()
-        if later:
-            raise RuntimeError(
-                "an Objective entered later on the same model was still open; both are closed now and the model is as "
-                "it was: leave the one entered last first"
+        try:
+            # Each puts back what it found: in another order the model would be left with a working copy.
+            with stack:
+                opened.remove(self)
+                for objective in reversed(later):
+                    objective.__exit__(*error)
+            if later:
+                raise RuntimeError(
+                    "an Objective entered later on the same model was still open; both are closed now and the model is "
+                    "as it was: leave the one entered last first"
+                )
+        except BaseException as failure:
+            if share is not None:
+                share.together.leave(failure)
+            raise
+        if share is not None:
+            share.together.leave(error[1] if any(error) else None)
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        """Prepare the model, with what undoes it on the stack, load the batches and verify them."""
+        task = self.task
+        chosen = trainable(self.model)
+        self.names = tuple(chosen)
+        self.parameters = tuple(chosen.values())
+        stack.enter_context(quiet_rnn())
+        stack.enter_context(
+            prepared(
+                self.model,
+                loss=task.loss,
+                device=self.device,
+                dtype=self.dtype,
+                mode=task.mode,
+                batchnorm=task.batchnorm,
+                seed=task.seed,
             )
-        if share is not None and any(error):
-            share.together.tell("the end", error[1])
-        elif share is not None:
-            share.together.agree("the end")
+        )
+        # The parameters keep the memory that they have now, into which views of the model's own may look.
+        self.center = tuple(p.data.clone() for p in self.parameters)
+        self._cut = 1
+        self._loaded = Loaded(self._regrouped(self._load()))
+        self._stale_statistics = task.batchnorm == "recompute"
+        self._loss = placed(task.loss, self.device, self.dtype)
+        self.buffers = Buffers(self.model)
+        self._facts = self._within_memory(self._verified)
+        self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
+        self.buffers.changed.update(dict.fromkeys(self._facts.changed))
 
     def _share_out(self, together: Together) -> None:
         """Take this process's part of the batches, if all have the same ones."""
         same = (self.split, self.fingerprint, len(self.names), sum(p.numel() for p in self.parameters), str(self.dtype))
         cuts = [told["cut"] for told in together.agree(BEGINNING, same, digest(self.center), cut=self._cut)]
-        while self._cut < max(cuts):  # another one's memory didn't hold more
-            self._loaded.halve()
-            self._cut *= 2
-        self.share = Share(together, self._loaded, cut=self.task.rng != "fixed" and self.can_cut())
+        with together.telling(END):
+            while self._cut < max(cuts):  # another one's memory didn't hold more
+                self._loaded.halve()
+                self._cut *= 2
+            self.share = Share(together, self._loaded, cut=self.task.rng != "fixed" and self.can_cut())
 
     def agreed(self, decision: bool) -> bool:
         """Return a decision that doesn't follow from the numbers, such as one by the clock, alike in all processes."""

@@ -30,8 +30,8 @@ Group = Any  # torch.distributed.ProcessGroup, which a build of torch without it
 #: Bytes of what a process says before an exchange, and characters of an error in it, each of up to 6 bytes there
 #: (chosen by us).
 _WORDS, _MOST = 4096, 600
-#: What the first exchange is for.
-BEGINNING = "the beginning"
+#: What the first exchange is for, and the last one.
+BEGINNING, END = "the beginning", "the end"
 #: Relative difference of sums over the same numbers, between processes whose devices round otherwise (chosen by us:
 #: other random vectors of 1e10 entries differ by ten times as much).
 _ALIKE = 1e-6
@@ -72,8 +72,8 @@ class Together:
         #: Where bytes are exchanged, and where tensors are added: some backends know only a GPU, others only the host.
         self._bytes_on = host if "cpu:" in backends else device or torch.device("cuda")
         self._sums_on = device if device is not None and f"{device.type}:" in backends else host
-        #: Whether an exchange failed, or was left halfway, after which nothing can be told the others.
-        self.broken = False
+        #: Whether an exchange was left halfway, or another process has left for good: nobody is there to be told.
+        self._lost = self._left = False
 
     def agree(self, what: str, of: Sequence[Any] = (), sums: Sequence[float] = (), **more: Any) -> list[dict[str, Any]]:
         """Wait for all processes, and return what each says: that it does the same (`what`), of the same numbers.
@@ -88,9 +88,11 @@ class Together:
     @contextlib.contextmanager
     def _whole(self) -> Iterator[None]:
         """Hold this process for out of step unless all inside is done: also a Ctrl-C between two exchanges."""
-        self.broken = True
+        if self._lost or self._left:
+            raise ProcessError("another process has left this objective, or can no longer be reached: enter it anew")
+        self._lost = True
         yield
-        self.broken = False
+        self._lost = False
 
     def _agree(self, what: str, of: Sequence[Any], sums: Sequence[float], **more: Any) -> list[dict[str, Any]]:
         found = self._say({"what": what, "of": [*of], "sums": [*sums], **more})
@@ -99,6 +101,7 @@ class Together:
         apart = [i for i, f in enumerate(found) if f["of"] != [*of] or not _alike(f["sums"], sums)]
         if not (failed or others or apart):
             return found
+        self._lost = False  # all know that it failed, and are in step
         if failed:
             kind, text = found[failed[0]]["error"]
             # Of the same kind: what one process leaves out and goes on from, the others do, too.
@@ -116,11 +119,25 @@ class Together:
 
     def tell(self, what: str, error: BaseException) -> None:
         """Tell the others that this process fails at something, so that they fail, too, rather than wait for it."""
-        if self.broken:
+        if self._lost or self._left:
             return
-        self.broken = True
+        self._lost = True
         with contextlib.suppress(ProcessError):  # nobody is left to be told
-            self._say({"what": what, "of": [], "sums": [], "error": _said(error)})
+            # What is no Exception ends this process: it may no longer come to the end.
+            last = what == END or not isinstance(error, Exception)
+            self._say({"what": what, "of": [], "sums": [], "error": _said(error), "last": last})
+            self._lost, self._left = False, self._left or last
+
+    def leave(self, error: BaseException | None) -> None:
+        """Tell the others that this process leaves, with its error if there is one.
+
+        Every process that began does so once, unless it knows that another one has left: so none waits for one that is
+        gone, whatever failed before, and was perhaps caught.
+        """
+        if error is not None:
+            self.tell(END, error)
+        elif not (self._lost or self._left):
+            self.agree(END, last=True)
 
     def agreed(self, decision: bool) -> bool:
         """Return what the first process decided, such as by its clock."""
@@ -145,10 +162,10 @@ class Together:
         """Return the sums over all processes of what the call gives: tensors, and a number with them."""
         with self.telling(what):
             tensors, number = call()
-        with self._whole():
-            self._agree(what, of, sums)
             total = torch.cat([t.detach().reshape(-1) for t in tensors]).to(self._sums_on)
             with_it = torch.tensor([number], dtype=torch.float64, device=self._sums_on)
+        with self._whole():
+            self._agree(what, of, sums)
             for part in (total, with_it):
                 self._reach(partial(torch.distributed.all_reduce, part, group=self._group))
         parts = total.split([t.numel() for t in tensors])
@@ -164,7 +181,11 @@ class Together:
         return [r for part, length in zip(parts, lengths, strict=True) for r in pickle.loads(part[:length])]
 
     def _say(self, told: dict[str, Any]) -> list[dict[str, Any]]:
-        return [json.loads(words.rstrip(b"\0")) for words in self._exchange(json.dumps(told).encode(), _WORDS)]
+        # By itself a character beyond the first 65536 would be escaped by two of 6 bytes each.
+        words = json.dumps(told, ensure_ascii=False).encode(errors="backslashreplace")
+        found = [json.loads(words.rstrip(b"\0")) for words in self._exchange(words, _WORDS)]
+        self._left = self._left or any(f.get("last") for f in found)
+        return found
 
     def _exchange(self, own: bytes, length: int) -> list[bytes]:
         """Return the bytes of all processes, each filled up to this length."""
@@ -220,9 +241,10 @@ def agreed_here(decision: bool) -> bool:
 
 def digest(tensors: Sequence[torch.Tensor]) -> list[float]:
     """Return the sum of these tensors' entries and that of their sizes, by which processes compare them."""
-    flat = [t.detach().double() for t in tensors]
-    both = [torch.stack([t.sum() for t in flat]).sum(), torch.stack([t.abs().sum() for t in flat]).sum()]
-    return torch.stack(both).tolist()
+    flat, exact = [t.detach() for t in tensors], torch.float64  # added up in it: a copy in it may not fit beside them
+    sums = torch.stack([t.sum(dtype=exact) for t in flat]).sum()
+    sizes = torch.stack([torch.linalg.vector_norm(t, 1, dtype=exact) for t in flat]).sum()
+    return torch.stack([sums, sizes]).tolist()
 
 
 def _alike(a: Sequence[float], b: Sequence[float]) -> bool:

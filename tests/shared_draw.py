@@ -5,6 +5,7 @@ Writes what each found to `<folder>/rank<r>.json`, a name to [shared, alone], or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -141,7 +142,7 @@ def refused(rank: int) -> dict[str, str]:
             with Objective(made, process_group=True) as objective:
                 run(objective)
             found[name] = "nothing"
-        except (LandscapeError, ZeroDivisionError, KeyboardInterrupt) as error:
+        except (LandscapeError, ZeroDivisionError, KeyboardInterrupt, RuntimeError) as error:
             found[name] = f"{type(error).__name__}: {error}"
         assert {n: p.data_ptr() for n, p in made.model.named_parameters()} == before
 
@@ -160,6 +161,36 @@ def refused(rank: int) -> dict[str, str]:
             raise KeyboardInterrupt
         products(ls.Hessian)(objective)
 
+    def fails_again(objective: Objective) -> None:
+        """Go on from one error, and fail between two calls then."""
+        value = objective.value
+        with contextlib.suppress(LandscapeError, ZeroDivisionError):
+            fails_inside(objective)
+        objective.value = value  # pyright: ignore[reportAttributeAccessIssue]
+        fails(objective)
+
+    def fails_twice(objective: Objective) -> None:
+        for _ in range(2):
+            with contextlib.suppress(LandscapeError, ZeroDivisionError):
+                fails_inside(objective)
+        objective.gradient()
+
+    def goes_on(objective: Objective) -> None:
+        """Call what nobody else is there to answer."""
+        if rank == 0:
+            with contextlib.suppress(LandscapeError):
+                objective.evaluate()
+            objective.evaluate()
+
+    def fails_at_length(objective: Objective) -> None:
+        if rank == 1:
+            raise ZeroDivisionError(1000 * "\N{GRINNING FACE}")
+        objective.evaluate()
+
+    def leaves_one_open(objective: Objective) -> None:
+        Objective(objective.task, process_group=True).__enter__()
+        fails(objective)
+
     def other_vector(objective: Objective) -> None:
         with ls.Hessian(objective) as H:
             _ = H @ torch.full((H.shape[0],), 1.0 + rank, dtype=torch.float64)
@@ -176,6 +207,11 @@ def refused(rank: int) -> dict[str, str]:
     attempt("an error between calls", fails)
     attempt("an error in a call", fails_inside)
     attempt("Ctrl-C", interrupted)
+    attempt("an error behind one that was caught", fails_again)
+    attempt("an error in a call behind two that were caught", fails_twice)
+    attempt("going on alone", goes_on)
+    attempt("an error of many characters", fails_at_length)
+    attempt("an objective left open", leaves_one_open)
     attempt("nothing after all that", looked)
     bad = samples()[0].clone()
     if rank == 1:

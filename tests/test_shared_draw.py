@@ -100,6 +100,11 @@ class TestNobodyWaitsForEver:
             ("an error in a call", "process 1 of 2 failed: ZeroDivisionError: division by zero", "division by zero"),
             ("Ctrl-C", "process 1 of 2 failed: KeyboardInterrupt", "KeyboardInterrupt"),
             ("a loss that is not finite", "process 1 of 2 failed: the loss at the checkpoint is nan", "NonFiniteLoss"),
+            ("an error behind one that was caught", "process 1 of 2 failed: ZeroDivisionError", "ZeroDivisionError"),
+            ("an error in a call behind two that were caught", "process 1 of 2 failed: ZeroDivisionError", "division"),
+            ("going on alone", "another process has left this objective", "process 1 is at the end, process 0 at an"),
+            ("an error of many characters", "process 1 of 2 failed: ZeroDivisionError: \N{GRINNING FACE}", "Zero"),
+            ("an objective left open", "entered later on the same model was still open", "was still open"),
             ("nothing after all that", "nothing", "nothing"),
         ],
     )
