@@ -205,7 +205,8 @@ class Share:
     """What falls to this process of an objective's batches, for its passes and for products.
 
     Single passes take whole batches as long as there are enough, so that all processes together find what one alone
-    would, bit for bit; products cut what is left over, so that none waits for the other.
+    would, bit for bit; products cut what is left over, so that none waits for the other, but none of operators that
+    draw labels for each batch, whose parts would be given others.
     """
 
     def __init__(self, together: Together, every: Loaded, cut: bool) -> None:
@@ -213,6 +214,7 @@ class Share:
         self.every = every
         self.whole = every.share(together.place, together.of, cut=cut, even=False)
         self.even = every.share(together.place, together.of, cut=cut, even=True)
+        self.uncut = every.share(together.place, together.of, cut=False, even=True) if cut else self.even
 
 
 _GROUP: ContextVar[Group | Literal[True] | None] = ContextVar("landscape_process_group", default=None)

@@ -116,8 +116,9 @@ def same() -> dict[str, Any]:
         "statistics": both(
             lambda: task(net(norm=True), batchnorm="recompute"), lambda o: [lined(o), products(ls.Hessian)(o)]
         ),
-        "labels drawn": both(
-            lambda: task(data=(batches() + batches(2))[:6]), products(ls.Fisher, kind="monte-carlo", draws=2, seed=5)
+        "labels drawn": both(task, products(ls.Fisher, kind="monte-carlo", draws=2, seed=5)),
+        "labels drawn for one batch": both(
+            lambda: task(data=[samples()]), products(ls.Fisher, kind="monte-carlo", seed=5)
         ),
     }
     for name, kind, how in (

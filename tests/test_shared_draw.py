@@ -66,7 +66,7 @@ class TestTheNumbersAreThoseOfOneProcess:
     @pytest.mark.parametrize("world", ["two", "three"])
     def test_of_every_shared_measurement(self, world: str, request: pytest.FixtureRequest) -> None:
         for seen in request.getfixturevalue(world):
-            assert len(seen["same"]) == 18
+            assert len(seen["same"]) == 19
             for name, (shared, alone) in seen["same"].items():
                 assert_same(shared, alone, name)
 

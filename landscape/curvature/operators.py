@@ -54,7 +54,8 @@ class Operator:
 
     #: What `Eigenpairs.operator` says.
     title = "operator"
-    #: Whether the matrix stays what it is when batches are joined; "auto" then may join them.
+    #: Whether the matrix stays what it is when batches are joined, or cut: "auto" then may join them, and processes
+    #: that share the draw cut those that are left over.
     joinable = False
 
     def __init__(

@@ -15,7 +15,7 @@ from ..errors import LandscapeError, MeasurementError, OutOfMemory, TaskError
 from ..loaded import Loaded
 from ..memory import REMEDY, give_back, ran_out
 from ..objective import Objective
-from ..sharing import digest
+from ..sharing import Share, digest
 from ..side_by_side import sharers
 from ..sparse import parts
 from .compiled import CompiledProducts
@@ -49,7 +49,7 @@ class Source(Protocol):
     """What an operator tells of itself, batch by batch."""
 
     objective: Objective
-    #: Whether the operator stays what it is when batches are joined.
+    #: Whether the operator stays what it is when batches are joined, or shared out in parts.
     joinable: bool
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
@@ -116,7 +116,7 @@ class Products:
         share = self._objective.share
         if share is None:
             return self._how()
-        with self._objective.using(share.even):
+        with self._objective.using(self._part(share)):
             return f"process {share.together.place + 1} of {share.together.of}: {self._how()}"
 
     def _how(self) -> str:
@@ -156,9 +156,12 @@ class Products:
             found, weight = self._alone(columns, parameters, keep)
             return [found], weight
 
-        with self._objective.using(share.even):
+        with self._objective.using(self._part(share)):
             found, weight = share.together.add("a product", run, columns.shape, digest([columns]))
         return found[0], weight
+
+    def _part(self, share: Share) -> Loaded:
+        return share.even if self._operator.joinable else share.uncut
 
     def _alone(self, columns: torch.Tensor, parameters: Tensors, keep: bool) -> tuple[torch.Tensor, float]:
         """Return what `multiply` does, of the batches that the objective has now."""
