@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .data import first_line
-from .errors import LandscapeError, TaskError
+from .errors import LandscapeError, ObjectiveError, TaskError
 from .labels import default_prediction
 from .objective import Objective
 from .parameters import unwrap
@@ -179,8 +179,9 @@ def _recognize(
     batch = _first(task.draw("train", max_samples=_PROBE).batches)
     probe = task.replace(batch_loss=look, train=[batch], test=None)
     if sum(p.numel() for p in task.model.parameters()) <= SMALL:
-        # A model that casts to float32 inside fails in float64, and is compared in its own precision.
-        with contextlib.suppress(TaskError), Objective(probe.replace(dtype=torch.float64)):
+        # A model that casts to float32 inside fails in float64, and is compared in its own precision; so is one that
+        # DistributedDataParallel trains.
+        with contextlib.suppress(TaskError, ObjectiveError), Objective(probe.replace(dtype=torch.float64)):
             return (found[0] if found else None), (predicts[0] if predicts else None)
         found.clear()
         predicts.clear()

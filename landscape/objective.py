@@ -18,6 +18,7 @@ from torch import nn
 from .batch import batch_size_of, bytes_of, map_tensors, tensors_of, to_device
 from .data import first_line
 from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
+from .hooks import check_hooks
 from .ignoring import ignored_by
 from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
 from .loaded import Loaded, Place, regrouped
@@ -25,7 +26,7 @@ from .memory import REMEDY, give_back, ran_out
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Looked, Predicted, all_predictions, averaged, gradients, look
-from .placement import check_hooks, place, placed
+from .placement import place, placed
 from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
@@ -88,7 +89,7 @@ class Objective:
         with contextlib.nullcontext() if process_group is None else Together(process_group).telling(BEGINNING):
             self.draw = task.draw(split, max_samples=max_samples, seed=seed)
             self.device, self.dtype, self._notes = place(task, self.model)
-            check_hooks(task.model, self.device, self.dtype)
+            check_hooks((self.model, task.loss), self.device, self.dtype)
         self.samples = self.draw.samples
         self.fingerprint = self.draw.fingerprint
         self.passes = 0.0

@@ -10,8 +10,8 @@ from torch import nn
 
 from .aliases import held_fixed
 from .batch import to_device
-from .errors import ObjectiveError, TaskError
-from .parameters import inside_ddp, trainable, unwrap
+from .errors import TaskError
+from .parameters import trainable
 from .tasks import Task
 
 
@@ -50,24 +50,6 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes
-
-
-def check_hooks(wrapped: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise ObjectiveError where measuring a model would cut off the hooks by which DistributedDataParallel trains it.
-
-    torch drops what accumulates a parameter's gradient, and DDP's hook with it, when its data come in another precision
-    or on another device, for good: the next backward pass would wait for the other processes, or not tell them.
-    """
-    if not inside_ddp(wrapped):
-        return
-    moved = [p for p in trainable(unwrap(wrapped)).values() if (p.dtype, p.device.type) != (dtype, device.type)]
-    if moved:
-        kind, own = (str(d).removeprefix("torch.") for d in (dtype, moved[0].dtype))
-        raise ObjectiveError(
-            f"a model inside DistributedDataParallel can't be measured in {kind} on {device.type} where its weights "
-            f"are {own} on {moved[0].device.type}: that would cut off DDP's hooks. Measure a copy of it, "
-            "Task(copy.deepcopy(model.module), ...), or its checkpoints"
-        )
 
 
 def placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:

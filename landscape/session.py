@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from .aliases import following, refuse_shared_memory
 from .batch import in_precision
+from .dynamics.sharded import is_sharded
 from .errors import ObjectiveError
 from .seeding import seeded
 
@@ -186,6 +187,15 @@ def _own_tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
         raise ObjectiveError("the model is, or holds, a TorchScript module: give the module that was scripted")
     if any(p.is_meta for p in model.parameters()):
         raise ObjectiveError("the model has parameters without values (device 'meta'); load its weights first")
+    # By name: importing it takes a second. Its wrapped modules compute with other tensors than their parameters.
+    if any(is_sharded(p) for p in model.parameters()) or any(
+        type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()
+    ):
+        raise ObjectiveError(
+            "the model is sharded (FSDP, tensor parallelism): no process holds its weights to move or differentiate "
+            "them. Gather them into a whole model with torch.distributed.checkpoint.state_dict.get_model_state_dict("
+            "model, options=StateDictOptions(full_state_dict=True)), or measure its checkpoints"
+        )
     refuse_shared_memory(model)
     with following(model) as follow, _copies(model, device, dtype):
         follow()

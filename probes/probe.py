@@ -15,7 +15,6 @@ from landscape.dynamics.packed import Packed, PackedNorms
 from landscape.dynamics.sharded import is_sharded, sharded_norms
 from landscape.errors import MeasurementError
 from landscape.objective import Objective
-from landscape.placement import check_hooks
 from landscape.results import Result
 from landscape.sharing import rank
 
@@ -248,9 +247,7 @@ class Run:
 
     def objective(self, task: Task, split: str, shared: bool) -> Objective:
         """Return the objective that a probe measures on, its draw shared by the processes of the training if wanted."""
-        objective = Objective(task, split, process_group=True if shared and rank()[1] > 1 else None)
-        check_hooks(self.wrapped, objective.device, objective.dtype)
-        return objective
+        return Objective(task, split, process_group=True if shared and rank()[1] > 1 else None)
 
     def alone(self, what: str) -> None:
         """Raise MeasurementError where one process can't run the model by itself, as a probe would.

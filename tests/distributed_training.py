@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from landscape import Task
-from landscape.errors import ArchiveError
+from landscape import Hessian, Task, eigenpairs
+from landscape.errors import ArchiveError, ObjectiveError
 from landscape.parameters import unwrap
 from landscape.probes import (
     CurvatureProbe,
@@ -140,6 +140,35 @@ def exists(folder: Path) -> str:
     return ""
 
 
+def refused(rank: int) -> dict[str, list]:
+    """Return what is told where hooks of DDP, or shards, are in the way, and the gradients of DDP before and behind."""
+    data = batch(0, 0)
+
+    def told(model: nn.Module, dtype=None) -> str:
+        try:
+            with Hessian(Task(model, nn.CrossEntropyLoss(), data, dtype=dtype)) as H:
+                eigenpairs(H, k=1)
+        except ObjectiveError as error:
+            return str(error)
+        return "measured"
+
+    def gradients(model: nn.Module) -> list[float]:
+        model.zero_grad()
+        x, y = batch(rank, 1)
+        nn.functional.cross_entropy(model(x), y).backward()
+        return naive(p.grad for p in model.parameters())
+
+    ddp = DistributedDataParallel(net())
+    before = gradients(ddp)
+    found = [told(ddp.module, torch.float64), told(ddp.module)]
+    flat = FullyShardedDataParallel(net(), device_id=torch.device("cpu"), use_orig_params=True)
+    return {
+        "ddp": found,
+        "gradients": [before, gradients(ddp)],
+        "sharded": [told(sharded(net())), told(flat)],
+    }
+
+
 def main(folder: str, rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -163,6 +192,7 @@ def main(folder: str, rank: int) -> None:
     }
     found["resumed"] = resume(where)
     found["exists"] = exists(where)
+    found["refused"] = refused(rank)
     (where / f"rank{rank}.json").write_text(json.dumps(found))
     dist.barrier()  # neither leaves while the other's last messages are under way
     dist.destroy_process_group()

@@ -82,6 +82,20 @@ def test_nothing_is_measured_that_would_cut_off_the_hooks_of_ddp(trained):
         assert seen["in float64"]["weights"] == seen["alone"]["weights"]
 
 
+def test_the_module_inside_ddp_is_not_measured_where_that_would_cut_off_its_hooks(trained):
+    for seen in trained[1]:
+        told, gradients = seen["refused"]["ddp"], seen["refused"]["gradients"]
+        assert "inside DistributedDataParallel can't be measured in float64 on cpu" in told[0]
+        assert told[1] == "measured"
+        assert gradients[0] == gradients[1]
+    assert trained[1][0]["refused"]["gradients"] == trained[1][1]["refused"]["gradients"]
+
+
+def test_sharded_models_are_refused_rather_than_measured_in_part(trained):
+    for seen in trained[1]:
+        assert all("the model is sharded" in told for told in seen["refused"]["sharded"])
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_training_is_bit_for_bit_the_same(trained, name):
     for seen in trained[1]:
