@@ -19,13 +19,13 @@ class Owner(Protocol):
     """What an attachment tells the recorder."""
 
     closed: bool
-    #: Whether `begin` was called.
-    began: bool
+    #: Whether `begin` was called where every process comes by.
+    measured: bool
     #: Steps taken so far by all optimizers together.
     all_steps: int
 
-    def begin(self) -> None:
-        """The first step is about to be taken."""
+    def begin(self, *, everywhere: bool = False) -> None:
+        """The first step is about to be taken, in every process of a distributed training."""
 
     def stepped(self, followed: Followed, number: int, closure: bool, started: float) -> None:
         """An optimizer has taken its step of this number; the time since `started` was spent inside its hooks."""
@@ -154,8 +154,8 @@ class Attachment:
             return
         started = time.perf_counter()
         self._stepping = optimizer
-        if not owner.began:
-            owner.begin()
+        if not owner.measured:
+            owner.begin(everywhere=True)
         looks = self._taken + 1 >= self._due
         if not self._holds_lists(optimizer, looks):
             self.look_anew()

@@ -39,6 +39,8 @@ class Opened:
     #: Where a resumed run goes on, unless load_state_dict says otherwise: epochs, and steps by optimizer.
     epoch: int = 0
     taken: Mapping[str, int] = field(default_factory=dict)
+    #: Where on its lattice each probe measured, or was left out, when the steps were first taken; so in all processes.
+    decided: Mapping[str, Mapping[int, bool]] = field(default_factory=dict)
     #: The archive, the status that it had before ("" where this process made it), and the process.
     path: Path | None = None
     status: str = ""
@@ -67,17 +69,6 @@ class Opened:
         if lock is not None:
             with contextlib.suppress(OSError):
                 os.close(lock)
-
-    def decisions(self) -> dict[str, dict[int, bool]]:
-        """Return where on its lattice each probe measured, or was left out, when the steps were first taken."""
-        series = self.earlier.get("probe_seconds")
-        if series is None:
-            return {}
-        found: dict[str, dict[int, bool]] = {}
-        for i, name in enumerate(series.names):
-            rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
-            found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
-        return found
 
     def spent(self) -> tuple[float, float]:
         """Return the seconds that earlier sessions took, and those of them that went into recording."""
@@ -146,18 +137,30 @@ def open_together(
     if place == 0:
         try:
             opened = open_run(path, settings, resume=resume, force=force)
+            opened.decided = _decisions(opened.earlier)
             if resume and opened.earlier:
                 opened.taken = {f.name: max(opened.earlier.last_of(f.suffix), 0) for f in followed}
                 opened.epoch = opened.epochs(next(iter(opened.taken.values())))
         except ArchiveError as error:
             trouble = str(error)
     if world > 1:
-        told = [(trouble, opened.run_id, opened.session, opened.epoch, dict(opened.taken))]
+        told = [(trouble, opened.run_id, opened.session, opened.epoch, dict(opened.taken), opened.decided)]
         torch.distributed.broadcast_object_list(told, src=0)
-        trouble, opened.run_id, opened.session, opened.epoch, opened.taken = told[0]
+        trouble, opened.run_id, opened.session, opened.epoch, opened.taken, opened.decided = told[0]
     if trouble is not None:
         raise ArchiveError(trouble)
     return opened, place, world
+
+
+def _decisions(earlier: History) -> dict[str, dict[int, bool]]:
+    series = earlier.get("probe_seconds")
+    if series is None:
+        return {}
+    found: dict[str, dict[int, bool]] = {}
+    for i, name in enumerate(series.names):
+        rows = zip(series.steps.tolist(), series.values[:, i].tolist(), strict=True)
+        found[name] = {step: seconds > 0 for step, seconds in rows if not math.isnan(seconds)}
+    return found
 
 
 def settings_of(followed: Sequence[Followed], facts: Mapping[str, Any], reference: str | None) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Recorder:
             recording took so far, cheap probes included, and what they took last would exceed it, their first points
             excepted; what looks at every step is never left out. An event ("over_budget") says where it was not kept.
 
-    In a distributed training every process makes a Recorder with the same arguments; the first one writes.
+    In a distributed training every process makes a Recorder with the same arguments, and calls `end_epoch`; the first
+    one writes, and it is enough that it logs.
 
     Raises ArchiveError where the archive exists, is being written by another recorder or can't be written;
     MeasurementError for an optimizer of other parameters, and for a second recorder on one model. Later only

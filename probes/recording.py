@@ -73,7 +73,7 @@ class Recording:
         #: Seconds spent recording so far.
         self.seconds = 0.0
         self.all_steps = 0
-        self.closed = self.began = False
+        self.closed = self.began = self.measured = False
         self._probes: list[Timed] = []
         self._attached: dict[str, Attachment] = {}
         _RECORDED.add(run.model)
@@ -86,7 +86,7 @@ class Recording:
             Quantity("time", ("elapsed", "recording"), "s", "seconds of training since the run began, and recording"),
         )
         self._sink.declare(own)
-        decided = self._opened.decisions()
+        decided = self._opened.decided
         for probe in probes:
             if self._rank and not probe.everywhere(self._run):
                 continue
@@ -109,10 +109,20 @@ class Recording:
         self._opened.earlier = History()  # a long run's record is large, and nobody needs it any more
         self._prepare()
 
-    def begin(self) -> None:
-        """Before the first step: note where the training starts, and measure there."""
-        if self.began:
-            return
+    def begin(self, *, everywhere: bool = False) -> None:
+        """Before the first step: note where the training starts, and measure there.
+
+        Processes that train together do that where `everywhere` says that all of them come by, in a step or at the end
+        of an epoch: a loop may log in one of them alone, which would then wait for the others.
+        """
+        if not self.began:
+            self._note_begin()
+        if not self.measured and (everywhere or self._world == 1):
+            self.measured = True
+            if self._run.step == 0:
+                self.between.measure(Now(0, 0))
+
+    def _note_begin(self) -> None:
         self.began = True
         if self._opened.session:
             by = {f.suffix: self._attached[f.name].taken for f in self._run.followed if f.suffix}
@@ -120,8 +130,6 @@ class Recording:
             self._run.event("resumed", f"goes on from step {self._run.step}")
         tensors = sum(len(f.parameters) for f in self._run.followed)
         self._run.event("start", f"{type(self._run.model).__name__}, {tensors} parameter tensors")
-        if self._run.step == 0:
-            self.between.measure(Now(0, 0))
 
     def _go_on_from(self, step: int, epoch: int, taken: Mapping[str, int] | None = None) -> None:
         self._run.step, self._run.epoch = step, epoch
@@ -225,7 +233,7 @@ class Recording:
     def end_epoch(self) -> None:
         """An epoch has ended behind the last step."""
         started, before = time.perf_counter(), self.seconds
-        self.begin()
+        self.begin(everywhere=True)
         self._run.epoch += 1
         self._sink.declare([Quantity("epoch", ("epoch",), "", "epochs ended at this step", "epoch")])
         self._sink.record("epoch", self._run.step, (float(self._run.epoch),))

@@ -65,6 +65,7 @@ def train(
     accumulate: bool = False,
     data: int = 0,
     dtype=None,
+    logs: bool = True,
 ) -> dict:
     """Train, and return what this rank computed by itself."""
     model = wrap(net())
@@ -78,7 +79,7 @@ def train(
             with model.no_sync():
                 nn.functional.cross_entropy(model(x), y).backward()
         loss = nn.functional.cross_entropy(model(x), y)
-        if rec is not None:
+        if rec is not None and logs:
             rec.log(loss=loss)
         loss.backward()
         whole = [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
@@ -128,6 +129,25 @@ def resume(folder: Path) -> dict:
             optimizer.step()
             optimizer.zero_grad()
     return {"begun": begun, "ended": rec.step}
+
+
+def again(folder: Path, rank: int) -> list[int]:
+    """Take steps again without the budget that left points of a shared probe out; return where each process ended."""
+    ended = []
+    for budget, steps in ((1e-9, 4), (None, 6)):
+        model = DistributedDataParallel(net())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        task = Task(unwrap(model), nn.CrossEntropyLoss(), batch(0, 0))
+        probes = [CurvatureProbe(when=every(steps=1, budget=budget), shared=True)]
+        with Recorder(folder / "again" / "run.h5", model, optimizer, task=task, probes=probes, resume=True) as rec:
+            if ended:
+                rec.load_state_dict({**rec.state_dict(), "step": 2, "epoch": 0, "taken": None})
+            while rec.step < steps:
+                nn.functional.cross_entropy(model(batch(rank, 9)[0]), batch(rank, 9)[1]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        ended.append(rec.step)
+    return ended
 
 
 def exists(folder: Path) -> str:
@@ -183,6 +203,7 @@ def main(folder: str, rank: int) -> None:
         ),
         "alone": train(where, "alone", rank, DistributedDataParallel, expensive(shared=False)),
         "shared": train(where, "shared", rank, DistributedDataParallel, expensive(shared=True)),
+        "logged by one": train(where, "by one", rank, DistributedDataParallel, expensive(shared=True), logs=rank == 0),
         "apart": train(where, "apart", rank, DistributedDataParallel, expensive(shared=True), data=rank),
         "without": train(where, "without", rank, DistributedDataParallel, expensive(shared=True), data=-rank),
         "in float64": train(where, "float64", rank, DistributedDataParallel, expensive(False), dtype=torch.float64),
@@ -192,6 +213,7 @@ def main(folder: str, rank: int) -> None:
     }
     found["resumed"] = resume(where)
     found["exists"] = exists(where)
+    found["again"] = again(where, rank)
     found["refused"] = refused(rank)
     (where / f"rank{rank}.json").write_text(json.dumps(found))
     dist.barrier()  # neither leaves while the other's last messages are under way

@@ -63,6 +63,19 @@ def test_processes_measure_together_what_the_first_one_does_alone(trained):
     assert not [e for e in shared.events if e.kind == "probe_failed"]
 
 
+def test_processes_measure_together_where_the_first_one_alone_logs(trained):
+    shared, found = history(trained, "shared"), history(trained, "by one")
+    for name in ("eigenvalue", "surface"):
+        np.testing.assert_array_equal(found[name].steps, shared[name].steps)
+        np.testing.assert_allclose(found[name].values, shared[name].values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_resumed_run_leaves_out_in_all_processes_what_was_left_out(trained):
+    assert [seen["again"] for seen in trained[1]] == [[4, 6]] * 2
+    # Steps 3 and 4 are taken again, and decided as before; 5 and 6 are new.
+    np.testing.assert_array_equal(history(trained, "again")["eigenvalue"].steps, [0, 5, 6])
+
+
 @pytest.mark.parametrize(
     ("name", "why"), [("apart", "other data or weights"), ("without", "switched off in process 1")]
 )
