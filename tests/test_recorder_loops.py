@@ -888,6 +888,7 @@ def test_one_process_of_several_does_not_run_a_model_that_synchronizes_its_stati
     with Recorder(tmp_path / "run.h5", model, optimizer, probes=[]) as rec:
         rec._run.alone("curvature")  # a training in one process may
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         with pytest.raises(MeasurementError, match="curvature of a model with SyncBatchNorm"):
             rec._run.alone("curvature")
