@@ -45,7 +45,10 @@ class CurvatureProbe(Probe):
     Quantities: `eigenvalue` (1 ... k), `eigenvalue_residual`, and `curvature`: lambda_max of the operator that decides
     stability (the Hessian, or the preconditioned one of an adaptive optimizer), its `threshold`, the `margin`
     1 - lambda_max / threshold (below 0: the steps along it grow), the trace with its standard error, products and
-    seconds. Of several optimizers the first is judged. Each measurement starts from the eigenvectors of the one before.
+    seconds. Of several optimizers the first is judged. Each measurement starts from the eigenvectors of the one before
+    and a random vector ten times as long, so that an eigenvalue that has overtaken them in other weights (an expert
+    that was idle) is mostly seen: of 100 made-up cases it is missed in 8 for k = 1, in 11 for k = 2, in 36 for k = 5
+    (from nothing 2, 4 and 35). verify=True looks for it each time.
     The first one compares a Hessian product with differences of gradients, as `landscape probe` does, and a loss whose
     second derivative misses a part (a detached advantage, a straight-through gradient) switches the probe off; not
     under DistributedDataParallel, which bears no other precision.

@@ -366,15 +366,48 @@ def test_a_net_like_spectrum_takes_few_products(k: int, most: int) -> None:
     assert max(plain) < count.products  # ARPACK, at the same tolerance, without any check for copies
 
 
-def test_a_warm_start_saves_products() -> None:
-    values = net_like()
-    cold = [eigenpairs(Diagonal(values), 5, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize(("k", "part", "share"), [(5, 0.1, 0.9), (1, 10.0, 0.85), (2, 10.0, 0.85)])
+def test_a_warm_start_saves_products(k: int, part: float, share: float) -> None:
+    values, verify = net_like(), k == 5
+    cold = [eigenpairs(Diagonal(values), k, seed=seed, verify=verify) for seed in range(3)]
     generator = torch.Generator().manual_seed(1)
-    drift = torch.randn(len(values), 5, generator=generator, dtype=torch.float64) / math.sqrt(len(values))
-    warm = [eigenpairs(Diagonal(values), 5, start=c.vectors + 0.02 * drift, seed=9) for c in cold]
-    assert sum(w.products for w in warm) < 0.9 * sum(c.products for c in cold)
+    drift = torch.randn(len(values), k, generator=generator, dtype=torch.float64) / math.sqrt(len(values))
+    starts = [c.vectors + 0.02 * drift for c in cold]
+    warm = [eigenpairs(Diagonal(values), k, start=s, seed=9, random_part=part, verify=verify) for s in starts]
+    assert sum(w.products for w in warm) < share * sum(c.products for c in cold)
     for w in warm:
-        np.testing.assert_allclose(w.values, values[:5], atol=3e-3)
+        np.testing.assert_allclose(w.values, values[:k], atol=3e-3)
+
+
+def overtaken(seed: int, k: int, n: int = 800) -> tuple[Diagonal, Diagonal, np.ndarray]:
+    """Return an operator before and after an eigenvalue of its second block has overtaken the k-th, and its spectrum.
+
+    The blocks don't mix, as the weights of two experts do not, so that the old eigenvectors have no part in the new.
+    """
+    rng = np.random.default_rng(seed)
+    first, second = (rng.exponential(0.02, n // 2) * rng.choice([1, -0.5], n // 2) for _ in range(2))
+    first[: k + 2] = [2.6, *np.sort(rng.uniform(1, 2, k + 1))[::-1]]
+    second[:3] = np.array([0.8, 0.6, 0.4]) * rng.uniform(0.3, 0.9) * first[k - 1]
+    before = np.concatenate([first, second])
+    first[: k + 2] *= rng.uniform(0.99, 1.01, k + 2)
+    second[0] = np.sort(first)[-k] * rng.uniform(1.03, 1.3)
+    after = np.concatenate([first, second])
+    return Diagonal(before), Diagonal(after), np.sort(after)[::-1]
+
+
+@pytest.mark.parametrize(("k", "most"), [(1, 6), (2, 4)])
+def test_a_warm_start_sees_an_eigenvalue_that_overtook_elsewhere(k: int, most: int) -> None:
+    missed = {0.1: 0, lanczos.RANDOM_PART: 0}
+    for seed in range(25):
+        old, new, values = overtaken(seed, k)
+        start = eigenpairs(old, k, tol=1e-2, seed=seed).vectors
+        for part in missed:
+            found = eigenpairs(new, k, tol=1e-2, start=start, seed=1000 + seed, random_part=part, verify=False)
+            missed[part] += np.abs(found.values - values[:k]).max() > 0.02 * values[0]
+        sure = eigenpairs(new, k, tol=1e-2, start=start, seed=1000 + seed)
+        np.testing.assert_allclose(sure.values, values[:k], atol=0.02 * values[0])
+    assert missed[lanczos.RANDOM_PART] <= most
+    assert missed[0.1] >= 20  # the case is one that a short random part misses
 
 
 def test_a_start_vector_is_taken_as_it_is() -> None:
@@ -384,6 +417,12 @@ def test_a_start_vector_is_taken_as_it_is() -> None:
     found = eigenpairs(Diagonal(values), 1, start=first, verify=False)
     assert found.products == 1  # the eigenvector itself: nothing to add
     assert found.values[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("part", [-1.0, math.nan, math.inf])
+def test_a_random_part_that_is_no_length_is_refused(part: float) -> None:
+    with pytest.raises(MeasurementError, match="must be a length"):
+        eigenpairs(Diagonal(np.linspace(0, 1, 50)), 1, start=torch.ones(50, 1), random_part=part)
 
 
 def test_a_start_on_a_wrong_eigenvector_is_corrected_by_the_audit() -> None:

@@ -20,6 +20,8 @@ Stop = Literal["residual", "value"]
 #: Products that an audit may cost, at least; else as many as the search before it. To go on with the run until it
 #: proves its own values may cost twice that at least: they serve the values as well (chosen by us).
 LEAST_AUDIT = 20
+#: Share of the start that is random, from which on the run is its own proof (chosen by us; a warm start has 0.995).
+MOSTLY = 0.9
 #: How far beyond the last wanted value nothing may be missing, in tolerances, the farthest last (chosen by us: a value
 #: that is to be proven to the tolerance leaves no more than one).
 MARGINS: dict[Stop, tuple[float, ...]] = {"residual": (1, 1.25, 1.5, 1.75, 2), "value": (0.7, 0.8, 0.9, 1)}
@@ -196,7 +198,7 @@ class Search:
         space = self.space
         if not self.verify or space.asymmetry > self.tol or not space.chain.growing or self.ready is None:
             return False
-        if space.chain.share < 1:  # a warm start: its small random part takes longer than a fresh vector (measured)
+        if space.chain.share < MOSTLY:  # a small random part takes longer than a fresh vector (measured)
             return False
         if space.products - self.ready >= max(2 * LEAST_AUDIT, self.ready):
             return False
@@ -215,7 +217,7 @@ class Search:
                 last = self.wanted.levels(ritz.values, 0.0)[end]
                 level = end * min(end * level, end * chain.reached(last, end))
                 self.audits[end] = Audit("clear", end, level, chain.chance(level, end), level, 0)
-            elif chain.growing and chain.share == 1:  # it has had its share of products
+            elif chain.growing and chain.share >= MOSTLY:  # it has had its share of products
                 reached = chain.reached(level, end)
                 self.audits[end] = Audit("undecided", end, level, chance, reached, 0)
 
