@@ -156,6 +156,18 @@ def test_trace_norm_and_negative_share_hold_the_truth() -> None:
     assert all(h >= 82 for h in held.values()), held
 
 
+def test_few_draws_are_said_to_be_rough_and_are() -> None:
+    # Of rank 4, as a small net's Hessian can be: what few draws agree on is then what none of them saw.
+    eigenvalues = [2.0, 1.0, 0.5, -0.3, *[0.0] * 196]
+    matrix, truth = rotated(eigenvalues), sum(eigenvalues)
+    runs = [spectral_density(matrix, 6, draws=4, seed=seed) for seed in range(150)]
+    gaps = np.array([abs(r.trace - truth) / r.trace_stderr for r in runs])
+    assert (gaps <= 2).mean() < 0.9
+    assert (gaps <= 2).mean() + 0.05 < (gaps <= stats.t.ppf(0.975, 3)).mean()
+    assert all("4 random vectors" in r.notes[-1] and "takes 3.2 of them" in r.notes[-1] for r in runs)
+    assert not spectral_density(matrix, 6, draws=8).notes
+
+
 def test_a_diagonal_matrix_is_exact_from_any_draw() -> None:
     matrix = torch.diag(torch.tensor([3.0, 3.0, -1.0, 0.0], dtype=torch.float64))
     found = spectral_density(matrix, steps=10, draws=3)

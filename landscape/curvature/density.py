@@ -21,6 +21,8 @@ from .quadrature import Tridiagonal, tridiagonalize
 DEFAULT_MEMORY = 1 << 30
 #: The band's confidence, and the share of the eigenvalues that a quarter fewer steps may move (chosen by us).
 CONFIDENCE, MOVED = 0.95, 0.05
+#: Fewer draws than this are said to have rough standard errors (chosen by us, from the coverage in the docstring).
+FEW = 8
 
 
 def spectral_density(
@@ -68,6 +70,13 @@ def spectral_density(
         `SpectralDensity`: grid, density, standard error and band over the draws, the rules, and trace, Frobenius norm
         and negative share with standard errors, in float64. The check "steps" compares with the rules that a quarter
         fewer steps give. Status "partial" if `precision` was not reached.
+
+    The standard errors are over the draws: a 95% interval takes Student's t for draws - 1 degrees (the band does; 3.2
+    for 4 draws), not 2. A draw sees an eigenvalue of its own as a chi-squared of one degree, so that where few
+    eigenvalues rule, and the draws that miss them agree, even that says too much. Of 250 runs each on spectra of rank 4
+    and 14, of one outlier over a bulk, of a bulk and of a geometric decay (n = 300, 20 steps) it held the truth in
+    84 to 94% (trace), 87 to 94% (norm) and 80 to 95% (negative share) with 4 draws, in 86 to 96%, 89 to 95% and 86 to
+    96% with 8; 2 standard errors of 4 draws in 70 to 85%. With fewer than 8 draws a note says so.
 
     Raises:
         MeasurementError: a setting out of range, a product that is not finite.
@@ -117,7 +126,7 @@ def spectral_density(
             **made,
         },
         checks=tuple(checks),
-        notes=notes,
+        notes=(*notes, *_few(len(runs))),
         warnings=late,
         grid=smoothing.grid,
         density=density,
@@ -180,6 +189,17 @@ def _band(density: np.ndarray, stderr: np.ndarray, draws: int) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         factor = np.exp(np.minimum(t * np.where(density > 0, stderr / density, 0.0), 50.0))
     return np.stack([density / factor, density * factor], axis=1)
+
+
+def _few(draws: int) -> tuple[str, ...]:
+    """Say what standard errors over few draws are worth."""
+    if draws >= FEW:
+        return ()
+    t = float(stdtrit(draws - 1, (1 + CONFIDENCE) / 2))
+    return (
+        f"{draws} random vectors make rough standard errors: a 95% interval of trace, norm and negative share takes "
+        f"{t:.2g} of them, and with few large eigenvalues even that holds the truth too rarely; take {FEW} or more",
+    )
 
 
 def _negative(nodes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

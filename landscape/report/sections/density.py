@@ -32,7 +32,7 @@ def build(runs: Sequence[Run]) -> Section | None:
 def _table(runs: Sequence[Run]) -> Table:
     columns = [
         Column("Run", wide=True),
-        Column("trace", numeric=True, note="sum of the eigenvalues, ± standard error over the random vectors"),
+        Column("trace", numeric=True, note="sum of the eigenvalues, ± standard error over the vectors, rough if few"),
         Column("Frobenius norm", numeric=True, note="root of the sum of their squares, ± standard error"),
         Column("negative share", numeric=True, note="of the sum of |eigenvalue|, how much lies below zero"),
         Column("largest node", numeric=True, note="of the quadrature: the largest eigenvalue, once it has converged"),
