@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from landscape.counted import counted
 from landscape.report.numbers import count, number
 from landscape.results import Result, kind_of
 
@@ -53,7 +54,7 @@ def training(history: Any) -> list[list[str]]:
         if len(known):
             tenth = max(1, len(known) // 10)
             ends = f"{number(float(known[:tenth].mean()), 3)} {curve(known)} {number(float(known[-tenth:].mean()), 3)}"
-            rows.append(["loss", f"{ends}  over {count(int(loss.steps.max()))} steps"])
+            rows.append(["loss", f"{ends}  over {counted(int(loss.steps.max()), 'step')}"])
     held = history.get("calibration")
     if held is not None and len(held.steps):
         last = held.current()
@@ -110,7 +111,7 @@ def archive_text(archive: Any) -> str:
     lines += [f"  {line}" for line in salvaged(archive)]
     left = sum(len(rows) for rows in archive.unfinished.values())
     if left:
-        lines.append(f"  unfinished: {left:,} points of a surface; landscape probe --resume goes on from them")
+        lines.append(f"  unfinished: {counted(left, 'point')} of a surface; landscape probe --resume goes on there")
     recorded = training(archive.history)
     if facts:
         # What the curve and the lines beside it don't say already.

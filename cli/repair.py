@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from landscape.counted import counted
 from landscape.errors import DamagedError
 
 from .options import Command
@@ -48,11 +49,13 @@ def _tell(path: Path, done: Any) -> None:
             f"results of probes went into the archive"
         )
         for quantity, count in done.rows.items():
-            say(f"  {quantity}: {count:,} rows")
+            say(f"  {quantity}: {counted(count, 'row')}")
         if done.torn and done.damaged:
-            say(f"  {done.torn:,} bytes at the end fit no checksum: their rows are lost")
+            torn = counted(done.torn, "byte at the end fits", "bytes at the end fit")
+            say(f"  {torn} no checksum: the rows in there are lost")
         elif done.torn:
-            say(f"  {done.torn:,} bytes at the end were torn when the run was killed: no whole row was among them")
+            torn = counted(done.torn, "byte at the end was", "bytes at the end were")
+            say(f"  {torn} torn when the run was killed: no whole row was among them")
     for kept in done.damaged:
         warn(f"a file was damaged, and is kept as {kept}")
     say(f"status: {done.status}")

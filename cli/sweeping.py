@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from landscape.counted import counted
+
 from .output import finite, json_line, say, table, warn
 
 if TYPE_CHECKING:
@@ -73,7 +75,8 @@ def print_estimate(sweep: Sweep, workers: int, as_json: bool) -> None:
     ]
     click.echo(table(rows, header=True))
     many = f" on {workers} workers" if workers > 1 else ""
-    click.echo(f"\n{len(found)} cells, {expected(total)}{many}, and {memory(room)} on the disk at most\n{RESTS_ON}")
+    cells = counted(len(found), "cell")
+    click.echo(f"\n{cells}, {expected(total)}{many}, and {memory(room)} on the disk at most\n{RESTS_ON}")
 
 
 def print_collected(found: Collected, report: str | None, as_json: bool) -> None:
@@ -90,14 +93,14 @@ def print_collected(found: Collected, report: str | None, as_json: bool) -> None
             if result.status in ("diverged", "failed"):
                 click.echo(f"{result.status}: {result.cell.label}: {result.reason}")
         counts = ", ".join(f"{n} {status}" for status, n in found.counts.items())
-        click.echo(
-            f"\n{len(found.results)} cells: {counts}; {found.out / TABLE} and {found.out / RESULTS} hold them all"
-        )
+        cells = counted(len(found.results), "cell")
+        click.echo(f"\n{cells}: {counts}; {found.out / TABLE} and {found.out / RESULTS} hold everything")
     if found.late:
         say("the time limit came first; the same command with --resume goes on")
     failed = found.counts.get("failed", 0)
     if failed:
-        say(f"{failed} cells failed: their folders hold error.txt; --resume --retry-failed trains them again")
+        said = counted(failed, "cell failed: its folder holds", "cells failed: their folders hold")
+        say(f"{said} error.txt; --resume --retry-failed trains {'it' if failed == 1 else 'them'} again")
     if not as_json and report is None and found.archives:
         say(f"next: landscape report {os.path.relpath(found.out)}/*/run.h5 -o report.html")
 

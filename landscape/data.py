@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from .augmentation import random_sample
 from .batch import as_tensor, batch_size_of, fingerprint, mapping_like, pick, slice_batch, stays_whole
+from .counted import counted
 from .errors import TaskError
 from .forms import form_of, holds_a_number
 from .seeding import seeded
@@ -157,7 +158,7 @@ def _take_loader(
         batches = list(loader)
         given = sum(batch_size_of(b) or 0 for b in batches)
         if loader.drop_last and n is not None and batches and given < n:
-            notes.append(f"the {split} loader drops its last {n - given} samples (drop_last=True)")
+            notes.append(f"the {split} loader drops its last {counted(n - given, 'sample')} (drop_last=True)")
         n = given if map_style and n is None else n
     elif n is not None and plain and rebatch:
         # Not the first samples of the loader: many data sets are stored sorted by class.

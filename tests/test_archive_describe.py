@@ -126,7 +126,7 @@ def test_the_json_is_strict_and_says_what_became_null(archive):
     assert [c["level"] for c in measured["checks"]] == ["pass", "fail"]
     assert measured["dims"]["loss"] == {"split": 2}
     assert "results/performance/0001: 3 numbers that are not finite are null" in shown["warnings"]
-    assert "results/plane/0001: 1 numbers that are not finite are null" in shown["warnings"]
+    assert "results/plane/0001: 1 number that is not finite is null" in shown["warnings"]
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_the_estimate_writes_nothing_and_counts_steps_and_bytes(world):
     assert not (world / "runs").exists()
     text = done(*BASE, "--dry-run", "--no-measure")
     assert re.search(
-        r"1 cells, (\S+ to \S+ m?s|under 0.1 s), and .* on the disk at most\npredicted from one batch", text
+        r"1 cell, (\S+ to \S+ m?s|under 0.1 s), and .* on the disk at most\npredicted from one batch", text
     )
 
 

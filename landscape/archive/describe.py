@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..counted import counted
 from ..errors import ArchiveError
 from ..results import Result, Variable
 from .reader import Archive, Entry
@@ -58,7 +59,8 @@ def archive_json(archive: Archive) -> dict[str, Any]:
             shown = _entry_json(entry)
             replaced = _finite([shown.get("summary"), shown.get("settings")])[1]
             if replaced:
-                warnings.append(f"{entry.group}: {replaced} numbers that are not finite are null")
+                left = counted(replaced, "number that is not finite is", "numbers that are not finite are")
+                warnings.append(f"{entry.group}: {left} null")
             results.append(shown)
         subjects.append({**subject.to_dict(), "label": subject.label, "results": results})
     head = {
@@ -93,7 +95,9 @@ def _head(archive: Archive, facts: Mapping[str, Any] | None) -> Iterator[str]:
         yield from _field("salvaged", line)
     rows = sum(len(r) for r in archive.unfinished.values())
     if rows:
-        yield from _field("unfinished", f"{rows:,} points of a surface; landscape probe --resume goes on from them")
+        yield from _field(
+            "unfinished", f"{counted(rows, 'point')} of a surface; landscape probe --resume goes on there"
+        )
     yield from _provenance(about)
     if archive.run:
         yield from _field("settings", _pairs(archive.run))
@@ -165,11 +169,13 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if files := facts["checkpoints"]:
         rows.append(("checkpoints", f"{len(files):,}, the last one {files[-1]}"))
     if facts["lost_rows"]:
-        rows.append(("lost", f"{facts['lost_rows']:,} rows could not be written"))
+        rows.append(("lost", f"{counted(facts['lost_rows'], 'row')} could not be written"))
     if facts["superseded_rows"]:
-        rows.append(("superseded", f"{facts['superseded_rows']:,} rows that a resumed run has gone over again"))
+        rows.append(
+            ("superseded", f"{counted(facts['superseded_rows'], 'row')} that a resumed run has gone over again")
+        )
     if facts["status"] == "killed":
-        torn = f", {facts['torn_bytes']:,} bytes torn" if facts["torn_bytes"] else ""
+        torn = f", {counted(facts['torn_bytes'], 'byte')} torn" if facts["torn_bytes"] else ""
         rows.append(("killed", f"nobody writes it any more{torn}; landscape repair puts its rows into the archive"))
     return rows
 

@@ -21,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..counted import counted
 from ..errors import ArchiveError, DamagedError
 from ..results import rebuild
 from .atomic import Partial, reserve
@@ -319,7 +320,7 @@ class _Writer:
         for name in ("step", "value"):
             about = self._walked.answers.get(("dataset", f"{path}/{name}"))
             if about is not None:
-                return f" ({about['shape'][0]:,} rows)"
+                return f" ({counted(about['shape'][0], 'row')})"
         return ""
 
     def _told(self, path: str, gap: tuple[int, int], total: int) -> tuple[str, int]:

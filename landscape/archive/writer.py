@@ -20,6 +20,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from ..counted import counted
 from ..errors import ArchiveError
 from ..provenance import provenance
 from ..results import Result
@@ -279,7 +280,7 @@ class ArchiveWriter:
             return found
         held, rows = len(found.entries), sum(len(r) for r in found.unfinished.values())
         if held or rows:
-            said = [f"{held} result{'s' * (held != 1)}"] * bool(held) + [f"{rows} points"] * bool(rows)
+            said = [counted(held, "result")] * bool(held) + [counted(rows, "point")] * bool(rows)
             raise ArchiveError(
                 f"{left} holds {' and '.join(said)} of a run that was killed; pass --resume to go on from there, "
                 f"rename it to keep it (landscape show reads it), or pass --force to drop it"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..counted import counted
 from ..errors import CheckpointError
 from . import optimizers
 from .files import SAVE_STATE_DICT
@@ -341,7 +342,7 @@ def _walk(value: Mapping[Any, Any], depth: int = 0) -> Iterator[Any]:
 
 
 def _list(entries: list[_Entry]) -> str:
-    return _shown([f"{e.name or 'the top'} ({len(e.tensors)} tensors)" for e in entries])
+    return _shown([f"{e.name or 'the top'} ({counted(len(e.tensors), 'tensor')})" for e in entries])
 
 
 def _shown(names: list[str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..counted import counted
 from ..errors import CheckpointError
 from .adapters import PREFIX, adapter_of, is_adapter_file
 
@@ -279,7 +280,7 @@ def _same_shape(value: torch.Tensor, own: torch.Tensor) -> bool:
 def _types(fitted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
     floats = [(v.dtype, expected[k].dtype) for k, v in fitted.items() if k in expected and v.is_floating_point()]
     return [
-        f"{count} tensors are {_name(a)} in the file and were converted to the model's {_name(b)}"
+        f"{counted(count, 'tensor is', 'tensors are')} {_name(a)} in the file and converted to the model's {_name(b)}"
         + (", which loses digits" if torch.finfo(b).eps > torch.finfo(a).eps else "")
         for (a, b), count in Counter(floats).items()
         if a != b

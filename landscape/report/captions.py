@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..counted import counted
 from ..results import Result, kind_of
 from .figures.record import LAMBDA_MAX, Panel, preconditioned
 from .numbers import count, given, interval, number, uncertain
@@ -70,7 +71,7 @@ def _plane(found: Found, quantity: str, scale: str) -> str:
         )
     holes = sum(int((~np.isfinite(np.asarray(x.loss, dtype=float))).sum()) for _, x in found)
     if holes:
-        sentences.append(f"Gray: {count(holes)} points where the loss is not finite.")
+        sentences.append(f"Gray: {counted(holes, 'point')} where the loss is not finite.")
     return " ".join(s for s in sentences if s)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..comparison.ablation import Ablation, Effect, ablate
+from ..counted import counted
 from .measures import Measure, measures, setting, settings
 from .numbers import interval, number
 from .runs import Run
@@ -123,5 +124,5 @@ def rests_on(response: Response) -> str:
     if df and max(df) - min(df) < 0.05:
         freedom = f", {number(df[0], 2)} degrees of freedom"
     unit = "seed" if found.paired or found.independent < found.runs else "independent run"
-    unit += "s" * (found.independent != 1)
-    return f"{found.runs} runs, {found.independent} {unit}{', within seeds' if found.paired else ''}{freedom}"
+    within = ", within seeds" if found.paired else ""
+    return f"{counted(found.runs, 'run')}, {counted(found.independent, unit)}{within}{freedom}"

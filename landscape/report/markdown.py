@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from ..counted import counted
 from .blocks import Folded, Notes, Section, Table, Text
 from .page import default_title
 from .runs import Run
@@ -65,7 +66,7 @@ def _table(table: Table) -> Iterator[str]:
             cells.append(" ".join(p for p in parts if p))
         yield "| " + " | ".join(cells) + " |"
     if len(rows) > MOST_ROWS:
-        yield from ("", f"{len(rows) - MOST_ROWS} further rows: in the HTML, CSV or JSON report.")
+        yield from ("", f"{counted(len(rows) - MOST_ROWS, 'further row')}: in the HTML, CSV or JSON report.")
     yield ""
 
 

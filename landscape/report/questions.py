@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..archive.schema import lost_by_damage
+from ..counted import counted
 from ..results import Check, Level
 from .numbers import count
 from .runs import Run, trainings
@@ -170,20 +171,21 @@ def _of_record(run: Run) -> Iterator[Check]:
         words = "; ".join(dict.fromkeys(e.message for e in kept.events["lost_rows"] if e.message))
         yield Check("lost rows", "warn", words or "rows were lost", float(lost), 0.0)
     elif kept.torn and run.status != "running":  # a block that is being written is no loss
-        text = f"{count(kept.torn)} bytes at the end were cut off by the kill: less than one flush"
+        torn = counted(kept.torn, "byte at the end was", "bytes at the end were")
+        text = f"{torn} cut off by the kill: less than one flush"
         yield Check("lost rows", "warn", text, float(kept.torn), 0.0)
     else:
         yield Check("lost rows", "pass", "no row was lost", 0.0, 0.0)
     failed = kept.counted.get("probe_failed", 0)
     if failed:
         words = "; ".join(dict.fromkeys(e.message for e in kept.events["probe_failed"] if e.message))
-        yield Check("probes", "warn", f"{count(failed)} times a probe failed: {words}", float(failed), 0.0)
+        yield Check("probes", "warn", f"{counted(failed, 'time')} a probe failed: {words}", float(failed), 0.0)
     for problem in kept.problems:
         yield Check("readable", "fail", problem)
 
 
 def _gradients(bad: int) -> Check:
-    said = f"{count(bad)} steps with a gradient that is not finite" if bad else "every recorded gradient is finite"
+    said = f"{counted(bad, 'step')} with a gradient that is not finite" if bad else "every recorded gradient is finite"
     return Check("gradients", "warn" if bad else "pass", said, float(bad), 0.0)
 
 

@@ -10,6 +10,7 @@ from itertools import groupby
 
 from ..archive.history import Event
 from ..archive.watching import Curve, Standing, Watched
+from ..counted import counted
 from .textplot import Drawn, Pen, plot, short
 
 #: Lines of a plot at least, its title and its axis of steps included; columns from which two stand side by side.
@@ -104,7 +105,7 @@ def _warnings(watched: Watched) -> Iterator[str]:
         yield f"nobody writes this run any more{torn}; landscape repair {watched.path}"
     lost = [e for e in watched.events if e.kind == "lost_rows"]
     if watched.lost:
-        yield f"{watched.lost:,} rows could not be written"
+        yield f"{counted(watched.lost, 'row')} could not be written"
     elif lost:
         yield lost[-1].message
 

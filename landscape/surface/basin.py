@@ -387,11 +387,12 @@ def _reached(open_rays: int, total: int, limit: float) -> Check:
 
 def _volume_check(volumes: Sequence[_Volume], open_rays: int) -> Check:
     least = min(v.effective for v in volumes)
+    one = f"{least:.3g}" == "1"
     if least >= FEWEST and not open_rays:
         return Check("volume", "pass", f"{least:.3g} lines count in the volume", least, FEWEST)
     text = (
-        f"{least:.3g} lines rule the volume: it is a lower estimate, whatever its standard error; compare the bound, "
-        "or widths"
+        f"{least:.3g} {'line rules' if one else 'lines rule'} the volume: it is a lower estimate, whatever its "
+        "standard error; compare the bound, or widths"
     )
     return Check("volume", "warn", text, least, FEWEST)
 

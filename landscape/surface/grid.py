@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..counted import counted
 from ..curvature.slopes import norm
 from ..errors import MeasurementError, ObjectiveError
 from ..journal import until
@@ -347,7 +348,7 @@ class _Slice:
         )
         reused = self.points.reused
         if reused:
-            self.notes = (f"{reused:,} points come from an earlier run that was interrupted",)
+            self.notes = (f"{counted(reused, 'point comes', 'points come')} from an earlier run that was interrupted",)
         return _Bent(exact.slopes, exact.curvatures, departure, exact.products, tuple(c for c in made if c is not None))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.archive.schema import plain
+from landscape.counted import counted
 from landscape.errors import LandscapeError, TrainingError
 from landscape.tasks import Task
 
@@ -189,9 +190,10 @@ class Sweep:
         claimed = claim(self.out, self.manifest, resume=resume or there is None, changed=allow_changed)
         self._adopt(claimed)
         if there is not None and len(claimed.cells) > len(there.cells):
-            say(f"{len(claimed.cells) - len(there.cells)} cells join the {len(there.cells)} that are there")
+            joining = counted(len(claimed.cells) - len(there.cells), "cell joins", "cells join")
+            say(f"{joining} the {len(there.cells)} that are there")
             if _measuring(claimed.how) != _measuring(self.manifest.how):
-                say("note: they are recorded or measured otherwise than those")
+                say("note: what joins is recorded or measured otherwise than those")
         own = {c.key: c for c in self.cells}
         cells = tuple(own[c.key] for c in only) if only is not None else self.cells
         todo = []
@@ -207,7 +209,7 @@ class Sweep:
             if not found.finished:
                 todo.append(cell)
         if len(todo) < len(cells):
-            say(f"{len(cells) - len(todo)} of {len(cells)} cells are finished already")
+            say(f"{len(cells) - len(todo)} of {counted(len(cells), 'cell is', 'cells are')} finished already")
         stop = stop or Stop()
         if time_limit is not None:
             stop.deadline = time.monotonic() + time_limit

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...counted import counted
 from ...curvature.estimates import SpectralDensity
 from ...curvature.spectrum import Eigenpairs
 from ...errors import MeasurementError
@@ -119,7 +120,7 @@ def densities(runs: Sequence[Run]) -> Chart | None:
         + ("Ticks at the foot: the eigenvalues computed one by one. " if marked else "")
         + "On the logarithmic axis the picture ends at a tenth of the height of a single eigenvalue's peak.",
         series=series,
-        panels=(Panel("", f"Spectral density of {len(found)} {'run' if len(found) == 1 else 'runs'}.", views),),
+        panels=(Panel("", f"Spectral density of {counted(len(found), 'run')}.", views),),
         layouts=layouts,
         controls=(Control("scale", "Height", (("log", "Log"), ("linear", "Linear")), "log"),),
         height=380,

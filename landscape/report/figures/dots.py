@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...counted import counted
 from ..chart import Chart, Panel, Series, css, ref, rows, run_css, run_symbol, scaled_axis
 from ..measures import Value
 from ..runs import Run
@@ -69,7 +70,7 @@ def dots(id: str, title: str, caption: str, runs: Sequence[Run], compared: Seque
                     "layer": "below",
                 }
             ]
-        label = f"{number_.title} of {len(known)} runs with intervals."
+        label = f"{number_.title} of {counted(len(known), 'run')} with intervals."
         lines = (number_.note,) if number_.note else ()
         panels.append(Panel(number_.title if len(compared) > 1 else "", label, {"all": traces}, None, lines, layout))
     return Chart(

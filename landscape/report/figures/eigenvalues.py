@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...counted import counted
 from ...curvature.spectrum import Eigenpairs
 from ...errors import MeasurementError
 from ..chart import Chart, Control, Panel, Series, css, ref, rows, run_css, run_symbol, scaled_axis
@@ -100,7 +101,7 @@ def spectrum(runs: Sequence[Run]) -> Chart | None:
         "‖Av − λv‖: an eigenvalue of this operator lies within the bar. They say nothing about how far the "
         "eigenvalue moves when other samples are drawn.",
         series=series,
-        panels=(Panel("", f"Eigenvalues of {len(found)} runs with their residuals.", views),),
+        panels=(Panel("", f"Eigenvalues of {counted(len(found), 'run')} with their residuals.", views),),
         layouts=layouts,
         controls=(
             Control("by", "Against", (("runs", "Run"), ("rank", "Rank")), "runs"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, ref, run_css, run_symbol
 from ..runs import Run
 from .steps import LINK, extent
@@ -93,7 +94,7 @@ def event_strip(runs: Sequence[Run]) -> Chart | None:
         title="Events",
         caption="Each mark is something that happened at a step; point at it for the words of the record.",
         series=series,
-        panels=(Panel("", f"Events of {len(series)} runs over the steps of training.", {"all": traces}),),
+        panels=(Panel("", f"Events of {counted(len(series), 'run')} over the steps of training.", {"all": traces}),),
         layouts={"all": layout},
         controls=(Control("axis", "Across", axes, "step", keyed=False),),
         height=70 + 30 * len(kinds),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...counted import counted
 from ...errors import MeasurementError
 from ...results import Result, Variable, kind_of
 from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash, run_symbol
@@ -247,7 +248,7 @@ def _curves(kind: str, name: str, found: Sequence[tuple[Run, dict[str, Variable]
         title=f"{kind}: {name}",
         caption=_sentence(doc),
         series=series,
-        panels=(Panel("", f"{name} of {len(lines)} runs.", {"all": traces}),),
+        panels=(Panel("", f"{name} of {counted(len(lines), 'run')}.", {"all": traces}),),
         layouts={"all": layout},
         wide=True,
     )

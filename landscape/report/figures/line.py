@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...counted import counted
 from ...surface.slices import Line
 from ..chart import Chart, Control, Panel, Series, ref, run_css, run_dash, scaled_axis
-from ..numbers import count
 from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import finite, scales
@@ -81,12 +81,12 @@ def lines(runs: Sequence[Run]) -> Chart | None:
         caption="The loss at θ + α d; the checkpoint lies at α = 0. Each run has its own direction, drawn in the "
         "same way and scaled to its own weights.",
         series=series,
-        panels=(Panel("", f"Loss along one direction for {len(found)} runs.", views),),
+        panels=(Panel("", f"Loss along one direction for {counted(len(found), 'run')}.", views),),
         layouts=layouts,
         controls=(Control("scale", "Height", options, default),),
         height=380,
         wide=True,
-        notes=(f"{count(holes)} points are not finite (gaps).",) if holes else (),
+        notes=(f"{counted(holes, 'point is', 'points are')} not finite (gaps).",) if holes else (),
     )
 
 

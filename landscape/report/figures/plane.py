@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ...counted import counted
 from ...errors import MeasurementError
 from ...surface.slices import Plane
 from ..chart import Chart, Control, Panel, Series, css, ref, scaled_axis
@@ -417,7 +418,7 @@ def _facts(plane: Any) -> tuple[str, ...]:
     if evaluated < total:
         lines.append(f"{count(evaluated)} of {count(total)} points evaluated, {_error(plane)}")
     if holes:
-        lines.append(f"{count(holes)} points not finite (holes)")
+        lines.append(f"{counted(holes, 'point')} not finite (holes)")
     return tuple(lines)
 
 

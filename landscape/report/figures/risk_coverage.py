@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...comparison.shares import share_interval
+from ...counted import counted
 from ...errors import MeasurementError
 from ..chart import Chart, Panel, Series, ref, run_css
 from ..numbers import number
@@ -93,7 +94,7 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         "better the confidence tells right from wrong, calibrated or not. Shaded, from the first error on: pointwise "
         "95% intervals. AURC, in the table, is the mean height of the curve.",
         series=series,
-        panels=[Panel("", f"Risk-coverage curves of {len(series) // 2} runs.", {"all": traces})],
+        panels=[Panel("", f"Risk-coverage curves of {counted(len(series) // 2, 'run')}.", {"all": traces})],
         layouts={
             "all": {
                 "xaxis": {

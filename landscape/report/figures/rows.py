@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol
 from ..runs import Run
 
@@ -49,7 +50,7 @@ def rows_chart(
         title=title,
         caption=caption,
         series=series,
-        panels=(Panel("", f"{title} for {len(found)} runs.", dict.fromkeys(layouts, traces)),),
+        panels=(Panel("", f"{title} for {counted(len(found), 'run')}.", dict.fromkeys(layouts, traces)),),
         layouts=layouts,
         height=110 + 26 * len(order),
         wide=True,

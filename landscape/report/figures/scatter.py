@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol, scaled_axis
 from ..measures import Measure, Value
 from ..runs import Run
@@ -54,7 +55,7 @@ def scatter(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure
         "residuals). A pattern among a few runs that differ in more than one setting is no evidence that one causes "
         "the other.",
         series=series,
-        panels=(Panel("", f"Sharpness against generalization gap for {len(runs)} runs.", views),),
+        panels=(Panel("", f"Sharpness against generalization gap for {counted(len(runs), 'run')}.", views),),
         layouts=layouts,
         controls=(
             Control("across", "Across", tuple((m.key, m.label) for m in across), across[0].key),

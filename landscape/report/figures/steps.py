@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, plotly_text, ref, run_css
 from ..numbers import count, given
 from ..palette import PLOTLY_DASHES
@@ -127,7 +128,7 @@ def over_steps(
     axes = (("step", "Step"), ("epoch", "Epoch")) if epochs else (("step", "Step"),)
     controls.append(Control("axis", "Across", axes, "step", keyed=False))
     own = len({run for run, _ in at})
-    label = f"{title} of {own} run{'s' if own != 1 else ''} over the steps of training."
+    label = f"{title} of {counted(own, 'run')} over the steps of training."
     return Chart(
         id=id,
         title=title,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...comparison.ablation import FEWEST_SEEDS, Effect
+from ...counted import counted
 from ..blocks import Block, Cell, Column, Folded, Notes, Picture, Row, Section, Table, Text
 from ..effects import Response, effects, name_of, rests_on
 from ..figures.effects import effect_panels
@@ -95,7 +96,7 @@ def _notes(found: Sequence[Response], left_out: Sequence[str]) -> list[tuple[str
         notes.append(
             (
                 "warn",
-                f"These effects rest on {least} seed{'s' if least != 1 else ''}: no interval is given below "
+                f"These effects rest on {counted(least, 'seed')}: no interval is given below "
                 f"{FEWEST_SEEDS}, and nothing can be claimed. Train every setting with more seeds.",
             )
         )

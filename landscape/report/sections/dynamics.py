@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...counted import counted
 from ..blocks import Block, Cell, Column, Folded, Notes, Picture, Row, Section, Table, Text
 from ..chart import Chart
 from ..figures.event_strip import KINDS, UNMARKED, event_strip, label
@@ -108,7 +109,7 @@ def _events(runs: Sequence[Run]) -> Table:
         for r, e in found[:_MOST_EVENTS]
     ]
     total = sum(n for r in runs for kind, n in r.recorded.counted.items() if kind not in UNMARKED)
-    caption = f"{count(total)} events" + (f"; the first {len(rows)} of them." if total > len(rows) else ".")
+    caption = counted(total, "event") + (f"; the first {len(rows)} of them." if total > len(rows) else ".")
     return Table(caption, columns, [("", rows)], sortable=len(rows) > 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ...counted import counted
 from ...results import Cost
 from ..blocks import Block, Cell, Column, Folded, Row, Section, Table
 from ..measures import setting
@@ -89,7 +90,7 @@ def _cost(runs: Sequence[Run]) -> list[Block]:
     if not costs:
         return []
     every = [cost for _, _, cost in costs]
-    total = f"What was spent: {count(sum(c.products for c in every))} products, "
+    total = f"What was spent: {counted(sum(c.products for c in every), 'product')}, "
     total += f"{count(sum(c.passes for c in every))} passes over the data, "
     total += f"{seconds(float(sum(c.seconds for c in every)))} in all."
     by_kind: dict[str, list[Cost]] = {}
