@@ -56,8 +56,8 @@ class Objective:
     processes, as torchrun starts them: each passes over its part of the batches, with its own device and graphs, and
     all get the numbers of the whole draw. Every process must enter it, and make the same calls in the same order.
     Shared are `evaluate` (slices, planes, paths), `gradient` and the products of operators (eigenvalues, traces,
-    densities); all else each process does for the whole draw, the checks at the first entry, too. What fails in one
-    process is raised in all.
+    densities); all else each process does for the whole draw, whose data it holds, the checks at the first entry, too.
+    What fails in one process is raised in all.
 
     Attributes, inside `with`: `names`, `parameters` (live, trainable, tied ones once), `center` (their values at
     entry), `samples`, `fingerprint` of the draw, `notes`, `has_labels`, `passes` (forward passes spent; a gradient

@@ -68,10 +68,11 @@ class Together:
         if self.place < 0:
             raise ObjectiveError("this process is not in the process_group that was given")
         backends = distributed.get_backend_config(self._group)
-        host = torch.device("cpu")
+        kinds = [part.partition(":")[0] for part in backends.split(",")]
+        own = [device] if device is not None and device.type in kinds else []
         #: Where bytes are exchanged, and where tensors are added: some backends know only a GPU, others only the host.
-        self._bytes_on = host if "cpu:" in backends else device or torch.device("cuda")
-        self._sums_on = device if device is not None and f"{device.type}:" in backends else host
+        self._bytes_on = torch.device("cpu") if "cpu" in kinds else [*own, torch.device(kinds[0])][0]
+        self._sums_on = [*own, self._bytes_on][0]
         #: Whether an exchange was left halfway, or another process has left for good: nobody is there to be told.
         self._lost = self._left = False
 

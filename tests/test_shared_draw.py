@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from landscape.loaded import Loaded
+from landscape.sharing import Together
 
 SCRIPT = Path(__file__).with_name("shared_draw.py")
 #: Products are summed in another order.
@@ -117,6 +118,31 @@ class TestNobodyWaitsForEver:
 
     def test_where_torch_distributed_is_not_started(self, two: list[dict[str, Any]]) -> None:
         assert "needs torch.distributed.init_process_group()" in two[0]["alone"]
+
+
+@pytest.mark.parametrize(
+    ("backends", "device", "words", "sums"),
+    [
+        ("cpu:gloo,cuda:gloo", "cpu", "cpu", "cpu"),
+        ("cpu:gloo,cuda:nccl", "cuda:1", "cpu", "cuda:1"),
+        ("cpu:gloo", "cuda:1", "cpu", "cpu"),
+        ("cuda:nccl", "cuda:1", "cuda:1", "cuda:1"),
+        ("cuda:nccl", "cpu", "cuda", "cuda"),
+        ("cuda:nccl", None, "cuda", "cuda"),
+    ],
+)
+def test_exchanges_take_place_where_the_backend_can_reach_them(
+    monkeypatch: pytest.MonkeyPatch, backends: str, device: str | None, words: str, sums: str
+) -> None:
+    for name, value in {
+        "is_initialized": True,
+        "get_rank": 0,
+        "get_world_size": 2,
+        "get_backend_config": backends,
+    }.items():
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value: value)
+    together = Together(True, None if device is None else torch.device(device))
+    assert (str(together._bytes_on), str(together._sums_on)) == (words, sums)
 
 
 class TestShares:
