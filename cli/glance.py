@@ -42,6 +42,11 @@ def checks(results: Iterable[Result]) -> list[list[str]]:
     return rows
 
 
+def left_out(results: Iterable[Result]) -> list[list[str]]:
+    """Return rows for what every number leaves out; other notes are for who looks at one result."""
+    return [["note", n] for n in dict.fromkeys(n for r in results for n in r.notes) if " held fixed" in n]
+
+
 def training(history: Any) -> list[list[str]]:
     """Return rows for the record of a training: its length, the loss as a curve, validation, what happened."""
     if not history:
@@ -129,7 +134,7 @@ def archive_text(archive: Any) -> str:
         latest = {kind_of(r): r for r in results}
         facts = [f"{k} {v}" for k, v in (("step", subject.step), ("epoch", subject.epoch)) if v is not None]
         lines += ["", "  ".join([str(subject.label), str(subject.task or ""), *facts]).rstrip()]
-        lines.append(summarize(latest, [*checks(results), *unread]))
+        lines.append(summarize(latest, [*checks(results), *unread, *left_out(results)]))
     if not archive.entries and not recorded:
         lines.append("  nothing was measured")
     return "\n".join(printable(line) for text in lines for line in _wrapped(text))

@@ -10,6 +10,7 @@ from torch import nn
 
 from .aliases import held_fixed
 from .batch import to_device
+from .counted import counted
 from .errors import TaskError
 from .parameters import trainable
 from .tasks import Task
@@ -33,10 +34,9 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     dtypes = {p.dtype for p in floating}
     dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
     changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
-    complex_ones = sum(1 for p in model.parameters() if p.is_complex() and p.requires_grad)
-    if complex_ones:
-        held = "1 complex parameter is" if complex_ones == 1 else f"{complex_ones} complex parameters are"
-        notes.append(f"{held} held fixed: only real ones are measured")
+    held = held_complex(model)
+    if held:
+        notes.append(held)
     own = {id(p) for p in model.parameters()}
     theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
     if any(p.requires_grad and id(p) not in own for p in theirs):
@@ -50,6 +50,20 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     if changed:
         notes.append(f"{' and '.join(changed)} weights are measured in {str(dtype).removeprefix('torch.')}")
     return device, dtype, notes
+
+
+def held_complex(model: nn.Module) -> str:
+    """Return what is left out of every measurement of a model with complex parameters, "" where it has none."""
+    found = {name: p.numel() for name, p in model.named_parameters() if p.is_complex() and p.requires_grad}
+    if not found:
+        return ""
+    names = ", ".join([*found][:3]) + (", ..." if len(found) > 3 else "")
+    real = sum(p.numel() for p in trainable(model).values())
+    return (
+        f"{counted(len(found), 'complex parameter is', 'complex parameters are')} held fixed ({names}: "
+        f"{sum(found.values()):,} numbers of two parts, beside {real:,} real ones): curvature, sharpness, lines and "
+        "planes are those of the real parameters alone; to have them measured, hold them as torch.view_as_real has them"
+    )
 
 
 def placed(loss: Any, device: torch.device, dtype: torch.dtype) -> Any:

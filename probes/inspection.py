@@ -11,6 +11,7 @@ from landscape.batch import tensors_of
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
 from landscape.outputs import lacking_labels
+from landscape.placement import held_complex
 from landscape.results import Check, Measurement
 from landscape.sparse import shape_of
 from landscape.tasks import Task
@@ -175,8 +176,10 @@ def _data(task: Task) -> list[Check]:
 def _loss(objective: Objective) -> list[Check]:
     """Return what entering the objective verified; it raised where two passes differ or a weight is not known."""
     loss = objective.evaluate().loss
-    notes = "; ".join(objective.notes)
+    held = held_complex(objective.model)
+    notes = "; ".join(n for n in objective.notes if n != held)
     return [
+        *([Check("complex", "warn", held)] if held else []),
         Check("deterministic", "pass", f"two passes agree; the loss is {loss:.6g}"),
         Check("weights", "pass", f"each batch counts by its mean's own denominator{f' ({notes})' if notes else ''}"),
     ]

@@ -359,6 +359,37 @@ def test_check_of_what_cannot_be_measured_fails(world):
     assert json.loads(shown.stdout)["ok"] is False
 
 
+WAVES = """
+import torch
+from torch import nn
+
+from landscape import Task, task
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wave, self.out = nn.Parameter(torch.randn(5, 3) + 0j), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.out((x.to(self.wave.dtype) @ self.wave).real)
+
+
+@task
+def waves():
+    return Task(Net(), nn.CrossEntropyLoss(), train=(torch.randn(8, 5), torch.arange(8) % 3))
+"""
+
+
+def test_check_and_show_name_what_is_left_out_of_a_model_with_complex_weights(world):
+    (world / "waves.py").write_text(WAVES)
+    python("import torch; from waves import Net; torch.save(Net().state_dict(), 'waves.pt')", world)
+    said = "1 complex parameter is held fixed (wave: 15 numbers of two parts, beside 12 real ones)"
+    assert re.search(rf"^note +complex +{re.escape(said)}", done("check", "waves.py:waves", "waves.pt"), re.M)
+    done("probe", "waves.pt", "--task", "waves.py:waves", "--only", "performance", "-o", "waves.h5")
+    assert said in " ".join(done("show", "waves.h5").split())
+
+
 def test_probes_are_listed_with_what_they_record():
     found = json.loads(done("list", "probes", "--json"))["probes"]
     assert {"GradientNorms", "Updates", "CurvatureProbe", "CalibrationProbe"} <= {p["class"] for p in found}

@@ -502,7 +502,8 @@ class TestParameters:
         for dtype in (torch.float32, torch.float64):
             with Objective(Task(Net(), nn.CrossEntropyLoss(), data(torch.float32), dtype=dtype)) as objective:
                 assert objective.names == ("bias",)
-                assert "1 complex parameter is held fixed" in objective.notes[0]
+                said = "1 complex parameter is held fixed (wave: 15 numbers of two parts, beside 3 real ones)"
+                assert said in objective.notes[0]
                 assert objective.evaluate().loss > 0
 
     def test_complex_parameters_alone_are_refused_with_the_way_out(self):
