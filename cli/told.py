@@ -90,7 +90,7 @@ def path(result: Any) -> list[str]:
     for i, split in enumerate(result.splits):
         worst = int(np.nanargmax(result.barrier[i]))
         found.append(told(result.barrier[i][worst], result.barrier_stderr[i][worst], f"{split} barrier"))
-    return found
+    return [*found, result.statistics] if result.statistics else found
 
 
 def eigenvalue_map(result: Any) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 from untouched import State, data, messy
 
 from landscape.checkpoint import read_checkpoint, save_checkpoint
+from landscape.cli.summary import summarize
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.objective import Objective
 from landscape.results import rebuild
@@ -157,8 +158,11 @@ def test_recomputed_statistics_are_those_of_the_train_draw_on_both_splits():
 
 @pytest.mark.parametrize(("asked", "said"), [("recompute", "recompute"), ("interpolate", "interpolate")])
 def test_the_result_says_what_the_running_statistics_are(asked, said):
-    assert interpolate(classes(), normed(1), normed(2), points=3, batchnorm=asked).batchnorm == said
+    found = interpolate(classes(), normed(1), normed(2), points=3, batchnorm=asked)
+    assert found.batchnorm == said
+    assert f"running statistics {said}" in summarize({"path": found})
     task, _ = bumps()
+    assert "statistics" not in summarize({"path": interpolate(task, weight(-1.0), weight(1.0), points=3)})
     assert interpolate(task, weight(-1.0), weight(1.0), points=3, batchnorm=asked).batchnorm == "none"
     task = classes(batchnorm="batch")
     assert interpolate(task, normed(1), normed(2), points=3, batchnorm=asked).batchnorm == "batch"

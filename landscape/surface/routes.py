@@ -94,6 +94,15 @@ class Path(Result, kind="path", section="path"):
     seed: int | None = None
     middles: Any = beside("a state_dict for each segment: the trained middle point of a Bezier curve")
 
+    @property
+    def statistics(self) -> str:
+        """Which statistics BatchNorm had along the path, in words; "" where the model keeps none."""
+        return {
+            "recompute": "running statistics recomputed at every point",
+            "interpolate": "running statistics interpolated",
+            "batch": "each batch's own statistics",
+        }.get(self.batchnorm, "")
+
     def summary(self) -> dict[str, Any]:
         highest = [int(np.argmax(np.where(np.isnan(row), np.inf, row))) for row in self.barrier]
         return {

@@ -261,13 +261,8 @@ def _facts(path: Any) -> tuple[str, ...]:
         lines.append(f"units of each state but the first permuted to fit the one before it, by {path.align}")
         for split, row, errors in zip(path.splits, path.unaligned_barrier, path.unaligned_barrier_stderr, strict=True):
             lines.append(f"{split}: barrier {BEFORE} {_heights(row, errors)}")
-    said = {
-        "recompute": "running statistics recomputed at every point",
-        "interpolate": "running statistics interpolated",
-        "batch": "each batch's own statistics",
-    }
-    if path.batchnorm in said:
-        lines.append(said[path.batchnorm])
+    if path.statistics:
+        lines.append(path.statistics)
     if path.curve == "bezier":
         lines.append("along a trained quadratic Bezier curve")
     return tuple(lines)
