@@ -26,7 +26,7 @@ from resnets import ResNet, images
 import landscape as ls
 from landscape.objective import Objective
 
-SAMPLES, BATCH = 1024, 64
+SAMPLES, BATCH = 256, 32
 
 
 def measurements() -> dict[str, Callable[[Objective], object]]:

@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from .batch import batch_size_of, bytes_of, map_tensors, tensors_of, to_device
-from .data import first_line
+from .batch import batch_size_of, bytes_of, map_tensors, to_device
 from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
 from .hooks import check_hooks
 from .ignoring import ignored_by
-from .labels import default_target, hits_of_samples, known_ignore_index, logits_of, rights_of_samples
+from .labels import hits_of_samples, rights_of_samples
 from .loaded import Loaded, Place, regrouped
 from .memory import REMEDY, give_back, ran_out
+from .mishaps import what_failed
 from .outputs import forward_of, prediction_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Looked, Predicted, all_predictions, averaged, gradients, look
@@ -31,7 +31,6 @@ from .reduction import known_weight, sample_weight, split_value
 from .seeding import seed_all
 from .session import batchnorm_layers, prepared, quiet_rnn, recomputing
 from .sharing import BEGINNING, END, Group, Share, Together, digest, group_here
-from .sparse import shape_of
 from .stateful import Buffers
 from .tasks import Task
 from .verification import Verified, can_cut, can_redraw, verify
@@ -512,20 +511,7 @@ class Objective:
         except Exception as error:
             if ran_out(error):
                 raise
-            shapes = ", ".join(map(shape_of, _shown(args)))
-            raise TaskError(
-                f"the task failed on a {self.split} batch: {type(error).__name__}: {first_line(error)}"
-                + (f" (tensors: {shapes})" if shapes else "")
-                + self._about_precision(error)
-                + _about_labels(error, args, known_ignore_index(self.task.loss))
-            ) from error
-
-    def _about_precision(self, error: Exception) -> str:
-        text = str(error)
-        if self.task.dtype is None or ("dtype" not in text and not ("Float" in text and "Double" in text)):
-            return ""
-        asked = str(self.dtype).removeprefix("torch.")
-        return f"; {asked} was asked for: tensors made in the forward or the loss, and .float(), must follow that of x"
+            raise TaskError(what_failed(error, args, self.task, self.split, self.dtype)) from error
 
     # -------------------------------------------------------------------------------------------- the mean
 
@@ -640,23 +626,3 @@ def as_objective(task: Task | Objective, split: str = "train") -> Iterator[Objec
         return
     with Objective(task, split) as objective:
         yield objective
-
-
-def _about_labels(error: Exception, args: tuple[Any, ...], ignore_index: int) -> str:
-    """Say which labels there are, and which there may be, where torch's loss met one outside its classes."""
-    if not isinstance(error, IndexError) or "out of bounds" not in str(error) or len(args) != 2:
-        return ""
-    logits, labels = logits_of(args[0]), default_target(args[1])
-    if logits is None or logits.ndim < 2 or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
-        return ""
-    kept = labels[labels != ignore_index]
-    if not len(kept):
-        return ""
-    return (
-        f"; labels of {logits.shape[1]} classes run from 0 to {logits.shape[1] - 1}, these from {int(kept.min())} to "
-        f"{int(kept.max())} (but for {ignore_index}, which the loss ignores): mend them, or give the model more classes"
-    )
-
-
-def _shown(args: tuple[Any, ...]) -> list[torch.Tensor]:
-    return [t for a in args if not isinstance(a, nn.Module | int) for t in tensors_of(a)][:4]
