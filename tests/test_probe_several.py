@@ -4,6 +4,7 @@ what one process measures. `test_probe_workers.py` has the processes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from landscape.probes.outcome import NotAllMeasured
 from landscape.probes.prediction import Span, spread
 from landscape.probes.selection import UnknownName
 from landscape.probes.several import jobs as several
+from landscape.probes.several import measuring
 from landscape.probes.several.measuring import Measuring
 from landscape.probes.workers.errors import raised, told
 from landscape.probes.workers.lines import portable, rows_in_text, rows_out_of_text
@@ -165,12 +167,24 @@ def test_an_archive_for_each_is_complete_as_soon_as_it_is_measured(world, here):
     assert {open_archive(f"s{i}.landscape.h5").status for i in range(3)} == {"complete"}
 
 
-def test_no_more_processes_than_checkpoints_and_none_for_a_single_one(world, here):
-    probe_checkpoints(PATHS, workers=50, only=["performance"])
-    assert here.workers == 3
+def test_as_many_checkpoints_at_a_time_as_there_are_and_several_processes_for_each_where_more_are_left(
+    world, here, monkeypatch
+):
+    companies: list[int] = []
+
+    def led(module: str, setup: Any, job: Any, of: int, gpus: Any) -> Any:
+        companies.append(of)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(measuring, "led", led)
+    probe_checkpoints(PATHS, workers=5, only=["performance"])
+    assert (here.workers, companies) == (3, [])
+    here.begun.clear()
+    probe_checkpoints(PATHS, workers=7, out="two each.h5", only=["performance"])
+    assert (here.workers, companies) == (3, [2, 2, 2])
     here.begun.clear()
     probe_checkpoints(["tiny.pt"], workers=50, only=["performance"])
-    assert here.begun == []
+    assert (here.workers, here.begun, companies[3:]) == (1, ["tiny.pt"], [50])
     with pytest.raises(MeasurementError, match="workers=0 must be at least 1"):
         probe_checkpoints(PATHS, workers=0)
 
