@@ -305,19 +305,21 @@ class Plan:
 
     def _announce(self, workers: int) -> None:
         """Say how long the run will take, if that is long: from one pass over one batch, then from careful timing."""
-        ready, rounds = self.prepared[0], len(self.paths) / workers
+        ready = self.prepared[0]
+        # Several processes of one checkpoint are at best as many times as fast, and at worst not any faster.
+        least, most = len(self.paths) / workers, len(self.paths) / divided(workers, len(self.paths))[0]
         try:
             with self._threads(workers):
                 samples = ready.task.draw(ready.split).samples
                 rough = total(predict(self.chosen, measure_pass(ready.task), samples))
-                if rough.high * rounds < WORTH_SAYING / 2:
+                if rough.high * most < WORTH_SAYING / 2:
                     return
                 found = predict(self.chosen, measure_speed(ready.task), samples)
         except (LandscapeError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, LandscapeError) or ran_out(error)):
                 raise
             return  # the measurements themselves will say what is wrong
-        takes = total(found).times(rounds, rounds)
+        takes = total(found).times(least, most)
         if takes.high >= WORTH_SAYING:
             longest = max(found, key=lambda p: p.seconds.high if p.seconds.known else 0.0)
             self.say(
