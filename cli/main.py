@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "init": ("init", "Write a commented task file that fits a checkpoint, ready to fill in."),
         "check": ("check", "Try a task on one batch: does it load, what will work, how long will it take."),
         "probe": ("probe", "Measure checkpoints: loss, curvature, sharpness, surface, calibration."),
+        "path": ("path", "Measure the loss on the way between checkpoints: are they in one basin?"),
         "calibrate": ("calibrate", "Calibrate saved predictions or checkpoints; write a calibrated model."),
         "sweep": ("sweep", "Train every combination of losses, schedules, optimizers ...; record and measure each."),
     },

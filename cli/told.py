@@ -93,6 +93,15 @@ def path(result: Any) -> list[str]:
     return [*found, result.statistics] if result.statistics else found
 
 
+def connectivity(result: Any) -> list[str]:
+    from landscape.report.figures.connectivity import spread
+
+    found = [f"{count(len(result.pairs()))} pairs of {count(len(result.states))} checkpoints"]
+    for k, split in enumerate(result.splits):
+        found.append(f"{split} barrier {spread(result.barrier[k], result.barrier_stderr[k], result.pairs())}")
+    return [*found, result.statistics] if result.statistics else found
+
+
 def eigenvalue_map(result: Any) -> list[str]:
     largest, smallest = (np.asarray(x, dtype=float) for x in (result.largest, result.smallest))
     points = " × ".join(str(n) for n in largest.shape)
@@ -145,6 +154,6 @@ WORDS: Mapping[str, Callable[[Any], list[str]]] = {
     f.__name__: f
     for f in (
         *(density, frobenius, layers, diagonal, sampling, stability, batch_sharpness, coherence),
-        *(trajectory, path, eigenvalue_map, basin, class_scores, quantile_coverage),
+        *(trajectory, path, connectivity, eigenvalue_map, basin, class_scores, quantile_coverage),
     )
 }

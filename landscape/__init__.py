@@ -58,6 +58,8 @@ _NAMES = {
     "line": "landscape.surface.grid",
     "plane": "landscape.surface.grid",
     "Path": "landscape.surface.routes",
+    "Connectivity": "landscape.surface.routes",
+    "connectivity": "landscape.surface.connectivity",
     "interpolate": "landscape.surface.path",
     "Alignment": "landscape.alignment.aligned",
     "align": "landscape.alignment.permuting",
@@ -138,13 +140,14 @@ if TYPE_CHECKING:
     from .report.formats import write_report
     from .results import Check, Cost, Option, Result, array, measurement, measurements
     from .surface.basin import basin
+    from .surface.connectivity import connectivity
     from .surface.curvature_map import eigenvalue_map
     from .surface.derived import direction_between, gradient_direction, hessian_directions, project
     from .surface.directions import Direction, random_direction
     from .surface.fields import Basin, EigenvalueMap
     from .surface.grid import line, plane
     from .surface.path import interpolate
-    from .surface.routes import Path, Trajectory
+    from .surface.routes import Connectivity, Path, Trajectory
     from .surface.slices import Line, Plane
     from .surface.trajectory import trajectory, trajectory_plane
     from .task_files import load_task

@@ -10,6 +10,7 @@ import numpy as np
 from .. import __version__
 from ..counted import counted
 from ..results import Result, kind_of
+from .figures.connectivity import spread
 from .figures.record import LAMBDA_MAX, Panel, preconditioned
 from .numbers import count, given, interval, number, uncertain
 from .runs import Run
@@ -139,15 +140,27 @@ def _path(found: Found, quantity: str, scale: str) -> str:
                 f"before: {_highest(x.unaligned_barrier, x.unaligned_barrier_stderr)})"
             )
         told.append(text)
-    names = {"linear": "a straight path", "bezier": "a trained Bezier curve"}
-    ways = list(dict.fromkeys(names.get(x.curve, f"a {x.curve} curve") for _, x in found))
     drawn = quantity == "loss" and any(x.unaligned_loss is not None for _, x in found)
     return (
-        f"{quantity.capitalize()} along {_listed(ways)} between checkpoints (dots), ± standard error; a barrier is the "
+        f"{quantity.capitalize()} along {_ways(found)} between checkpoints (dots), ± standard error; a barrier is the "
         "height above the dashed line that joins them. "
         + ("Short dashes: the straight path before permuting units. " if drawn else "")
         + f"Highest barrier{'' if len(told) == 1 else 's'}: {_listed(told)}."
     )
+
+
+def _connectivity(found: Found, quantity: str, scale: str) -> str:
+    aligned = any(x.align != "none" for _, x in found)
+    told = [f"{spread(x.barrier[0], x.barrier_stderr[0], x.pairs())} ({x.splits[0]})" for _, x in found]
+    return (
+        f"Barriers between each two checkpoints along {_ways(found)}: the largest height of the loss above the line "
+        f"between its ends{', after permuting units' if aligned else ''}, ± standard error. They are {_listed(told)}."
+    )
+
+
+def _ways(found: Found) -> str:
+    names = {"linear": "a straight path", "bezier": "a trained Bezier curve"}
+    return _listed(list(dict.fromkeys(names.get(x.curve, f"a {x.curve} curve") for _, x in found)))
 
 
 def _highest(barrier: np.ndarray, stderr: np.ndarray) -> str:
@@ -196,6 +209,7 @@ _CAPTIONS: dict[str, Callable[[Found, str, str], str]] = {
     "calibration": _calibration,
     "recalibration": _recalibration,
     "path": _path,
+    "connectivity": _connectivity,
     "trajectory": _trajectory,
     "trace": _trace,
     "sharpness": _sharpness,
@@ -296,11 +310,25 @@ def _path_methods(found: Found) -> str:
         f"{'The path' if len(found) == 1 else 'Each path'} \\cite{{{','.join(keys)}}} was evaluated at "
         f"{_range(points)} points on {_range(sizes)} samples; standard errors of differences are paired."
     )
+    return told + _prepared(found, "each state but the first", "the one before it")
+
+
+def _connectivity_methods(found: Found) -> str:
+    keys = {"frankle2020linear" if x.curve == "linear" else "garipov2018loss": None for _, x in found}
+    points, sizes = [int(x.settings["points"]) for _, x in found], [int(n) for _, x in found for n in x.samples]
+    told = (
+        f"The path \\cite{{{','.join(keys)}}} between each two checkpoints was evaluated at {_range(points)} points on "
+        f"{_range(sizes)} samples; standard errors of barriers are paired."
+    )
+    return told + _prepared(found, "one checkpoint of each pair", "the other one")
+
+
+def _prepared(found: Found, which: str, to: str) -> str:
+    """Say how units were matched, and which statistics BatchNorm had along the paths."""
+    told = ""
     aligned = sorted({x.align for _, x in found} - {"none"})
     if aligned:
-        told += (
-            " Hidden units of each state but the first were permuted beforehand to fit those of the one before it, by "
-        )
+        told += f" Hidden units of {which} were permuted beforehand to fit those of {to}, by "
         told += f"{_listed([_MATCHING[name] for name in aligned])}."
     statistics = sorted({x.batchnorm for _, x in found} - {"none"})
     if statistics:
@@ -325,6 +353,7 @@ _METHODS: dict[str, Callable[[Found], str]] = {
     "calibration": _calibration_methods,
     "recalibration": _recalibration_methods,
     "path": _path_methods,
+    "connectivity": _connectivity_methods,
 }
 
 

@@ -19,8 +19,8 @@ from .style import Style, fit, style_of, styled
 
 #: What is drawn, in this order; kinds of the user's own follow.
 ORDER = (
-    "plane", "calibration", "training", "line", "eigenvalues", "density", "trajectory", "path", "recalibration",
-    "sharpness", "layers", "trace",
+    "plane", "calibration", "training", "line", "eigenvalues", "density", "trajectory", "path", "connectivity",
+    "recalibration", "sharpness", "layers", "trace",
 )  # fmt: skip
 #: Kinds whose numbers stand in tables, or that have no figure worth a page.
 LEFT_OUT = frozenset({"performance", "sample_scores", "reference", "estimate", "frobenius"})

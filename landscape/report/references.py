@@ -19,6 +19,7 @@ BY_KIND: dict[str, tuple[str, ...]] = {
     "eigenvalue_map": ("li2018visualizing", "lanczos1950iteration"),
     "basin": ("li2018visualizing",),
     "path": ("frankle2020linear",),
+    "connectivity": ("frankle2020linear",),
     "eigenvalues": ("lanczos1950iteration",),
     "layers": ("lanczos1950iteration",),
     "density": ("ghorbani2019investigation", "lanczos1950iteration"),
@@ -50,7 +51,7 @@ def _of(result: Any) -> Iterable[str]:
     if kind == "trace" and method in _METHODS:
         yield _METHODS[method]
         return
-    if kind == "path":
+    if kind in ("path", "connectivity"):
         yield from _of_path(result)
         return
     for name in getattr(result, "names", ()) if kind == "sharpness" else ():

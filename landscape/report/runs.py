@@ -26,6 +26,7 @@ MEASURING = frozenset({"device", "dtype", "max_samples", "draw_seed", "preset", 
 #: Facts that say which checkpoint was measured rather than how it was trained; shown under provenance.
 NOT_SETTINGS = frozenset(
     {"name", "checkpoint", "fingerprint", "task", "task_file", "task_hash", "step", "epoch", "path", "seconds"}
+    | {"between", "between_fingerprints"}
 )
 
 

@@ -86,7 +86,10 @@ def interpolate(
     model = unwrap(task.model)
     names = tuple(trainable(model))
     read = [read_state(given, model, i + 1) for i, given in enumerate(states)]
-    _check_states(read, names)
+    for state in read:
+        check_finite(state, names)
+    for i, (a, b) in enumerate(itertools.pairwise(read), start=1):
+        check_apart(a, b, i, i + 1)
     policy = task.batchnorm if task.batchnorm == "batch" else batchnorm
     if not batchnorm_layers(model):
         policy = "none"
@@ -117,13 +120,8 @@ def interpolate(
 
 
 def _with_alignment(path: Path, before: Path, found: Sequence[Alignment], method: str) -> Path:
-    said = [
-        f"{one.states[1]} was permuted to fit {one.states[0]}: {int(one.moved.sum())} of {int(one.units.sum())} units "
-        f"in {len(one.units)} groups changed places, by {method}; it computes what it did before"
-        for one in found
-    ]
     kept = [replace(c, name=f"alignment {c.name}") for one in found for c in one.checks]
-    return replace(
+    aligned = replace(
         path,
         align=method,
         groups=np.array([len(one.units) for one in found]),
@@ -135,9 +133,9 @@ def _with_alignment(path: Path, before: Path, found: Sequence[Alignment], method
         unaligned_distance=before.distance,
         checks=(*path.checks, *kept),
         warnings=tuple(dict.fromkeys((*path.warnings, *(w for one in found for w in one.warnings)))),
-        notes=tuple(dict.fromkeys((*said, *path.notes))),
         cost=replace(path.cost, passes=path.cost.passes + before.cost.passes + sum(one.cost.passes for one in found)),
     )
+    return replace(aligned, notes=tuple(dict.fromkeys((*aligned.permuted(), *path.notes))))
 
 
 def _check_settings(
@@ -157,21 +155,19 @@ def _check_settings(
         raise MeasurementError(f"splits={splits!r} must be one or both of 'train' and 'test', as a tuple")
 
 
-def _check_states(states: Sequence[State], names: tuple[str, ...]) -> None:
-    for state in states:
-        check_finite(state, names)
-    for i, (a, b) in enumerate(itertools.pairwise(states), start=1):
-        if not differ(a, b):
+def check_apart(a: State, b: State, i: int, j: int) -> None:
+    """Raise MeasurementError where there is no path between two states, the i-th and the j-th."""
+    if not differ(a, b):
+        raise MeasurementError(
+            f"the states {i} and {j} ({a.label} and {b.label}) are identical: there is no path between them"
+        )
+    for name, value in a.weights.items():
+        exact = not mixable(value) and not name.endswith("num_batches_tracked")
+        if exact and not same(value, b.weights[name]):
             raise MeasurementError(
-                f"the states {i} and {i + 1} ({a.label} and {b.label}) are identical: there is no path between them"
+                f"{name!r} holds whole numbers that differ between {a.label} and {b.label}: nothing lies between them "
+                "(a mask, perhaps?)"
             )
-        for name, value in a.weights.items():
-            exact = not mixable(value) and not name.endswith("num_batches_tracked")
-            if exact and not same(value, b.weights[name]):
-                raise MeasurementError(
-                    f"{name!r} holds whole numbers that differ between {a.label} and {b.label}: nothing lies between "
-                    "them (a mask, perhaps?)"
-                )
 
 
 def _result(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..counted import counted
 from ..errors import MeasurementError
 from ..results import Result, array, beside
 from .slices import Plane
@@ -16,6 +18,12 @@ from .slices import Plane
 MARGIN = 0.15
 #: Relative difference of norms and cosines up to which two planes are the same: float32 sums in another order.
 SAME = 1e-5
+#: Which statistics BatchNorm had along a path, in words.
+STATISTICS = {
+    "recompute": "running statistics recomputed at every point",
+    "interpolate": "running statistics interpolated",
+    "batch": "each batch's own statistics",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +105,7 @@ class Path(Result, kind="path", section="path"):
     @property
     def statistics(self) -> str:
         """Which statistics BatchNorm had along the path, in words; "" where the model keeps none."""
-        return {
-            "recompute": "running statistics recomputed at every point",
-            "interpolate": "running statistics interpolated",
-            "batch": "each batch's own statistics",
-        }.get(self.batchnorm, "")
+        return STATISTICS.get(self.batchnorm, "")
 
     def summary(self) -> dict[str, Any]:
         highest = [int(np.argmax(np.where(np.isnan(row), np.inf, row))) for row in self.barrier]
@@ -118,6 +122,18 @@ class Path(Result, kind="path", section="path"):
             "curve": self.curve,
             "batchnorm": self.batchnorm,
         } | self._before()
+
+    def permuted(self) -> tuple[str, ...]:
+        """Return for each segment what was permuted to fit what, in words; nothing where there was no alignment."""
+        if self.groups is None or self.units is None or self.moved is None:
+            return ()
+        return tuple(
+            f"{b} was permuted to fit {a}: {moved} of {counted(int(units), 'unit')} in {counted(int(groups), 'group')} "
+            f"changed places, by {self.align}; it computes what it did before"
+            for (a, b), groups, units, moved in zip(
+                itertools.pairwise(self.states), self.groups, self.units, self.moved, strict=True
+            )
+        )
 
     def _before(self) -> dict[str, Any]:
         """Return what the alignment changed; nothing where there was none."""
@@ -139,6 +155,77 @@ class Path(Result, kind="path", section="path"):
             "distance": [float(d) for d in self.distance],
             "unaligned_distance": [float(d) for d in self.unaligned_distance],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connectivity(Result, kind="connectivity", section="connectivity"):
+    """The barrier of the path between each two of several states: which of them lie in one basin.
+
+    All matrices are symmetric, 0 from a state to itself. `barrier`, `instability` and `distance` are those of `Path`,
+    `own_loss` is each state's loss with its own running statistics. NaN is a pair that was not measured (the status is
+    then "partial"); a barrier over losses that are not finite is not finite either. With `align` the later state of a
+    pair was permuted to fit the earlier one, and the fields that begin with `unaligned` are those before.
+    """
+
+    barrier: np.ndarray = array(
+        "split", "state", "other", units="loss", stderr="barrier_stderr", doc="largest excess on the path between two"
+    )
+    barrier_stderr: np.ndarray = array(
+        "split", "state", "other", units="loss", doc="paired standard error of the excess at that point"
+    )
+    instability: np.ndarray = array(
+        "split", "state", "other", units="loss", doc="largest loss on the path minus the mean of its ends' losses"
+    )
+    distance: np.ndarray = array(
+        "state", "other", units="||theta||_2 units", doc="Euclidean distance of two states, trainable parameters"
+    )
+    own_loss: np.ndarray = array("split", "state", units="loss", doc="loss of each state with its own statistics")
+    unaligned_barrier: np.ndarray | None = array(
+        "split",
+        "state",
+        "other",
+        units="loss",
+        stderr="unaligned_barrier_stderr",
+        doc="barrier before the alignment",
+        default=None,
+    )
+    unaligned_barrier_stderr: np.ndarray | None = array(
+        "split", "state", "other", units="loss", doc="paired standard error of that barrier", default=None
+    )
+    samples: np.ndarray = array("split", doc="number of samples")
+    splits: tuple[str, ...] = ("train",)
+    states: tuple[str, ...] = ()
+    curve: str = "linear"
+    align: str = "none"
+    batchnorm: str = "none"
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Return each pair of states, the earlier one first."""
+        return list(itertools.combinations(range(len(self.states)), 2))
+
+    @property
+    def statistics(self) -> str:
+        """Which statistics BatchNorm had along the paths, in words; "" where the model keeps none."""
+        return STATISTICS.get(self.batchnorm, "")
+
+    def summary(self) -> dict[str, Any]:
+        def listed(split: int, values: np.ndarray, errors: np.ndarray) -> list[dict[str, Any]]:
+            return [
+                {"states": [i, j], "value": float(values[split, i, j]), "stderr": float(errors[split, i, j])}
+                for i, j in self.pairs()
+            ]
+
+        found: dict[str, Any] = {
+            "states": list(self.states),
+            "barrier": {s: listed(k, self.barrier, self.barrier_stderr) for k, s in enumerate(self.splits)},
+            "curve": self.curve,
+            "align": self.align,
+            "batchnorm": self.batchnorm,
+        }
+        if self.unaligned_barrier is not None and self.unaligned_barrier_stderr is not None:
+            before = self.unaligned_barrier, self.unaligned_barrier_stderr
+            found["unaligned_barrier"] = {s: listed(k, *before) for k, s in enumerate(self.splits)}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

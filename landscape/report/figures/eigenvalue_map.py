@@ -40,7 +40,7 @@ def draw_eigenvalue_map(
     Points that are not finite are holes; a cross marks those where an eigenvalue has not converged. `limits` fixes the
     colors, for maps that are compared; the ratio's begin at 0. Raises MeasurementError where no point is finite.
     """
-    values = np.asarray(result.ratio if quantity == "ratio" else getattr(result, quantity), dtype=float)
+    values = values_of(result, quantity)
     known = finite([values])
     if not len(known):
         raise MeasurementError("no point of this map is finite: there is nothing to draw")
@@ -64,6 +64,11 @@ def draw_eigenvalue_map(
     ax.set_xlabel("α (step along d₁)")
     ax.set_ylabel("β (step along d₂)")
     return ax
+
+
+def values_of(result: Any, quantity: str = "ratio") -> np.ndarray:
+    """Return what is drawn of a map, (a, b)."""
+    return np.asarray(result.ratio if quantity == "ratio" else getattr(result, quantity), dtype=float)
 
 
 def _draw_row(result: EigenvalueMap, values: np.ndarray, quantity: str, ax: Axes | None) -> Axes:

@@ -1,10 +1,11 @@
-"""Trajectories of trainings, and paths between checkpoints."""
+"""Trajectories of trainings, paths between checkpoints, and the barriers between many."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..blocks import Block, Notes, Picture, Section
+from ..figures.connectivity import connections
 from ..figures.path import paths
 from ..figures.trajectory import trajectories
 from ..runs import Run
@@ -16,7 +17,12 @@ from .missing import missing
 def build(runs: Sequence[Run]) -> Section | None:
     """Return the trajectories and the paths of all runs that have one."""
     blocks: list[Block] = []
-    for kind, what, chart in (("trajectory", "trajectory", trajectories(runs)), ("path", "path", paths(runs))):
+    charts = (
+        ("trajectory", "trajectory", trajectories(runs)),
+        ("path", "path", paths(runs)),
+        ("connectivity", "matrix of barriers", connections(runs)),
+    )
+    for kind, what, chart in charts:
         with_kind = [r for r in runs if r.results.get(kind)]
         if chart is not None:
             blocks.append(Picture(chart))
