@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from landscape.archive.history import LIVE_RESULTS
+from landscape.archive.joining import LIVE_RESULTS
 from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
 from landscape.errors import ArchiveError

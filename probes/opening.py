@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from landscape.archive.compaction import begin_run, set_status
-from landscape.archive.history import History, read_history
+from landscape.archive.history import History
+from landscape.archive.joining import read_history
 from landscape.archive.reader import open_archive
 from landscape.archive.segments import SUFFIX, hold, live_folder, read_segment, segment_paths
 from landscape.errors import ArchiveError

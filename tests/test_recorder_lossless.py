@@ -461,7 +461,7 @@ class TestTroubleWithTheDisk:
 
 
 def open_archive_beside(path: Path) -> np.ndarray:
-    from landscape.archive.history import read_history
+    from landscape.archive.joining import read_history
 
     return read_history(path)["loss"].steps
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from landscape.archive.compaction import begin_run, compact
-from landscape.archive.history import LIVE_RESULTS, Event, History, Series
+from landscape.archive.history import Event, History, Series
+from landscape.archive.joining import LIVE_RESULTS
 from landscape.archive.live import LiveWriter
 from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject

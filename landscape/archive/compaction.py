@@ -23,9 +23,23 @@ from ..errors import ArchiveError
 from .atomic import Partial, reserve
 from .damage import damage
 from .groups import PLAIN_DIMENSION, encode, write_group
-from .history import COMPACTED, EPOCHS, EVENTS, PROBES, STEPS, Event, Probed, live_results, read_history, result_name
+from .history import Event, Probed
+from .joining import live_results, read_history, result_name
 from .reader import open_archive
-from .schema import FORMAT, FORMAT_VERSION, RUN, Subject, pack, storable, unpack
+from .schema import (
+    COMPACTED,
+    EPOCHS,
+    EVENTS,
+    FORMAT,
+    FORMAT_VERSION,
+    PROBES,
+    RUN,
+    STEPS,
+    Subject,
+    pack,
+    storable,
+    unpack,
+)
 from .seal import check, damaged, seal, sealed
 from .segments import SUFFIX, Opened, Unfinished, hold, live_folder, overtaken_at, segment_paths
 from .survey import readable

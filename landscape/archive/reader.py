@@ -21,7 +21,8 @@ import numpy as np
 from ..errors import ArchiveError, DamagedError
 from ..results import Result, rebuild
 from .groups import read_attributes, read_variables
-from .history import History, read_history
+from .history import History
+from .joining import read_history
 from .schema import APPENDED, FORMAT, FORMAT_VERSION, RESULTS, RUN, UNFINISHED, Subject, load_json, unpack
 from .seal import check, cure
 from .segments import held, live_folder

@@ -28,9 +28,23 @@ from .atomic import Partial, reserve
 from .compaction import Compacted, gather, write_events
 from .damage import Damage, damage
 from .groups import read_attributes, read_variables
-from .history import EPOCHS, EVENTS, PROBES, STEPS, Event, stored_events
+from .history import Event
+from .joining import stored_events
 from .piecewise import attribute_of
-from .schema import FORMAT, FORMAT_VERSION, RESULTS, SALVAGED, lost_by_damage, pack, salvaged_path, unpack
+from .schema import (
+    EPOCHS,
+    EVENTS,
+    FORMAT,
+    FORMAT_VERSION,
+    PROBES,
+    RESULTS,
+    SALVAGED,
+    STEPS,
+    lost_by_damage,
+    pack,
+    salvaged_path,
+    unpack,
+)
 from .seal import check, seal
 from .segments import held, live_folder, segment_paths
 from .survey import Key, Reader, Walked, digest, pieces, walk_variants

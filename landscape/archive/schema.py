@@ -3,6 +3,9 @@
     /                       attributes: format, format_version, created, status, run_id, versions, seed, ...
     /run                    attributes: loss, schedule, optimizer, batch_size, task and every setting
     /results/<kind>/<id>    one Result: its variables with dimension scales; `attributes` and `subject` as JSON
+    /steps/<quantity>       the record of a training: (n, k) `value` over `step` and `name`; /epochs/<quantity> likewise
+    /events                 what happened in it, and when
+    /probes/<name>/<step>   Results that a probe measured in it, stored as those below /results
     /appended/<number>      attributes: provenance and settings of each later writing into the same file
     /unfinished/<key>       (n, columns) rows of a measurement that was interrupted, for `--resume`, and in
                             `facts` what they depend on; gone once complete
@@ -29,6 +32,11 @@ RESULTS = "results"
 RUN = "run"
 APPENDED = "appended"
 UNFINISHED = "unfinished"
+#: Groups of a training's record: quantities by step, quantities by epoch, what happened, Results of probes.
+STEPS, EPOCHS, EVENTS, PROBES = "steps", "epochs", "events", "probes"
+#: Root attribute: ids of segments, and names of files with Results, that the archive holds already. A kill between the
+#: archive's renaming and the removal of the live folder leaves both.
+COMPACTED = "compacted"
 #: Root attribute of an archive that `landscape repair` made of a damaged one: from which, what is lost, and whether
 #: what is there is proven.
 SALVAGED = "salvaged"

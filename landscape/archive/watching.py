@@ -18,8 +18,10 @@ import numpy as np
 
 from ..errors import ArchiveError
 from .follow import Begun, Follower, Fresh
-from .history import COMPACTED, Event, event_of, read_stored
+from .history import Event
+from .joining import event_of, read_stored
 from .reader import Archive, open_archive
+from .schema import COMPACTED
 from .segments import kept_until, live_folder, segment_paths
 
 #: Quantities whose curves are kept, and which of their columns: None for the first `MOST_COLUMNS` of them.
