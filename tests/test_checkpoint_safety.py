@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from landscape.checkpoint import read_checkpoint
-from landscape.checkpoints.safe_pickle import Inert, read_inert, unpickle
+from landscape.checkpoints.safe_pickle import read_inert, unpickle
+from landscape.checkpoints.strangers import Inert
 from landscape.errors import CheckpointError
 
 WEIGHTS = {"fc.weight": torch.arange(6.0).reshape(2, 3), "fc.bias": torch.tensor([1.0, -1.0])}

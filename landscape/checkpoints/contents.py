@@ -20,7 +20,8 @@ from ..errors import CheckpointError
 from . import optimizers
 from .files import SAVE_STATE_DICT
 from .joined import fits, joined, side_by_side, under_keys
-from .safe_pickle import Inert, NumpyArray
+from .rebuilt import NumpyArray
+from .strangers import Inert
 
 # Where training scripts keep the weights, most telling first (PyTorch's examples, Lightning, timm, mmengine,
 # Composer, Accelerate, Detectron2, nanoGPT; the order chosen by us).

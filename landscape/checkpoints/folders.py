@@ -12,7 +12,8 @@ import torch
 
 from ..errors import CheckpointError
 from .files import Found, read_bytes, read_file
-from .safe_pickle import Inert, unpickle
+from .safe_pickle import unpickle
+from .strangers import Inert
 
 _INDEXES = (
     "model.safetensors.index.json",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
-from .safe_pickle import Inert
+from .strangers import Inert
 
 #: Where training scripts keep the state of an optimizer, most telling first.
 NAMES = (
