@@ -19,7 +19,7 @@ _NAMES = {
     "Checkpoint": "landscape.checkpoint",
     "load_checkpoint": "landscape.checkpoint",
     "read_checkpoint": "landscape.checkpoint",
-    "save_checkpoint": "landscape.checkpoint",
+    "save_checkpoint": "landscape.checkpoints.writing",
     "Objective": "landscape.objective",
     "Result": "landscape.results",
     "Cost": "landscape.results",
@@ -117,7 +117,8 @@ if TYPE_CHECKING:
     from .calibration.scores import calibration_error
     from .calibration.table import Calibration, QuantileCalibration
     from .calibration.temperature import fit_temperature
-    from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint, save_checkpoint
+    from .checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+    from .checkpoints.writing import save_checkpoint
     from .class_scores import ClassScores
     from .curvature.density import spectral_density
     from .curvature.diagonals import diagonal

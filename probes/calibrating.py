@@ -24,7 +24,7 @@ from landscape.calibration.predictions import looks_saved, read_saved
 from landscape.calibration.recalibrated import Recalibration
 from landscape.calibration.table import Calibration
 from landscape.calibration.together import Judged, calibrate
-from landscape.checkpoint import save_checkpoint
+from landscape.checkpoints.writing import save_checkpoint
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.provenance import provenance
 from landscape.results import Result, kind_of

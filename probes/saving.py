@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from landscape.checkpoint import reference_of, reference_to, save_checkpoint
+from landscape.checkpoints.naming import reference_of, reference_to
+from landscape.checkpoints.writing import save_checkpoint
 from landscape.errors import LandscapeError
 from landscape.parameters import unwrap
 from landscape.tasks import Task

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import nn
 
-from landscape import Task, __version__, task
-from landscape.checkpoint import load_checkpoint, read_checkpoint, reference_of, save_checkpoint
+from landscape import Task, __version__, load_checkpoint, read_checkpoint, save_checkpoint, task
+from landscape.checkpoints.naming import reference_of
 from landscape.errors import CheckpointError
 from landscape.probes.demo.digits import digits
 from landscape.task_files import TaskReference, file_sha256, load_named_task
@@ -380,7 +380,7 @@ def test_a_full_disk_in_the_middle_of_torch_save(here):
     script = textwrap.dedent(
         """
         import resource, signal, sys, torch
-        from landscape.checkpoint import save_checkpoint
+        from landscape import save_checkpoint
         from landscape.errors import CheckpointError
         save_checkpoint("x.pt", torch.nn.Linear(2, 2), step=1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -404,7 +404,7 @@ def test_killed_at_any_moment_the_file_is_whole(here):
     script = textwrap.dedent(
         """
         import torch
-        from landscape.checkpoint import save_checkpoint
+        from landscape import save_checkpoint
         model = torch.nn.Linear(500, 500)
         for step in range(10_000):
             save_checkpoint("x.pt", model, step=step)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from untouched import State, data, messy
 
-from landscape.checkpoint import read_checkpoint, save_checkpoint
+from landscape import read_checkpoint, save_checkpoint
 from landscape.cli.summary import summarize
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.objective import Objective

@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 from torch import nn
 from untouched import State, data, messy
 
+from landscape import load_checkpoint, save_checkpoint
 from landscape.archive.reader import open_archive
-from landscape.checkpoint import load_checkpoint, save_checkpoint
 from landscape.checkpoints.mapped import locate, map_file
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.parameters import trainable

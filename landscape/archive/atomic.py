@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..durable import sync_folder
 from ..errors import ArchiveError
 
 try:
@@ -106,16 +107,6 @@ def _allocate(fd: int, size: int) -> bool:
             return False
         raise
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable, where the file system offers that."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _lock(fd: int) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import save_checkpoint
 from ..checkpoints.files import read_file
+from ..checkpoints.writing import save_checkpoint
 from ..errors import CheckpointError, LandscapeError
 from .maps import PARAMETERS
 from .recalibrated import Recalibration, apply_map

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from landscape.checkpoint import save_checkpoint
+from landscape.checkpoints.writing import save_checkpoint
 from landscape.tasks import Task
 
 from .digits import LOSSES, REFERENCE, digits

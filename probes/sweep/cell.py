@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from landscape.checkpoint import fingerprint_of, save_checkpoint, write_whole
+from landscape.checkpoint import fingerprint_of
 from landscape.checkpoints.checksums import check_entries
+from landscape.checkpoints.writing import save_checkpoint, write_whole
 from landscape.errors import TrainingError
 from landscape.parameters import unwrap
 from landscape.seeding import seed_all, seeded
