@@ -15,15 +15,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
-from .batch import batch_size_of, bytes_of, map_tensors, to_device
-from .errors import LandscapeError, MeasurementError, ObjectiveError, OutOfMemory, TaskError
+from .batch import bytes_of, map_tensors, to_device
+from .errors import LandscapeError, ObjectiveError, OutOfMemory, TaskError
 from .hooks import check_hooks
-from .ignoring import ignored_by
-from .labels import hits_of_samples, rights_of_samples
 from .loaded import Loaded, Place, regrouped
 from .memory import REMEDY, give_back, ran_out
 from .mishaps import what_failed
-from .outputs import forward_of, prediction_of
+from .outputs import forward_of
 from .parameters import owners, trainable, unwrap
 from .passes import Evaluation, Looked, Predicted, all_predictions, averaged, gradients, look
 from .placement import place, placed
@@ -454,6 +452,11 @@ class Objective:
         return mean, weight, terms
 
     @property
+    def plain_labels(self) -> dict[int, Any]:
+        """Targets by batch that were looked at once, and are labels of classes that are all there."""
+        return self._loaded.plain
+
+    @property
     def what(self) -> str:
         """The loss, as errors call it."""
         function = self.task.batch_loss or self.task.loss
@@ -468,39 +471,6 @@ class Objective:
         batch, outputs, target, value = self.value(i)
         mean, weight, _ = self.weigh(i, value, outputs, target, batch)
         return mean, weight
-
-    def needs_outputs(self) -> None:
-        """Raise MeasurementError for a batch_loss task, whose outputs nobody knows."""
-        if self.task.batch_loss is not None:
-            raise MeasurementError(
-                "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
-                "use Hessian, or give Task(loss=..., forward=...)"
-            )
-
-    def batch_outputs(self, i: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, float]:
-        """Return (outputs, leaves, mean loss, weight) of batch i: the tensors that the model gives with their graph,
-        and the same tensors cut off from it, of which the mean loss is a function.
-
-        Cut off, because an output may be computed from another one (logits from features): the derivative of the
-        loss in the features would then hold the way through the logits, and count it twice.
-        Raises MeasurementError for a batch_loss task, whose outputs nobody knows.
-        """
-        self.needs_outputs()
-        batch = self.begin(i)
-        outputs, target = self.forward(batch)
-        live: list[torch.Tensor] = []
-        leaves: list[torch.Tensor] = []
-
-        def cut(t: torch.Tensor) -> torch.Tensor:
-            if not t.requires_grad:
-                return t
-            live.append(t)
-            leaves.append(t.detach().requires_grad_())
-            return leaves[-1]
-
-        loose = map_tensors(outputs, cut)
-        mean, weight, _ = self.weigh(i, self.loss_value(loose, target), loose, target, batch)
-        return live, leaves, mean, weight
 
     def call(self, function: Any, *args: Any) -> Any:
         """Run something of the user's; what it raises becomes one line that names the batch's shapes."""
@@ -580,35 +550,6 @@ class Objective:
         (pixels, tokens) without their shape.
         """
         return self._within_memory(lambda: all_predictions(self))
-
-    def hits(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
-        """Return (right, all) of batch i, or of each of its samples where these hold several predictions.
-
-        Labels that were looked at once, and are all there, are only compared.
-        """
-        if target is not None and self._loaded.plain.get(i) is target:
-            return (outputs.argmax(dim=1) == target).sum(), len(target)
-        known = self.known_labels(i, outputs, target)
-        if known is None:
-            return torch.zeros((), dtype=torch.long, device="cpu"), 0
-        return hits_of_samples(*known)
-
-    def rights(self, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the right predictions of each sample of batch i, (k,), and how many each holds; None for one each."""
-        known = self.known_labels(i, outputs, target)
-        return (torch.zeros(0, device="cpu"), None) if known is None else rights_of_samples(*known)
-
-    def known_labels(self, i: int, outputs: Any, target: Any) -> Any:
-        """Return what `rights_of_samples` takes, None where batch i has no class labels; remember plain ones."""
-        batch = self.batch(i)  # the forward may have emptied the other one
-        pair, given = prediction_of(self.task, self.model, batch, outputs, target)
-        if pair is None:
-            return None
-        if self.task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
-            scores = outputs.ndim == 2 and outputs.shape[1] > 1
-            if scores and target.ndim == 1 and len(pair[1]) == len(target):
-                self._loaded.plain[i] = target
-        return (*pair, given, batch_size_of(batch), ignored_by(self.task))
 
 
 @contextlib.contextmanager

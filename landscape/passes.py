@@ -12,8 +12,8 @@ import torch
 from .batch import batch_size_of
 from .errors import MeasurementError, NoLabelsError, ObjectiveError
 from .ignoring import ignored_by
-from .labels import labels_of_each, rights_of_samples, rows_of_samples
-from .outputs import lacking_labels, predicted
+from .labels import hits_of_samples, labels_of_each, rights_of_samples, rows_of_samples
+from .outputs import lacking_labels, predicted, prediction_of
 from .perplexity import Likelihood, is_language_model, likelihood, nll_of_samples
 from .reduction import known_weight, pieces, sample_weight, split_value
 from .verification import BLOCKS, block_error, blocks
@@ -82,7 +82,7 @@ def look(
                 if nll is not None and counts is not None:
                     found.surprise = (nll, counts)
             elif accuracy and objective.has_labels:
-                found.rights = objective.call(objective.hits, i, outputs, target)
+                found.rights = objective.call(_hits, objective, i, outputs, target)
             if stderr:
                 # The forward may have taken the labels out of the other one.
                 found.blocks = blocks(objective, objective.batch(i), outputs, target)
@@ -142,11 +142,39 @@ def gradients(objective: Objective) -> tuple[list[torch.Tensor], float]:
     return sums, total_weight
 
 
+def _hits(objective: Objective, i: int, outputs: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor | int]:
+    """Return (right, all) of batch i, or of each of its samples where these hold several predictions.
+
+    Labels that were looked at once, and are all there, are only compared.
+    """
+    if target is not None and objective.plain_labels.get(i) is target:
+        return (outputs.argmax(dim=1) == target).sum(), len(target)
+    known = _labels(objective, i, outputs, target)
+    if known is None:
+        return torch.zeros((), dtype=torch.long, device="cpu"), 0
+    return hits_of_samples(*known)
+
+
+def _labels(objective: Objective, i: int, outputs: Any, target: Any) -> Any:
+    """Return what `rights_of_samples` takes, None where batch i has no class labels; remember plain ones."""
+    batch, task = objective.batch(i), objective.task  # the forward may have emptied the other one
+    pair, given = prediction_of(task, objective.model, batch, outputs, target)
+    if pair is None:
+        return None
+    if task.predict is None and isinstance(outputs, torch.Tensor) and isinstance(target, torch.Tensor):
+        scores = outputs.ndim == 2 and outputs.shape[1] > 1
+        if scores and target.ndim == 1 and len(pair[1]) == len(target):
+            objective.plain_labels[i] = target
+    return (*pair, given, batch_size_of(batch), ignored_by(task))
+
+
 def _scored(
     objective: Objective, i: int, outputs: Any, target: Any
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Return what `Objective.rights` does, and the NLL of each sample of a language model, None for other tasks."""
-    known = objective.known_labels(i, outputs, target)
+    """Return (right, all, NLL) of each sample of batch i: its right predictions (k,), how many predictions it holds
+    (None: one each), and of a language model its NLL (None for other tasks).
+    """
+    known = _labels(objective, i, outputs, target)
     if known is None:
         return torch.zeros(0, device="cpu"), None, None
     rights, counts = rights_of_samples(*known)

@@ -10,7 +10,7 @@ import torch
 from ..errors import MeasurementError
 from ..objective import Objective
 from ..tasks import Task
-from .graphs import BatchGraph, JacobianGraph, NoGraph, Tensors
+from .graphs import BatchGraph, JacobianGraph, NoGraph, Tensors, needs_outputs
 from .likelihoods import terms_of
 from .operators import GaussNewton
 from .products import Strategy
@@ -70,7 +70,7 @@ class Fisher(GaussNewton):
 
     def graph(self, i: int, parameters: Tensors) -> BatchGraph:
         objective = self.objective
-        objective.needs_outputs()
+        needs_outputs(objective)
         _, outputs, target, _ = objective.value(i)
         drawn = self.kind == "monte-carlo"
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + objective.number(i)) if drawn else None

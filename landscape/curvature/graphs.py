@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ..batch import map_tensors
 from ..data import first_line
-from ..errors import ObjectiveError
+from ..errors import MeasurementError, ObjectiveError
 from ..objective import Objective
 from .rewritten import __name__ as OURS
 
@@ -106,12 +107,47 @@ class JacobianGraph:
         )
 
 
+def needs_outputs(objective: Objective) -> None:
+    """Raise MeasurementError for a batch_loss task, whose outputs nobody knows."""
+    if objective.task.batch_loss is not None:
+        raise MeasurementError(
+            "Gauss-Newton and Fisher need the model's outputs, which a batch_loss task doesn't give: "
+            "use Hessian, or give Task(loss=..., forward=...)"
+        )
+
+
+def _apart(objective: Objective, i: int) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, float]:
+    """Return (outputs, leaves, mean loss, weight) of batch i: the tensors that the model gives with their graph,
+    and the same tensors cut off from it, of which the mean loss is a function.
+
+    Cut off, because an output may be computed from another one (logits from features): the derivative of the
+    loss in the features would then hold the way through the logits, and count it twice.
+    """
+    needs_outputs(objective)
+    batch = objective.begin(i)
+    outputs, target = objective.forward(batch)
+    live: list[torch.Tensor] = []
+    leaves: list[torch.Tensor] = []
+
+    def cut(t: torch.Tensor) -> torch.Tensor:
+        if not t.requires_grad:
+            return t
+        live.append(t)
+        leaves.append(t.detach().requires_grad_())
+        return leaves[-1]
+
+    loose = map_tensors(outputs, cut)
+    mean, weight, _ = objective.weighed(i, loose, target, batch)
+    return live, leaves, mean, weight
+
+
 def loss_curvature(objective: Objective, i: int, seen: Any) -> tuple[Tensors, float, Any]:
     """Return (outputs, weight, H_L) of batch i: H_L multiplies by the Hessian of the mean loss in the outputs.
 
-    `seen(tensors, inputs)` is told what will be differentiated twice, before it is.
+    `seen(tensors, inputs)` is told what will be differentiated twice, before it is. Raises MeasurementError for a
+    batch_loss task.
     """
-    outputs, leaves, mean, weight = objective.batch_outputs(i)
+    outputs, leaves, mean, weight = _apart(objective, i)
     if not outputs:
         raise ObjectiveError("the model's outputs don't depend on its parameters: Gauss-Newton is undefined")
     if weight == 0:
