@@ -66,6 +66,21 @@ def test_in_one_bin_the_squared_error_has_a_noncentral_chi_square_interval(shift
         assert exact[1] <= found[1] <= 1.2 * exact[1]  # with one degree of freedom alone a little wide near 0
 
 
+def test_with_few_groups_zero_is_rejected_by_students_quantile() -> None:
+    """One bin, six groups, T = D^2 - s^2: 0 is outside where D^2 / s^2 > 1 + (t / z)^2 (chi^2 - 1): 7.9, not 5.0."""
+    limit = 1 + (t.ppf(0.975, 5) / norm.ppf(0.975)) ** 2 * (chi2.ppf(0.975, 1) - 1)
+    for shift, rejected in ((11, False), (14, True)):
+        missed = shift + 10 * np.array([1, -1, 1, -1, 1, -1])
+        y = np.concatenate([np.arange(100) < 50 - k for k in missed])
+        c, group = np.full(600, 0.5), np.repeat(np.arange(6), 100)
+        bins = Bins(equal_width_edges(1)).add(c, y)
+        ratio = missed.sum() ** 2 / (((missed - missed.mean()) ** 2).sum() * 6 / 5)
+        assert ratio > 5.1
+        assert (ratio > limit) == rejected
+        found = debiased_l2_interval(bins, grouped(c, y, group, equal_width_edges(1)))
+        assert (found[0] > 0) == rejected
+
+
 def test_zero_belongs_to_the_squared_error_unless_chi_square_rejects() -> None:
     """Bins of equal noise: T at theta = 0 is a multiple of chi-square, which the interval's test must be."""
     rng = np.random.default_rng(0)
@@ -113,6 +128,16 @@ def test_the_interval_of_a_skewed_mean_leans_to_the_long_side() -> None:
     plain = mean + np.array([-1.96, 1.96]) * x.std(ddof=1) / 10
     assert found == pytest.approx(exact, rel=0.025)
     assert abs(found - exact).max() < 0.5 * abs(plain - exact).max()
+
+
+def test_the_ends_are_those_where_halls_polynomial_is_the_normal_quantile() -> None:
+    """g(u) = u + a u^2 + a^2 u^3 / 3 + a / (2 n) with u = (mean - end) / (sqrt(n) stderr), a third of the skewness."""
+    x = np.random.default_rng(0).exponential(size=12) ** 2
+    error, found = mean_interval(np.array([x.sum(), (x**2).sum(), (x**3).sum()]), 12)
+    a = ((x - x.mean()) ** 3).mean() / x.std() ** 3 / 3
+    u = (x.mean() - found) / math.sqrt(12) / error
+    g = u + a * u**2 + a**2 * u**3 / 3 + a / (2 * 12)
+    assert g * math.sqrt(12) == pytest.approx([norm.ppf(0.975), norm.ppf(0.025)], rel=1e-9)
 
 
 def test_samples_in_groups_of_one_are_independent() -> None:

@@ -172,7 +172,18 @@ class TestCoherence:
         found = measure_coherence(linear(torch.ones(40, 3).double()), samples=10, batch=4, lr=0.1)
         assert (found.samples, found.population) == (10, 40)
         assert found.sigma == pytest.approx(10)
-        assert found.threshold == pytest.approx(min(2, 40 / math.sqrt(40 / 4 - 1)) / 0.1)
+        assert found.threshold == pytest.approx(2 / 0.1)  # 40 / sqrt(40 / 4 - 1) is more
+        # Orthogonal ones, where sigma decides: 1 of these 10, 4 of all, as far as these tell.
+        found = measure_coherence(linear(torch.eye(40).double()), samples=10, batch=1, lr=0.1)
+        assert found.sigma == pytest.approx(1)
+        assert found.threshold == pytest.approx(4 / math.sqrt(40 - 1) / 0.1)
+
+    def test_the_standard_error_is_the_jackknifes(self):
+        """Five samples, left out one by one: sqrt((g - 1) / g sum (s_i - mean)^2) for s = sigma / n, times n."""
+        x = torch.randn(5, 3, generator=torch.Generator().manual_seed(2)).double()
+        shares = [measure_coherence(linear(x[[j for j in range(5) if j != i]])).sigma / 4 for i in range(5)]
+        expected = 5 * math.sqrt(4 / 5 * sum((s - np.mean(shares)) ** 2 for s in shares))
+        assert measure_coherence(linear(x)).stderr == pytest.approx(expected, rel=1e-9)
 
 
 def second_moment_growth(each: list[np.ndarray], lr: float, batch: int) -> float:

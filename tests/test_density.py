@@ -296,6 +296,14 @@ def test_too_few_steps_are_found_out() -> None:
     assert many.checks[0].level == "pass"
 
 
+def test_what_fewer_steps_move_is_a_share_of_the_eigenvalues() -> None:
+    """Rules of 6 and of 8 steps have no node in common, and a narrow kernel lets none overlap: all of them move."""
+    found = spectral_density(rotated(list(np.linspace(0, 1, 40))), steps=8, draws=2, width=1e-4)
+    assert found.checks[0].name == "steps"
+    assert found.checks[0].value == pytest.approx(1, rel=1e-3)
+    assert "6 instead of 8 steps move 100.0% of the eigenvalues" in found.checks[0].message
+
+
 def test_a_precision_is_reached_with_more_draws() -> None:
     found = spectral_density(rotated(NET), steps=30, draws=3, precision=0.03, width=0.05)
     assert found.status == "complete"

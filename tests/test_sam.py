@@ -322,6 +322,14 @@ def threshold(text: str, size: float) -> float:
     return optimizers.build(text).threshold(size).threshold
 
 
+def test_groups_that_climb_by_different_rhos_have_no_threshold():
+    groups = [{"lr": 0.1, "momentum": 0.9, "rho": rho, "adaptive": False} for rho in (0.1, 0.2)]
+    found = stability_threshold(groups, gradient_norm=1.0)
+    assert not found.defined
+    assert "one rho" in found.notes[0]
+    assert stability_threshold([{**g, "rho": 0.1} for g in groups], gradient_norm=1.0).defined
+
+
 @pytest.mark.parametrize(("lr", "rho"), [(0.05, 0.1), (0.2, 0.01), (0.1, 1.0)])
 def test_on_a_quadratic_gradient_descent_with_sam_ends_on_its_edge(lr, rho):
     """Bartlett, Long and Bousquet 2023: it ends in a cycle along the sharpest direction, at lr rho h / (2 - lr h)."""

@@ -196,6 +196,13 @@ class TestUse:
         assert set(a.summary()["sam"]) >= {"value", "stderr", "rho"}
         assert (a.values[:3] > 0).all()
 
+    @pytest.mark.parametrize("most", [None, 50, 8])
+    def test_as_many_samples_are_drawn_as_were_asked_for(self, most):
+        task = Task(rescalable(), nn.CrossEntropyLoss(), labelled(), max_samples=most)
+        found = sharpness(task, "average", samples=12, draws=2)
+        assert found.settings["samples"] == min(12, most or 64)
+        assert found.values == sharpness(task.replace(max_samples=min(12, most or 64)), "average", draws=2).values
+
     def test_several_kinds_radii_and_the_command_lines_text(self):
         task = Task(rescalable(), nn.CrossEntropyLoss(), labelled())
         found = sharpness(task, "sam, keskar", rho={"sam": 0.2}, steps=3)

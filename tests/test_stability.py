@@ -186,6 +186,15 @@ class TestKnownAnswers:
             assert found.threshold == pytest.approx(38 / 0.01, rel=1e-12)
             assert (found.operator, found.formula) == ("preconditioned", "2 (1 + b1) / ((1 - b1) lr)")
         assert stability_threshold(OPTIM.Adagrad(p, lr=0.1)).threshold == pytest.approx(20)
+        decaying = OPTIM.Adagrad(p, lr=0.1, lr_decay=0.5)
+        for rate in (0.1, 0.1, 0.1 / 1.5, 0.1 / 2):  # before the first step, and that of the last one behind each
+            assert stability_threshold(decaying).threshold == pytest.approx(2 / rate)
+            before = p[0].detach().clone()
+            p[0].grad = torch.ones_like(p[0])
+            decaying.step()
+            root = decaying.state[p[0]]["sum"].sqrt() + 1e-10
+            moved = (before - p[0].detach()) * root
+            assert stability_threshold(decaying).threshold == pytest.approx(2 / float(moved[0]), rel=1e-5)
         assert stability_threshold(OPTIM.RMSprop(p, lr=0.1)).threshold == pytest.approx(20)
         assert stability_threshold(OPTIM.RMSprop(p, lr=0.1, momentum=0.9)).threshold == pytest.approx(38)
         assert stability_threshold({"lr": 0.1, "momentum": 0.9}).threshold == pytest.approx(38)
