@@ -188,12 +188,16 @@ def test_the_spread_of_groups_is_the_sandwich() -> None:
 # ------------------------------------------------------------------------------------------------ resampling
 
 
-def test_resampling_counts_is_resampling_samples() -> None:
+@pytest.mark.parametrize("edges", [EDGES, equal_width_edges(1)], ids=["narrow bins", "one bin"])
+def test_resampling_counts_is_resampling_samples(edges: np.ndarray) -> None:
     c, y = pairs(5, 2000, 0.04)
-    bins = Bins(EDGES).add(c, y.astype(bool))
+    if len(edges) == 2:  # one bin of all confidences, whose own spread is half of the errors'
+        c = np.random.default_rng(5).uniform(size=2000)
+        y = (np.random.default_rng(6).random(2000) < c - 0.04).astype(np.int64)
+    bins = Bins(edges).add(c, y.astype(bool))
     rng = np.random.default_rng(0)
     fast = bootstrap_ece(bins, rng, draws=4000)
-    at = right_closed(c, EDGES)
+    at = right_closed(c, edges)
     slow = []
     for _ in range(4000):
         take = rng.integers(2000, size=2000)
@@ -213,6 +217,13 @@ def test_resampling_groups_resamples_whole_groups() -> None:
     found = bootstrap_ece(bins, np.random.default_rng(0), grouped(c, y, group), draws=500)
     alone = bootstrap_ece(bins, np.random.default_rng(0), draws=500)
     assert found.std() > 1.3 * alone.std()
+
+
+def test_a_p_value_counts_the_observed_labels_in() -> None:
+    """No simulated label set is as far off: 1 of 1,001. Confidences of 1 that are all right: every one is as far."""
+    c, right = np.full(200, 0.9), np.ones(200, dtype=np.int64)
+    assert calibration_error(probabilities=c, labels=1 - right, kind="top-label").calibration_p_value == 1 / 1001
+    assert calibration_error(probabilities=np.ones(200), labels=right, kind="top-label").calibration_p_value == 1
 
 
 def test_a_percentile_interval_is_named_in_the_settings() -> None:

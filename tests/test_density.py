@@ -232,8 +232,9 @@ def test_no_peak_falls_between_the_grid_of_our_kernel(scale: float) -> None:
     assert [c.level for c in found.checks] == ["pass", "pass"]
 
 
-def test_pyhessians_kernel_is_its_own_formula() -> None:
-    found = spectral_density(rotated(NET), steps=15, draws=3, kernel="pyhessian")
+@pytest.mark.parametrize("scale", [1.0, 0.01])  # a range above and one below 1
+def test_pyhessians_kernel_is_its_own_formula(scale: float) -> None:
+    found = spectral_density(scale * rotated(NET), steps=15, draws=3, kernel="pyhessian")
     # Its plot, written out: a sum over the nodes of each run at each of 10,000 points, the mean over runs, normalized.
     nodes, weights = found.nodes, found.weights
     high, low = nodes.max(axis=1).mean() + 0.01, nodes.min(axis=1).mean() - 0.01

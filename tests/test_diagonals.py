@@ -184,6 +184,14 @@ def test_xdiag_goes_on_to_a_precision() -> None:
     assert (late.status, late.products) == ("partial", 12)
 
 
+def test_without_layers_the_sum_is_the_trace_with_its_standard_error() -> None:
+    matrix = symmetric(20)
+    found, of_trace = diagonal(matrix, draws=24), trace(matrix, draws=24)
+    assert found.sums == pytest.approx([of_trace.value], rel=1e-12)
+    assert found.sums_stderr == pytest.approx([of_trace.stderr], rel=1e-12)
+    assert found.trace_stderr == pytest.approx(of_trace.stderr, rel=1e-12)
+
+
 def test_sums_by_layer_are_the_blocks_traces() -> None:
     task = small_task()
     matrix = dense(task)

@@ -68,6 +68,15 @@ class TestClosedForms:
         assert abs(found.values[0] - 0.005 * hessian.trace().item()) <= 4 * found.stderr[0]
         assert found.stderr[0] < 0.2 * found.values[0]
 
+    def test_the_average_of_a_ball_is_half_its_dimension(self):
+        """0.5 ||w||^2 at 0, in 10,000 dimensions: rho^2 n / 2, and one draw errs by sqrt(2 / n) of it, 20 by 0.3%."""
+        model = nn.Linear(10_000, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        x = torch.zeros(1, 10_000).double()
+        task = Task(model, lambda z, y: z.mean() + 0.5 * model.weight.square().sum(), (x, torch.zeros(1, 1).double()))
+        found = sharpness(task, "average", rho=0.2, draws=20)
+        assert found.values[0] == pytest.approx(0.2**2 * 10_000 / 2, rel=0.015)
+
     def test_m_sharpness_is_the_mean_of_the_batches_own_worst_cases(self):
         task, _, _ = regression(40)
         with Objective(task, regroup=20) as objective:
@@ -89,6 +98,15 @@ class TestClosedForms:
         task = Task(model, nn.MSELoss(), (x, torch.zeros(3, 1).double()))
         found = sharpness(task, "sam", rho=0.2, batch=100, steps=100)
         assert found.values[0] == pytest.approx(0.5 * 0.04 * 2 * 9 / 3, rel=1e-8)
+
+    @pytest.mark.parametrize("steps", [1, 2, 3])
+    def test_the_largest_rise_seen_is_kept(self, steps):
+        """L(w) = -(w - 0.3)^2 at 0: the first step of 0.5 rises by 0.05, the next one goes to -0.5, where it falls."""
+        model = nn.Linear(1, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        one = torch.ones(1, 1).double()
+        found = sharpness(Task(model, lambda z, y: -(z - 0.3).square().mean(), (one, one)), rho=0.5, steps=steps)
+        assert found.values[0] == pytest.approx(0.09 - 0.04, rel=1e-12)
 
     def test_asam_measures_weights_by_their_size_and_biases_by_one(self):
         x, y = labelled(40)[0], labelled(40)[0][:, :1]
