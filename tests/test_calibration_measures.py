@@ -58,6 +58,13 @@ def test_the_smooth_ece_is_its_own_bandwidth(fault: str) -> None:
     assert found.ece == pytest.approx(naive_smooth(c, y, found.bandwidth), rel=1e-3)  # 16,384 points against 4,001
 
 
+def test_the_smoothed_density_of_mirrored_confidences_is_its_own_mirror() -> None:
+    """Half a point of the grid to one side, 3e-5, would show."""
+    found = smooth_ece(atoms(np.array([0.13, 0.87] * 50), np.array([1, 0] * 50)))
+    assert found.bandwidth > 0.1
+    assert found.density == pytest.approx(found.density[::-1], rel=1e-9)
+
+
 def test_the_smooth_ece_of_a_single_confidence_is_its_gap() -> None:
     found = smooth_ece(atoms(np.full(100, 0.7), np.arange(100) % 2))
     assert found.ece == pytest.approx(0.2, abs=2e-6)

@@ -42,7 +42,23 @@ def test_frequencies_are_naive_counts() -> None:
     assert found.ks == pytest.approx(exact.statistic, abs=1 / 1000 + 1 / 800)
     assert found.rmse == pytest.approx(math.sqrt(((y - mean) ** 2).mean()), rel=1e-12)
     assert found.mean_std == pytest.approx(std.mean(), rel=1e-12)
-    assert found.crps_stderr > 0
+    assert found.rms_std == pytest.approx(math.sqrt((std**2).mean()), rel=1e-12)
+    assert found.std_ratio == pytest.approx(math.sqrt((((y - mean) / std) ** 2).mean()), rel=1e-12)
+
+
+def test_the_standard_errors_are_those_of_the_single_scores() -> None:
+    mean, std, y = data(n=20)
+    each = [quantile_calibration(mean=mean[[i]], std=std[[i]], targets=y[[i]]) for i in range(20)]
+    found = quantile_calibration(mean=mean, std=std, targets=y)
+    for name in ("crps", "nll"):
+        expected = np.std([getattr(e, name) for e in each], ddof=1) / math.sqrt(20)
+        assert getattr(found, f"{name}_stderr") == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_squared_error_is_debiased_by_the_frequencys_own_variance() -> None:
+    """Four of five targets below the median: 0.3^2 - 0.8 0.2 / 4."""
+    found = quantile_calibration(mean=np.zeros(5), std=np.ones(5), targets=np.array([-1.0, -1, -1, -1, 1]), levels=2)
+    assert found.debiased_l2 == pytest.approx(0.09 - 0.04, rel=1e-12)
 
 
 def test_right_distributions_pass_and_narrow_ones_do_not() -> None:

@@ -39,10 +39,10 @@ def right_closed(confidence: np.ndarray, edges: np.ndarray) -> np.ndarray:
 class Bins:
     """Sufficient statistics of (confidence, correct) pairs in bins; memory O(bins) however many samples come.
 
-    `add` takes a batch, `merge` another accumulator with the same edges (batches, processes, devices). Counts are
-    int64 and exact, sums float64. With c the confidence and y in {0, 1} whether it was right, each bin keeps
-    n_b, sum y, sum c, sum (c - y)^2 (what an interval needs) and sum c (1 - c) (what the labels of a
-    calibrated model would vary by). Samples with a negative index lie in no bin but count in `samples`.
+    `add` takes a batch, `add_cells` samples that were counted already. Counts are int64 and exact, sums float64. With c
+    the confidence and y in {0, 1} whether it was right, each bin keeps n_b, sum y, sum c, sum (c - y)^2 (what an
+    interval needs) and sum c (1 - c) (what the labels of a calibrated model would vary by). Samples with a negative
+    index lie in no bin but count in `samples`.
     """
 
     def __init__(self, edges: np.ndarray) -> None:
@@ -94,21 +94,6 @@ class Bins:
         mean = np.divide(sums, counts, out=np.zeros(sums.shape), where=counts > 0)
         self.squared_errors += summed((counts * (mean - [0, 1]) ** 2).sum(axis=1))
         self.label_variances += summed((counts * mean * (1 - mean)).sum(axis=1))
-        return self
-
-    def merge(self, other: Bins) -> Bins:
-        """Add what `other` has seen; raises MeasurementError when its edges differ."""
-        if not np.array_equal(self.edges, other.edges):
-            raise MeasurementError(
-                f"bins with different edges cannot be merged ({len(self)} and {len(other)} bins); "
-                "accumulate both with the same edges"
-            )
-        self.counts += other.counts
-        self.correct += other.correct
-        self.confidence_sums += other.confidence_sums
-        self.squared_errors += other.squared_errors
-        self.label_variances += other.label_variances
-        self.outside += other.outside
         return self
 
     @property
