@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import Command, subject_options
-from .output import finite, json_line, say, table, warn
+from .output import print_each, say, table
 
 if TYPE_CHECKING:
     from ..probes.calibrating import CalibrationOutcome
@@ -104,25 +103,10 @@ def command(
         from landscape.report.formats import write_report
 
         write_report(archives, report)
-    _print(outcomes, report, as_json)
+    print_each(outcomes, lambda o: o.source, lambda o: _text(o, report), report, as_json)
     if not as_json and report is None:
         shown = " ".join(os.path.relpath(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
-
-
-def _print(outcomes: Sequence[CalibrationOutcome], report: str | None, as_json: bool) -> None:
-    objects = []
-    for outcome in outcomes:
-        plain, replaced = finite(outcome.as_dict(report))
-        if replaced:
-            plain["warnings"].append(f"not finite, shown as null: {', '.join(replaced)}")
-        for text in plain["warnings"] if as_json else outcome.warnings:
-            warn(f"{outcome.source}: {text}" if len(outcomes) > 1 else text)
-        objects.append(plain)
-    if as_json:
-        click.echo(json_line({"schema": 1, "results": objects}))
-    else:
-        click.echo("\n\n".join(_text(outcome, report) for outcome in outcomes))
 
 
 def _text(outcome: CalibrationOutcome, report: str | None) -> str:

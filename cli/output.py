@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -43,6 +43,24 @@ def finite(value: Any, where: str = "") -> tuple[Any, list[str]]:
     if value is None or isinstance(value, bool | int | float | str):
         return value, []
     return str(value), []
+
+
+def print_each(
+    outcomes: Sequence[Any], name: Callable[[Any], str], text: Callable[[Any], str], report: str | None, as_json: bool
+) -> None:
+    """Print what was found: one JSON object, or a text for each outcome; its warnings, by its name, go to stderr."""
+    objects = []
+    for outcome in outcomes:
+        plain, replaced = finite(outcome.as_dict(report))
+        if replaced:
+            plain["warnings"].append(f"not finite, shown as null: {', '.join(replaced)}")
+        for said in plain["warnings"] if as_json else outcome.warnings:
+            warn(f"{name(outcome)}: {said}" if len(outcomes) > 1 else said)
+        objects.append(plain)
+    if as_json:
+        click.echo(json_line({"schema": 1, "results": objects}))
+    else:
+        click.echo("\n\n".join(map(text, outcomes)))
 
 
 def table(rows: Sequence[Sequence[str]], *, indent: int = 0, header: bool = False) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Command, Duration, MeasurementOption, Names, subject_options
-from .output import finite, json_line, say, table, warn
+from .output import finite, json_line, print_each, say, table
 
 if TYPE_CHECKING:
     from ..probes.outcome import ProbeOutcome
@@ -167,18 +167,7 @@ def _set_surface(given: dict[str, dict[str, Any]], only: Sequence[str] | None, *
 
 def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json: bool) -> None:
     """Print what was measured: one JSON object, or a few lines for each checkpoint; warnings go to stderr."""
-    objects = []
-    for outcome in outcomes:
-        plain, replaced = finite(outcome.as_dict(report))
-        if replaced:
-            plain["warnings"].append(f"not finite, shown as null: {', '.join(replaced)}")
-        for text in plain["warnings"] if as_json else outcome.warnings:
-            warn(f"{outcome.checkpoint}: {text}" if len(outcomes) > 1 else text)
-        objects.append(plain)
-    if as_json:
-        click.echo(json_line({"schema": 1, "results": objects}))
-    else:
-        click.echo("\n\n".join(_text(outcome, report) for outcome in outcomes))
+    print_each(outcomes, lambda o: o.checkpoint, lambda o: _text(o, report), report, as_json)
 
 
 def _text(outcome: ProbeOutcome, report: str | None) -> str:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from landscape import results as registry
 from landscape import save_checkpoint
 from landscape.cli.main import main
 
@@ -185,6 +187,14 @@ def train(seed: int, hidden: int = 8, steps: int = 60) -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go into a folder; measurements and kinds of Results that its task files register are forgotten afterwards."""
+    monkeypatch.chdir(folder)
+    registry.measurements()  # the built-in ones stay registered when the copies go
+    monkeypatch.setattr(registry, "_MEASUREMENTS", dict(registry._MEASUREMENTS))
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
 
 
 def build(folder: Path) -> None:

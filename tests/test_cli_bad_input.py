@@ -11,16 +11,12 @@ import small_world
 import torch
 from small_world import landscape
 
-from landscape import results as registry
 from landscape import save_checkpoint
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    registry.measurements()  # the built-in ones stay registered when the copies go
-    monkeypatch.setattr(registry, "_MEASUREMENTS", dict(registry._MEASUREMENTS))
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    small_world.enter(tmp_path, monkeypatch)
     small_world.build(tmp_path)
     (tmp_path / "cut.pt").write_bytes((tmp_path / "tiny.pt").read_bytes()[:-500])
     (tmp_path / "folder").mkdir()

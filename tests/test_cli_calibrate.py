@@ -14,16 +14,12 @@ import torch
 from small_world import done, landscape
 
 import landscape as ls
-from landscape import results as registry
 from landscape.calibration.scores import calibration_error
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    registry.measurements()  # the built-in ones stay registered when the copies go
-    monkeypatch.setattr(registry, "_MEASUREMENTS", dict(registry._MEASUREMENTS))
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    small_world.enter(tmp_path, monkeypatch)
     rng = np.random.default_rng(0)
     z = rng.normal(size=(2000, 4)) * 2
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)

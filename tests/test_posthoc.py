@@ -25,10 +25,7 @@ from landscape.results import Measurement, Result, StoredResult
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    registry.measurements()  # the built-in ones stay registered when the copies go
-    monkeypatch.setattr(registry, "_MEASUREMENTS", dict(registry._MEASUREMENTS))
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    small_world.enter(tmp_path, monkeypatch)
     small_world.build(tmp_path)
     return tmp_path
 

@@ -103,10 +103,7 @@ def here(monkeypatch):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    registry.measurements()
-    monkeypatch.setattr(registry, "_MEASUREMENTS", dict(registry._MEASUREMENTS))
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    small_world.enter(tmp_path, monkeypatch)
     small_world.build(tmp_path)
     for i in range(3):
         save_checkpoint(f"s{i}.pt", small_world.train(i), task="tasks.py:tiny", step=10 * (3 - i))
