@@ -13,6 +13,7 @@ from ..objective import Objective
 from ..parameters import flatten, unflatten
 from ..results import Check
 from ..tasks import Task
+from .operands import check_vector
 from .operators import Operator
 
 #: Steps tried for the first product, as multiples of eps^(1/3) ||w||: each four times the one before (chosen by us).
@@ -83,13 +84,7 @@ class FiniteDifferences(Operator):
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return H v, on the device and in the dtype of the operator; `v` is (n,) or (n, k)."""
-        if not isinstance(v, torch.Tensor):
-            raise TypeError(f"A @ v needs a torch.Tensor, got {type(v).__name__}; for NumPy use A.to_scipy()")
-        if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
-            raise MeasurementError(
-                f"a vector of shape {tuple(v.shape)} doesn't fit the operator of shape {self.shape}; "
-                f"expected ({self.shape[0]},) or ({self.shape[0]}, k)"
-            )
+        check_vector(v, self.shape[0])
         columns = v.detach().to(self.device, self.dtype).reshape(self.shape[0], -1)
         products = torch.zeros_like(columns)
         with self, self.objective.holding_statistics():

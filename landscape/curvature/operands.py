@@ -28,6 +28,17 @@ def dimension_of(A: Any) -> tuple[int, torch.dtype, torch.device]:
     return int(shape[0]), dtype, torch.device(A.device)
 
 
+def check_vector(v: Any, n: int) -> None:
+    """Raise TypeError for what is no tensor, MeasurementError for one that no operator (n, n) can be multiplied by."""
+    if not isinstance(v, Tensor):
+        raise TypeError(f"A @ v needs a torch.Tensor, got {type(v).__name__}; for NumPy use A.to_scipy()")
+    if v.ndim not in (1, 2) or v.shape[0] != n:
+        raise MeasurementError(
+            f"a vector of shape {tuple(v.shape)} doesn't fit the operator of shape {(n, n)}; "
+            f"expected ({n},) or ({n}, k)"
+        )
+
+
 def origin_of(A: Any) -> tuple[str, str]:
     """Return what an operator is called and the split of the data it is taken over ("": none)."""
     if isinstance(A, Tensor):

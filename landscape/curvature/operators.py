@@ -26,6 +26,7 @@ from .graphs import (
     loss_curvature,
     noticing_hooks,
 )
+from .operands import check_vector
 from .products import Products, Strategy
 
 By = Literal["layer", "tensor"]
@@ -123,13 +124,7 @@ class Operator:
 
     def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
         """Return A v, on the device and in the dtype of the operator; `v` is (n,) or (n, k)."""
-        if not isinstance(v, torch.Tensor):
-            raise TypeError(f"A @ v needs a torch.Tensor, got {type(v).__name__}; for NumPy use A.to_scipy()")
-        if v.ndim not in (1, 2) or v.shape[0] != self.shape[0]:
-            raise MeasurementError(
-                f"a vector of shape {tuple(v.shape)} doesn't fit the operator of shape {self.shape}; "
-                f"expected ({self.shape[0]},) or ({self.shape[0]}, k)"
-            )
+        check_vector(v, self.shape[0])
         rows = v.detach().to(self.device, self.dtype).reshape(self.shape[0], -1).T.contiguous()
         if not len(rows):
             return v.new_zeros(v.shape, dtype=self.dtype, device=self.device)

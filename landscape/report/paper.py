@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import LandscapeError
 from . import captions
+from .aside import whole
 from .numbers import given
 from .palette import RUN_COLORS
 from .references import bibtex, cited
@@ -191,13 +192,8 @@ def write_figure(
         if path.exists() and not force:
             raise LandscapeError(f"{path} exists; choose another name, or replace it with --force")
     drawn = make_figure(runs, what, **options)
-    aside = target.with_name(f".{target.stem}.partial{target.suffix}")
+    whole(target, drawn.save)
     try:
-        try:
-            drawn.save(aside)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
         for path, text in zip(paths[1:], (drawn.text(), drawn.bibtex), strict=False):
             path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -220,15 +220,7 @@ def reliability_line(i: int, run: Run, *, named: bool) -> list[dict]:
             "dash": run_dash(run.index),
         },
         "marker": {"color": color, "size": 6, "symbol": run_symbol(run.index)},
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": {"minus": [ref(i, "accuracy_high"), ref(i, "accuracy")]},
-            "arrayminus": {"minus": [ref(i, "accuracy"), ref(i, "accuracy_low")]},
-            "color": color,
-            "thickness": 1.1,
-            "width": 2,
-        },
+        "error_y": accuracy_bars(i, color),
         "text": ref(i, "samples", text=True),
         "hovertemplate": "confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{text} samples"
         + ("" if named else "<extra></extra>"),
@@ -238,6 +230,19 @@ def reliability_line(i: int, run: Run, *, named: bool) -> list[dict]:
     if named:
         trace["named"] = run.index
     return [trace]
+
+
+def accuracy_bars(i: int, color: dict) -> dict:
+    """Return the error bars of the accuracies of bins, from the interval in result `i`'s data."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": {"minus": [ref(i, "accuracy_high"), ref(i, "accuracy")]},
+        "arrayminus": {"minus": [ref(i, "accuracy"), ref(i, "accuracy_low")]},
+        "color": color,
+        "thickness": 1.1,
+        "width": 2,
+    }
 
 
 def reliability_layout(top: float) -> dict:

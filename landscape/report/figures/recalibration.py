@@ -13,7 +13,7 @@ from ..chart import Chart, Panel, Series, css, ref, run_css
 from ..numbers import count, interval, number, uncertain
 from ..palette import BAND, MUTED, RUN_COLORS
 from ..runs import Run
-from .calibration import bin_arrays, bin_boxes, diagonal, reliability_series
+from .calibration import accuracy_bars, bin_arrays, bin_boxes, diagonal, reliability_series
 from .registry import figure, new_axes, tidy
 
 if TYPE_CHECKING:
@@ -152,15 +152,7 @@ def _traces(i: int, run: Run, stage: str) -> list[dict]:
             "x": ref(i, "confidence"),
             "y": ref(i, "accuracy"),
             "marker": {"color": ink, "size": 7, "symbol": MARKERS[stage][1], "line": {"width": 1.6, "color": ink}},
-            "error_y": {
-                "type": "data",
-                "symmetric": False,
-                "array": {"minus": [ref(i, "accuracy_high"), ref(i, "accuracy")]},
-                "arrayminus": {"minus": [ref(i, "accuracy"), ref(i, "accuracy_low")]},
-                "color": ink,
-                "thickness": 1.1,
-                "width": 2,
-            },
+            "error_y": accuracy_bars(i, ink),
             "text": ref(i, "samples", text=True),
             "hovertemplate": f"{stage}<br>confidence %{{x:.3f}}<br>accuracy %{{y:.3f}}<br>%{{text}} samples"
             "<extra></extra>",
