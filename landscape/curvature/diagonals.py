@@ -26,9 +26,9 @@ def diagonal(
     A: Any,
     method: str = "hutchinson",
     draws: int = 32,
+    *,
     seed: int = 0,
     precision: float | None = None,
-    *,
     max_draws: int | None = None,
     progress: bool = False,
 ) -> DiagonalEstimate:

@@ -21,7 +21,7 @@ from .spectrum import Eigenpairs, LayerCurvature
 
 
 def layer_curvature(
-    A: Operator, by: By = "layer", tol: float = 1e-2, seed: int = 0, *, progress: bool = False
+    A: Operator, by: By = "layer", tol: float = 1e-2, *, seed: int = 0, progress: bool = False
 ) -> LayerCurvature:
     """Compute the largest eigenvalue of every layer's diagonal block, and of the whole operator.
 
@@ -113,4 +113,4 @@ def measure_layers(
 ) -> LayerCurvature:
     """Largest Hessian eigenvalue of every layer's own block, with residuals; see `layer_curvature`."""
     with Objective(task, split) as objective:
-        return noted(layer_curvature(Hessian(objective), by, tol, seed, progress=progress), objective)
+        return noted(layer_curvature(Hessian(objective), by, tol, seed=seed, progress=progress), objective)

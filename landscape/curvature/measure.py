@@ -158,7 +158,7 @@ def measure_trace(
 ) -> TraceEstimate:
     """Trace of the Hessian of the mean loss, with its standard error; see `trace`."""
     with Objective(task, split) as objective:
-        found = trace(Hessian(objective), method, draws, seed, precision, progress=progress)
+        found = trace(Hessian(objective), method, draws, seed=seed, precision=precision, progress=progress)
         return noted(found, objective)
 
 

@@ -62,7 +62,10 @@ def measure_density(
     """Eigenvalue density of the Hessian of the mean loss, with a band over random vectors; see `spectral_density`."""
     with Objective(task, split) as objective:
         return noted(
-            spectral_density(Hessian(objective), steps, draws, kernel, seed, precision, progress=progress), objective
+            spectral_density(
+                Hessian(objective), steps, draws, kernel, seed=seed, precision=precision, progress=progress
+            ),
+            objective,
         )
 
 
@@ -91,7 +94,9 @@ def measure_frobenius(
 ) -> NormEstimate:
     """Frobenius norm of the Hessian of the mean loss, with its standard error; see `frobenius_norm`."""
     with Objective(task, split) as objective:
-        return noted(frobenius_norm(Hessian(objective), draws, seed, precision, progress=progress), objective)
+        return noted(
+            frobenius_norm(Hessian(objective), draws, seed=seed, precision=precision, progress=progress), objective
+        )
 
 
 @measurement(
@@ -122,7 +127,9 @@ def measure_diagonal(
 ) -> DiagonalEstimate:
     """Diagonal of the Hessian of the mean loss by parameter tensor, with standard errors; see `diagonal`."""
     with Objective(task, split) as objective:
-        return noted(diagonal(Hessian(objective), method, draws, seed, precision, progress=progress), objective)
+        return noted(
+            diagonal(Hessian(objective), method, draws, seed=seed, precision=precision, progress=progress), objective
+        )
 
 
 @measurement(

@@ -15,9 +15,9 @@ from .probing import blocks, check_draws, probing, relative_error, standard_erro
 def frobenius_norm(
     A: Any,
     draws: int = 32,
+    *,
     seed: int = 0,
     precision: float | None = None,
-    *,
     max_draws: int | None = None,
     progress: bool = False,
 ) -> NormEstimate:

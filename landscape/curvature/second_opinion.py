@@ -97,7 +97,7 @@ def measure_reference(
             rows.append(_Row(name, "PyHessian", mine, last, _apart(mine, last), STOPPING, "warn"))
         product = next(c for c in theirs.checks if c.name == "product")
         mine, other = (
-            trace(A, "hutchinson", draws, seed, progress=progress),
+            trace(A, "hutchinson", draws, seed=seed, progress=progress),
             pyhessian_trace(A, draws, 0.0, seed + 1, progress=progress),
         )
         size = max(abs(mine.value), abs(other.value)) or 1.0

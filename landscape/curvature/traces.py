@@ -29,9 +29,9 @@ def trace(
     A: Any,
     method: str = "hutchinson",
     draws: int = 32,
+    *,
     seed: int = 0,
     precision: float | None = None,
-    *,
     max_draws: int | None = None,
     progress: bool = False,
 ) -> TraceEstimate:

@@ -58,7 +58,8 @@ def write_report(
 
     Each archive may hold several checkpoints, and each checkpoint is a row; what an archive lacks is said there. An
     .html file is one self-contained page, about 5 MB of it Plotly's own script, so that figures can be turned and
-    hovered without a network; "figures.png" is a folder of figures. Torch is not imported.
+    hovered without a network; "figures.png" is a folder of figures. Torch is not imported. A report that is there is
+    replaced, because it can be made anew from the archives at any time; force=False refuses to.
 
     Raises as `write_report_as`.
     """

@@ -25,7 +25,6 @@ from landscape.training.rates import RangeTest
 from landscape.training.sam import SAM
 
 from ..subjects import resolve_device
-from ..workers.stopping import Interrupted, Stop
 from .cell import one_thread_on_cpu
 from .grid import Cell, checked
 from .parts import Parts, loss_of, make_parts, try_loss
@@ -58,8 +57,6 @@ def range_test(
     tol: float = 1e-2,
     max_samples: int | None = 1024,
     device: str = "auto",
-    stop: Stop | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> RangeTest:
     """Train with a rate that grows from `low` to `high`: where does the loss fall fastest, end falling, and blow up.
 
@@ -87,7 +84,7 @@ def range_test(
         parts = make_parts(cell, source.make(cell.settings, cell.seed), resolve_device(device))
         try_loss(parts)
         way = _Way(parts, max_samples, tol if curvature else None)
-        way.walk(np.geomspace(low, high, steps), stop or Stop(), progress or (lambda n: None))
+        way.walk(np.geomspace(low, high, steps))
     best = int(np.argmin(way.held))
     warnings = []
     if not math.isfinite(way.divergence):
@@ -167,12 +164,10 @@ class _Way:
                 found[s.step] = getattr(s, what)
         return found
 
-    def walk(self, rates: np.ndarray, stop: Stop, progress: Callable[[int], None]) -> None:
+    def walk(self, rates: np.ndarray) -> None:
         """Take a step at each rate until the loss has blown up."""
         self.parts.model.train()
         for rate, batch in zip(rates.tolist(), _endless(self.parts), strict=False):
-            if stop.asked:
-                raise Interrupted(stop.why)
             held = self._look(rate)
             if self._blown_up(held):
                 self.divergence = rate
@@ -181,7 +176,6 @@ class _Way:
             self.rates.append(rate)
             self.held.append(held)
             self.losses.append(value)
-            progress(len(self.rates))
         if len(self.rates) < 2:
             raise TrainingError(f"the loss blew up at the lowest rate, {rates[0]:g}: begin lower")
 
