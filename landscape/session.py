@@ -59,7 +59,9 @@ def prepared(
 def _exact_arithmetic() -> Iterator[None]:
     """Turn TF32 and autotuning off, and deterministic convolutions on."""
     backends: Any = torch.backends  # its newer members are not in torch's type stubs
+    # Those of a whole backend first, since they set those of its operations, too.
     holders = [
+        backends.cudnn,
         backends.cuda.matmul,
         backends.cudnn.conv,
         backends.cudnn.rnn,
@@ -69,15 +71,30 @@ def _exact_arithmetic() -> Iterator[None]:
     ]
     saved = [(h, h.fp32_precision) for h in holders]
     cudnn = (backends.cudnn.benchmark, backends.cudnn.deterministic)
+    # A model that calls torch.backends.cudnn.flags() (for a CTC loss, say) reads cuDNN's older switch, which raises
+    # where the newer ones say something else: it is set beside them. Set before them, since it sets them, too.
+    older = _older_switch(backends.cudnn)
     try:
+        if older is not None:
+            backends.cudnn.allow_tf32 = False
         for holder in holders:
             holder.fp32_precision = "ieee"
         backends.cudnn.benchmark, backends.cudnn.deterministic = False, True
         yield
     finally:
+        if older is not None:
+            backends.cudnn.allow_tf32 = older
         for holder, value in saved:
             holder.fp32_precision = value
         backends.cudnn.benchmark, backends.cudnn.deterministic = cudnn
+
+
+def _older_switch(cudnn: Any) -> bool | None:
+    """Return cuDNN's older TF32 switch; None where it cannot be read, since the newer ones contradict it."""
+    try:
+        return cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from untouched import State
 
 from landscape import GaussNewton, Hessian, Objective, Task, interpolate, sharpness
 from landscape.errors import ObjectiveError, TaskError
@@ -811,3 +812,28 @@ def test_ctc_counts_sequences_not_the_length_of_their_outputs():
         found = objective.evaluate().loss
     each = [loss(model(x), y).item() for x, y in batches]
     assert found == pytest.approx(sum(each) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_model_that_sets_cudnns_flags_in_its_forward(older):
+    class Net(nn.Linear):
+        def forward(self, x):
+            with torch.backends.cudnn.flags(enabled=False):  # as speech models do around their CTC loss
+                return super().forward(x)
+
+    x, y = data()
+    model = Net(5, 3).double()
+    cudnn, kept = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
+    try:
+        cudnn.allow_tf32 = older
+        before = State(model)
+        with Objective(Task(model, nn.CrossEntropyLoss(), (x, y))) as objective:
+            assert cudnn.conv.fp32_precision == cudnn.rnn.fp32_precision == "ieee"
+            assert objective.evaluate().loss == pytest.approx(
+                F.cross_entropy(F.linear(x, *model.parameters()), y).item()
+            )
+            assert not cudnn.allow_tf32
+        before.unchanged()
+        assert cudnn.allow_tf32 == older
+    finally:
+        cudnn.allow_tf32 = kept
