@@ -8,8 +8,9 @@ import torch
 import torch.nn.utils.parametrize
 from torch import nn
 
+from .counted import counted
 from .errors import ObjectiveError
-from .quantized import is_packed
+from .quantized import is_packed, quantized_weights
 
 # Layers whose weight holds its filters (output units) along dimension 1, by class name: the lazy variants and
 # Transformers' Conv1D need no import this way.
@@ -48,7 +49,8 @@ def inside_ddp(model: nn.Module) -> bool:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are measured, by name: frozen ones are left out, tied ones come once.
 
-    Raises ObjectiveError when there is none, or one without a shape yet (a lazy module).
+    Raises ObjectiveError when there is none, or one without a shape yet (a lazy module), and for a quantized model of
+    which nothing was frozen: what is left of it (biases, norms) is not what was trained.
     """
     lazy = next((name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
@@ -65,18 +67,43 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
                 "hold them as torch.view_as_real has them"
             )
         raise ObjectiveError(f"none of the model's {total} parameters requires a gradient: {_way_out(model)}")
+    fixed = quantized_weights(model)
+    if fixed and all(p.requires_grad for n, p in model.named_parameters() if p.is_floating_point() and n not in fixed):
+        raise ObjectiveError(
+            f"{_are_quantized(fixed)}, and nothing can be differentiated or moved but the "
+            f"{counted(len(chosen), 'tensor')} beside them ({next(iter(chosen))} first): {_UNQUANTIZED}. To measure "
+            "what is trained beside them, such as an adapter, freeze what is not: requires_grad_(False)"
+        )
     return chosen
+
+
+def held_quantized(model: nn.Module) -> str:
+    """Return what is left out of every measurement of a model with quantized weights, "" where it has none."""
+    fixed = quantized_weights(model)
+    return f"{_are_quantized(fixed)}: they are held fixed, and what is trained beside them is measured" if fixed else ""
+
+
+def _are_quantized(fixed: dict[str, nn.Parameter]) -> str:
+    kind = type(next(iter(fixed.values()))).__name__
+    return f"{counted(len(fixed), 'weight is', 'weights are')} quantized ({next(iter(fixed))}, {kind}, first)"
+
+
+_UNQUANTIZED = (
+    "measure the model that was quantized; this one's calibration comes from its logits (landscape calibrate, or "
+    "calibration_error)"
+)
 
 
 def _way_out(model: nn.Module) -> str:
     if is_packed(model):
         return (
-            "its weights are packed (quantized after training), and nothing can be differentiated or moved: measure "
-            "the model that was quantized; this one's calibration comes from its logits (landscape calibrate, or "
-            "calibration_error)"
+            "its weights are packed (quantized after training), and nothing can be differentiated or moved: "
+            + _UNQUANTIZED
         )
     if any(getattr(m, "peft_config", None) for m in model.modules()):
         return "an adapter (PEFT) is read for training with PeftModel.from_pretrained(..., is_trainable=True)"
+    if fixed := quantized_weights(model):
+        return f"{_are_quantized(fixed)}, and nothing can be differentiated or moved: {_UNQUANTIZED}"
     return "set requires_grad on those to measure"
 
 

@@ -12,7 +12,7 @@ from .aliases import held_fixed
 from .batch import to_device
 from .counted import counted
 from .errors import TaskError
-from .parameters import trainable
+from .parameters import held_quantized, trainable
 from .tasks import Task
 
 
@@ -34,9 +34,7 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     dtypes = {p.dtype for p in floating}
     dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
     changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)
-    held = held_complex(model)
-    if held:
-        notes.append(held)
+    notes += [held for held in (held_complex(model), held_quantized(model)) if held]
     own = {id(p) for p in model.parameters()}
     theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
     if any(p.requires_grad and id(p) not in own for p in theirs):
