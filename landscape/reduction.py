@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -214,6 +214,52 @@ TERM = (
     "All terms are weighed alike: divide its sum by the number of samples instead, as the others are means over them; "
     "or set rebatch=False to take each batch's terms as they are in training"
 )
+
+
+#: A share of the weight up to which a part may be weighed wrong without its value showing it, and how far apart the
+#: gradients may then be, as a share of the largest (both chosen by us: gradients in float32 are right to about 1e-5).
+UNSEEN, SLOPES_APART = 1e-2, 1e-3
+
+
+def tells_weights(parts: list[tuple[float, float]], *, relative: float) -> bool:
+    """Say whether the values of these (mean, samples) are so far apart that a wrong weight would show in their mean.
+
+    Those of an untrained model lie within 1e-4 of each other, whatever each of its parts weighs.
+    """
+    values = [v for v, _ in parts]
+    return relative * max(map(abs, values)) <= UNSEEN * (max(values) - min(values))
+
+
+def verify_slopes(
+    whole: torch.Tensor, parts: list[tuple[torch.Tensor, float]], inputs: Sequence[torch.Tensor], what: str
+) -> None:
+    """Raise ObjectiveError unless the gradient of `whole` is the mean of those of `parts`, (mean, samples) pairs.
+
+    It is taken in the last of these inputs on which the whole depends: a head, through which it is soon back.
+    """
+
+    def slope(value: torch.Tensor, at: torch.Tensor) -> torch.Tensor | None:
+        if not value.requires_grad:
+            return None
+        found = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)[0]
+        return None if found is None else found.double()
+
+    for at in reversed(inputs):
+        g = slope(whole, at)
+        if g is not None and g.any():
+            break
+    else:
+        return
+    total = sum(n for _, n in parts)
+    found = [(torch.zeros_like(g) if (s := slope(value, at)) is None else s, n / total) for value, n in parts]
+    apart = float((g - sum(s * share for s, share in found)).norm())
+    largest = max(float(x.norm()) for x in (g, *(s for s, _ in found)))
+    if not apart > SLOPES_APART * largest:
+        return
+    raise ObjectiveError(
+        f"{what} can't say its weight: the gradient over a whole batch is no mean of those of its parts "
+        f"({apart / largest:.1%} off; their values are too alike to tell), so it is no plain mean over samples. {WEIGH}"
+    )
 
 
 def verify_mean(

@@ -15,7 +15,18 @@ from .batch import batch_size_of, map_tensors, slice_batch, stays_whole, tensors
 from .errors import LandscapeError, NonFiniteLossError, ObjectiveError, TaskError
 from .outputs import labels_there
 from .quantized import observers
-from .reduction import SUMMED, TERM, WEIGH, known_weight, pieces, sample_weight, split_value, verify_mean
+from .reduction import (
+    SUMMED,
+    TERM,
+    WEIGH,
+    known_weight,
+    pieces,
+    sample_weight,
+    split_value,
+    tells_weights,
+    verify_mean,
+    verify_slopes,
+)
 from .seeding import seed_all, seeded
 from .session import batchnorm_layers
 from .sparse import same
@@ -165,7 +176,7 @@ def _compare_with_parts(
             "one: return (mean, weight), where weight is the mean's own denominator"
         )
     try:
-        parts = _parts(objective, batch, outputs, target, size)
+        parts, again = _parts(objective, batch, outputs, target, size)
     except LandscapeError as error:
         raise ObjectiveError(
             f"{objective.what} can't say its weight: it takes a whole batch of {size} samples, but fails on a part of "
@@ -186,11 +197,38 @@ def _compare_with_parts(
                 float(value), [float(of.get(name, math.nan)) for _, (_, _, of) in parts], f"the term {name!r}", TERM
             )
         raise
+    if not tells_weights([(float(mean.detach()), n) for n, (mean, _, _) in parts], relative=_tolerance(dtype)):
+        _compare_slopes(objective, batch, outputs, target, [int(n) for n, _ in parts], again)
     return True
 
 
-def _parts(objective: Objective, batch: Any, outputs: Any, target: Any, size: int) -> list[tuple[float, Any]]:
-    """Return (size, split value) of two unequal parts of a batch: equal ones would hide a sum over it behind its mean.
+def _compare_slopes(objective: Objective, batch: Any, outputs: Any, target: Any, sizes: list[int], again: bool) -> None:
+    """Check that the gradient of a batch's mean is that of its parts: in the outputs, or where the model must run on
+    each part (`again`) in the weights, which costs another two passes over the batch.
+    """
+    inputs: list[torch.Tensor] = list(objective.parameters)
+
+    def loose(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        inputs.append(t.detach().requires_grad_())
+        return inputs[-1]
+
+    cut, size = sizes[0], sum(sizes)
+    with torch.enable_grad():
+        outputs = outputs if again else map_tensors(outputs, loose)
+        runs = [(0, size), (0, cut), (cut, size)]
+        found = _values_of_parts(objective, batch, outputs, target, runs, again=again)
+        whole, *parts = [(split_value(value)[0], float(stop - start)) for start, stop, value in found]
+        verify_slopes(whole[0], parts, inputs, objective.what)
+
+
+def _parts(
+    objective: Objective, batch: Any, outputs: Any, target: Any, size: int
+) -> tuple[list[tuple[float, Any]], bool]:
+    """Return (size, split value) of two unequal parts of a batch, and whether the model ran on them again.
+
+    Equal ones would hide a sum over the batch behind its mean.
 
     Outputs with rows of their own are cut by these (the tokens of all samples in a line): by the samples' number
     nothing of them would be cut, and the whole would be compared with itself. Where the loss fails on such a part, the
@@ -205,11 +243,11 @@ def _parts(objective: Objective, batch: Any, outputs: Any, target: Any, size: in
         return [(float(stop - start), split_value(value)) for start, stop, value in found]
 
     try:
-        return values(rows, again)
+        return values(rows, again), again
     except LandscapeError:
         if again or rows == size or objective.draw.whole or objective.task.rng != "refuse":
             raise
-        return values(size, True)
+        return values(size, True), True
 
 
 def _compare_over_seeds(objective: Objective, i: int, outputs: Any) -> bool:

@@ -68,6 +68,31 @@ class TestWeightsAreNeverGuessed:
         with pytest.raises(ObjectiveError, match="the loss masked can't say its weight"):
             Objective(Task(net(), batch_loss=masked, train=data(), batch_size=9)).__enter__()
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("own", [False, True], ids=["loss", "batch_loss"])
+    @pytest.mark.parametrize(
+        ("loss", "plain"),
+        [
+            (lambda o, t: F.cross_entropy(o, t), True),
+            (lambda o, t: F.cross_entropy(o, t.masked_fill(torch.arange(len(t)) % 3 == 0, -100)), False),
+            (lambda o, t: F.cross_entropy(o, t, weight=torch.tensor([1.0, 2.0, 2.0]).to(o)), False),
+        ],
+        ids=["mean", "masked", "classes"],
+    )
+    def test_values_that_are_alike_hide_no_weights(self, loss, plain, own, dtype):
+        """An untrained head gives each sample the same loss: only gradients tell what a part weighs."""
+        model, batches = net(dtype), data(dtype=dtype)
+        nn.init.normal_(model[-1].weight, std=1e-6)
+        nn.init.zeros_(model[-1].bias)
+        made = {"batch_loss": lambda m, b: loss(m(b[0]), b[1])} if own else {"loss": loss}
+        objective = Objective(Task(model, train=batches, batch_size=10, **made))
+        if plain:
+            with objective:
+                assert "verified: each batch's mean is that of its parts" in objective.notes[-1]
+            return
+        with pytest.raises(ObjectiveError, match=r"can't say its weight: .*Return .mean, weight."):
+            objective.__enter__()
+
     def test_a_plain_mean_is_verified_and_said(self):
         with Objective(Task(net(), lambda o, t: F.cross_entropy(o, t), data(), batch_size=9)) as objective:
             assert any("verified: each batch's mean is that of its parts" in n for n in objective.notes)
