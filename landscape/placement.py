@@ -13,6 +13,7 @@ from .batch import to_device
 from .counted import counted
 from .errors import TaskError
 from .parameters import held_quantized, trainable
+from .session import have_backward_hooks
 from .tasks import Task
 
 
@@ -39,6 +40,11 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
     theirs = task.loss.parameters() if isinstance(task.loss, nn.Module) else ()
     if any(p.requires_grad and id(p) not in own for p in theirs):
         notes.append("the loss has parameters of its own, which are held fixed")
+    if hooked := have_backward_hooks(model):
+        notes.append(
+            f"the backward hooks of {counted(len(hooked), 'module')} ({hooked[0] or type(model).__name__} first) are "
+            "set aside: derivatives are those of the loss, whatever the hooks make of them in training"
+        )
     fixed = held_fixed(model)
     if fixed:
         notes.append(

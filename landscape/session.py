@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,9 +49,11 @@ def prepared(
         stack.enter_context(twice_differentiable(model))
         stack.enter_context(_own_tensors(model, device, dtype))
         stack.enter_context(_plain_attributes(model))
+        stack.enter_context(_without_backward_hooks(model))
         if isinstance(loss, nn.Module):
             stack.enter_context(_own_tensors(loss, device, dtype))
             stack.enter_context(_plain_attributes(loss))
+            stack.enter_context(_without_backward_hooks(loss))
         stack.enter_context(_mode(model, mode, batchnorm))
         yield
 
@@ -264,21 +267,47 @@ def _copies(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Itera
 
 @contextlib.contextmanager
 def _plain_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back the numbers, strings and flags that the modules hold as attributes: what they count, or remember to have
-    done to weights that are put back, too.
+    """Put back the numbers, strings and flags of modules and parameters, and what lists of the modules hold.
+
+    They are what a model counts, collects, or remembers to have done to weights that are put back, too.
     """
 
-    def plain(m: nn.Module) -> dict[str, Any]:
+    def plain(m: nn.Module | nn.Parameter) -> dict[str, Any]:
         return {k: v for k, v in vars(m).items() if v is None or isinstance(v, bool | int | float | complex | str)}
 
-    kept = [(m, plain(m)) for m in model.modules()]
+    kept = [(m, plain(m)) for m in (*model.modules(), *model.parameters())]
+    lists = [(x, x.copy()) for m in model.modules() for x in vars(m).values() if type(x) is list]
     try:
         yield
     finally:
+        for x, items in lists:
+            x[:] = items
         for m, found in kept:
             for name in [k for k in plain(m) if k not in found]:
                 del vars(m)[name]
             vars(m).update(found)
+
+
+def have_backward_hooks(model: nn.Module) -> list[str]:
+    """Return the names of the modules with hooks on what is passed back through them."""
+    return [name for name, m in model.named_modules() if m._backward_hooks or m._backward_pre_hooks]
+
+
+@contextlib.contextmanager
+def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
+    """Set aside the modules' backward hooks: they serve a training, such as the gradients of each sample.
+
+    They count on its one backward pass for each forward, and may change what is passed back, so that it is no derivative
+    of the loss.
+    """
+    kept = [(m, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()]
+    try:
+        for m, _, _ in kept:
+            m._backward_hooks, m._backward_pre_hooks = OrderedDict(), OrderedDict()
+        yield
+    finally:
+        for m, hooks, before in kept:
+            m._backward_hooks, m._backward_pre_hooks = hooks, before
 
 
 @contextlib.contextmanager

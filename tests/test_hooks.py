@@ -135,3 +135,40 @@ def test_a_graph_that_is_still_there_is_no_hook() -> None:
     measured(model, torch.float64)
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+class PerSample:
+    """Hooks that give each parameter the gradients of its samples, as libraries for private training have them: one
+    backward pass for each forward pass, of which they keep count.
+    """
+
+    def __init__(self, model: nn.Sequential):
+        self.found: Calls = []
+        for layer in (model[0], model[2]):
+            layer.inputs, layer.weight.pending = [], 0
+            layer.register_forward_hook(self.forward)
+            layer.register_full_backward_hook(self.backward)
+
+    def forward(self, layer: Any, args: Any, _: Any) -> None:
+        if layer.training and torch.is_grad_enabled():
+            layer.inputs.append(args[0].detach())
+            layer.weight.pending += 1
+
+    def backward(self, layer: Any, _: Any, grads: Any) -> None:
+        layer.inputs.pop()
+        layer.weight.pending -= 1
+        self.found.append("all" if not layer.weight.pending and not layer.inputs else "some")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_backward_hooks_of_modules_are_set_aside_and_find_what_they_left(mode):
+    model, (x, y) = net(), data()
+    hooks = PerSample(model)
+    with ls.Hessian(ls.Task(model, nn.CrossEntropyLoss(), (x, y), mode=mode)) as A:
+        found = A @ torch.eye(A.shape[0])
+        assert any("backward hooks of 2 modules (0 first)" in note for note in A.objective.notes)
+    assert hooks.found == []
+    with ls.Hessian(ls.Task(net(), nn.CrossEntropyLoss(), (x, y))) as A:
+        torch.testing.assert_close(found, A @ torch.eye(A.shape[0]))
+    F.cross_entropy(model(x.requires_grad_()), y).backward()
+    assert hooks.found == ["all", "all"]
