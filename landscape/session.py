@@ -297,8 +297,8 @@ def have_backward_hooks(model: nn.Module) -> list[str]:
 def _without_backward_hooks(model: nn.Module) -> Iterator[None]:
     """Set aside the modules' backward hooks: they serve a training, such as the gradients of each sample.
 
-    They count on its one backward pass for each forward, and may change what is passed back, so that it is no derivative
-    of the loss.
+    They count on its one backward pass for each forward, and may change what is passed back: that is no derivative of
+    the loss then.
     """
     kept = [(m, m._backward_hooks, m._backward_pre_hooks) for m in model.modules()]
     try:

@@ -166,6 +166,8 @@ def _compare_with_parts(
 ) -> bool:
     """Check that a batch's mean is that of its parts; return whether it could be compared."""
     size = batch_size_of(batch)
+    if size is None and not _runs_again(objective, outputs):
+        size = batch_size_of((outputs, target))  # a graph's batch doesn't say how many samples it has, these do
     if size == 1 or not (objective.can_cut() or objective.can_cut(outputs)):
         sample_weight(outputs, batch, objective.what)
         return False

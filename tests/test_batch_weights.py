@@ -93,6 +93,29 @@ class TestWeightsAreNeverGuessed:
         with pytest.raises(ObjectiveError, match=r"can't say its weight: .*Return .mean, weight."):
             objective.__enter__()
 
+    @pytest.mark.parametrize("plain", [True, False])
+    def test_outputs_say_how_many_samples_a_batch_of_somebodys_own_class_has(self, plain):
+        class Graphs:
+            def __init__(self, x, y):
+                self.x, self.y = x, y
+
+            def to(self, device):
+                return Graphs(self.x.to(device), self.y.to(device))
+
+        def loss(o, t):
+            return F.cross_entropy(o, t if plain else t.masked_fill(torch.arange(len(t)) % 3 == 0, -100))
+
+        (x, y), model = data(), net()
+        batches = [Graphs(x[:9], y[:9]), Graphs(x[9:], y[9:])]
+        objective = Objective(Task(model, loss, batches, forward=lambda m, b: (m(b.x), b.y)))
+        if not plain:
+            with pytest.raises(ObjectiveError, match="can't say its weight"):
+                objective.__enter__()
+            return
+        with objective:
+            assert "verified: each batch's mean is that of its parts" in objective.notes[-1]
+            assert objective.evaluate().loss == pytest.approx(loss(model.eval()(x), y).item(), rel=1e-12)
+
     def test_a_plain_mean_is_verified_and_said(self):
         with Objective(Task(net(), lambda o, t: F.cross_entropy(o, t), data(), batch_size=9)) as objective:
             assert any("verified: each batch's mean is that of its parts" in n for n in objective.notes)
