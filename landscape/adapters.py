@@ -83,7 +83,10 @@ def transformers_task(model: Any, dataset: Any, collator: Any = None, *, test: A
             )
         return loss
 
+    own.__name__ = f"{type(inner).__name__}.loss"
+    ignored = getattr(getattr(inner, "config", None), "semantic_loss_ignore_index", -100)
     shapes = (
+        ("cross entropy of pixels", _upsampled, functools.partial(F.cross_entropy, ignore_index=ignored)),
         ("next-token cross entropy", _shifted, F.cross_entropy),
         ("token cross entropy", _tokens, F.cross_entropy),
         ("cross entropy", _plain, F.cross_entropy),
@@ -128,6 +131,7 @@ def lightning_task(module: Any, datamodule: Any, *, held_out: str = "val", **set
             raise TaskError(f"training_step of {type(module).__name__} returned no loss for a batch")
         return loss
 
+    own.__name__ = f"{type(inner).__name__}.training_step"
     criteria = [m for m in inner.modules() if m is not inner and torch_loss_settings(m)]
     losses = [*criteria, F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss]
     standards = [_Standard(getattr(x, "__name__", type(x).__name__), _pair, x) for x in losses]
@@ -177,7 +181,8 @@ def _recognize(
         return expected, 1.0
 
     batch = _first(task.draw("train", max_samples=_PROBE).batches)
-    probe = task.replace(batch_loss=look, train=[batch], test=None)
+    # An iterator gives batches, where a list of one could be read as one of samples (a dict with a flag in it).
+    probe = task.replace(batch_loss=look, train=iter([batch]), test=None)
     if sum(p.numel() for p in task.model.parameters()) <= SMALL:
         # A model that casts to float32 inside fails in float64, and is compared in its own precision; so is one that
         # DistributedDataParallel trains.
@@ -220,6 +225,11 @@ def _tokens(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
 
 def _plain(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, labels
+
+
+def _upsampled(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Segmentation models give logits (n, classes, h, w) for fewer pixels than there are labels (n, H, W)."""
+    return F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False), labels
 
 
 def _squeezed(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

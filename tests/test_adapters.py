@@ -161,6 +161,40 @@ class TestTransformers:
             assert len(objective.predictions()[1]) == 3
         agrees_with_differences(task)
 
+    def test_segmentation_is_its_pixels_cross_entropy_without_those_it_ignores(self):
+        torch.manual_seed(0)
+        config = transformers.SegformerConfig(num_channels=1, num_encoder_blocks=1, depths=[1], sr_ratios=[1],
+                                              hidden_sizes=[4], patch_sizes=[3], strides=[2], num_attention_heads=[1],
+                                              mlp_ratios=[1], decoder_hidden_size=4, num_labels=3)  # fmt: skip
+        model = transformers.SegformerForSemanticSegmentation(config)
+        g = torch.Generator().manual_seed(0)
+        x, y = torch.randn(5, 1, 8, 8, generator=g), torch.randint(3, (5, 8, 8), generator=g)
+        y[3:, :6] = 255
+        rows = [{"pixel_values": a, "labels": b} for a, b in zip(x, y, strict=True)]
+        task = Task.from_transformers(model, rows, batch_size=2)
+        assert task.batch_loss is None
+        whole = model.eval()(pixel_values=x, labels=y)
+        with Objective(task) as objective:
+            found = objective.evaluate(accuracy=True)
+        assert found.loss == pytest.approx(whole.loss.item(), rel=1e-6)
+        right = F.interpolate(whole.logits, size=(8, 8), mode="bilinear").argmax(1) == y
+        assert found.accuracy == pytest.approx(right[y != 255].float().mean().item())
+
+    def test_a_flag_beside_the_tensors_makes_no_sample_of_a_batch(self):
+        class Pairs(nn.Linear):
+            def forward(self, x, y, return_loss=False):
+                assert x.shape == (3, 5)
+                scores = super().forward(x) @ y.T
+                return transformers.utils.ModelOutput(loss=F.cross_entropy(scores, torch.arange(3)), logits=scores)
+
+        def collate(rows):
+            return {n: torch.stack([r[n] for r in rows]) for n in ("x", "y")} | {"return_loss": True}
+
+        rows = [{"x": torch.randn(5), "y": torch.randn(4)} for _ in range(3)]
+        model = Pairs(5, 4)
+        with Objective(Task.from_transformers(model, rows, collate, batch_size=3, rebatch=False)) as objective:
+            assert objective.evaluate().loss == pytest.approx(model(**collate(rows)).loss.item(), rel=1e-6)
+
     def test_a_loss_that_no_standard_one_equals_is_taken_as_it_is(self):
         class Penalized(transformers.GPT2LMHeadModel):
             def forward(self, *args, **kwargs):
@@ -176,7 +210,7 @@ class TestTransformers:
         with Objective(task) as objective:
             assert objective.evaluate(accuracy=True).accuracy >= 0
         # Ragged sequences: its mean is by tokens, which such a task cannot say.
-        with pytest.raises(TaskError.__mro__[1], match="can't say its weight"):
+        with pytest.raises(TaskError.__mro__[1], match=r"loss Penalized\.loss can't say its weight"):
             Objective(Task.from_transformers(Penalized(config), tokens(), batch_size=4)).__enter__()
 
     def test_flash_attention_is_refused_with_the_way_out(self):
