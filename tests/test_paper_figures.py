@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pytest
 import report_samples as samples
 from click.testing import CliRunner
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from test_surface_figures import aligned, path
 
 from landscape.archive.save import save_archive
 from landscape.cli.main import main
+from landscape.curvature.spectrum import LayerCurvature
 from landscape.errors import LandscapeError
 from landscape.report import paper
 from landscape.report.figures.record import _smoothed
@@ -87,6 +90,74 @@ def test_a_figure_has_the_columns_width_and_letters_that_can_be_read(kind: str, 
     sizes = {t.get_fontsize() for t in texts(drawn.figure)}
     assert PAPER.small <= min(sizes)
     assert max(sizes) <= PAPER.font
+
+
+def words_of(drawn: paper.Drawn, monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, Bbox]]:
+    """Return the words that the saved picture shows, each with its place in pixels, and last the whole picture."""
+    seen: dict[int, tuple[str, Bbox]] = {}
+    draw = Text.draw
+
+    def look(self: Text, renderer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.get_visible() and self.get_text().strip():
+            seen[id(self)] = self.get_text(), self.get_window_extent(renderer)
+        draw(self, renderer, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", look)
+    drawn.save(path)
+    monkeypatch.undo()
+    width, height = (float(x) * drawn.style.dpi for x in drawn.figure.get_size_inches())
+    return [*seen.values(), ("", Bbox([[0, 0], [width, height]]))]
+
+
+def check_words(drawn: paper.Drawn, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Nothing is cut off at the picture's edge, and no words lie over others."""
+    *found, (_, whole) = words_of(drawn, monkeypatch, folder / "figure.png")
+    pixel = drawn.style.dpi / 100
+    for text, box in found:
+        assert min(box.x0 - whole.x0, box.y0 - whole.y0, whole.x1 - box.x1, whole.y1 - box.y1) > -pixel, text
+    for (text, box), (other, near) in combinations(found, 2):
+        across, up = (
+            min(getattr(box, f"{c}1"), getattr(near, f"{c}1")) - max(getattr(box, f"{c}0"), getattr(near, f"{c}0"))
+            for c in "xy"
+        )
+        assert across <= pixel or up <= 2 * pixel, (text, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs", "style"),
+    [
+        ("plane", 1, "paper"),
+        ("recalibration", 4, "screen"),
+        ("calibration", 3, "paper"),
+        ("eigenvalues", 2, "talk"),
+        ("layers", 1, "paper"),
+    ],
+)
+def test_no_words_are_cut_or_lie_over_others(
+    kind: str, runs: int, style: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = [replace(r, results={**r.results, "layers": (layers(),)}) for r in samples.sample_runs(runs, points=9)]
+    check_words(paper.make_figure(chosen, kind, style=style), monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("runs", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_words_of_any_kind_are_cut_or_lie_over_others(
+    kind: str, runs: int, style: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn = paper.make_figure(samples.sample_runs(runs, points=9), kind, style=style)
+    check_words(drawn, monkeypatch, tmp_path)
+
+
+def layers() -> LayerCurvature:
+    names = ("embed", "block.self_attn", "block.self_attn.out_proj", "block.linear1", "block.linear2", "head")
+    n = len(names)
+    return LayerCurvature(
+        largest=np.geomspace(0.08, 8, n), residuals=np.full(n, 1e-4), converged=np.ones(n, dtype=bool),
+        sizes=np.full(n, 100), whole=10.0, names=names,
+    )  # fmt: skip
 
 
 def test_nothing_global_is_touched() -> None:

@@ -19,9 +19,10 @@ from .aside import whole
 from .numbers import given
 from .palette import RUN_COLORS
 from .references import bibtex, cited
+from .room import fold_labels
 from .runs import Run, gather
 from .scales import Scale, finite, scales
-from .style import Style, fit, style_of, styled
+from .style import PAPER, Style, fit, style_of, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +48,12 @@ OVERLAID = frozenset({"line", "density", "training"})
 COMPARED = {
     "basin": "xy", "diagonal": "x", "eigenvalues": "y", "estimate": "y", "frobenius": "y", "layers": "x", "path": "y",
     "performance": "x", "sampling": "y", "sharpness": "x", "trace": "y",
+}  # fmt: skip
+#: Least width of a panel in inches, with letters of 8 points, where its kind needs more or less than 2.1 for its labels
+#: and what stands above it (seen with the longest that occur).
+LEAST = {
+    "plane": 1.5, "eigenvalues": 2.6, "calibration": 2.6, "recalibration": 2.9, "sharpness": 3.2, "layers": 2.9,
+    "diagonal": 2.6,
 }  # fmt: skip
 #: More panels than this are refused (chosen by us: in two columns a panel of twelve is 1.7 inches wide).
 MOST_PANELS = 12
@@ -157,9 +164,7 @@ def make_figure(
             named = len(found) > 1 if titles is None else titles
             words = _draw_beside(figure, kind, found, options, inches, height, chosen, named)
         fit(figure, chosen)
-        if kind in ("calibration", "recalibration"):
-            # The strip hangs below its axes: the layout finds room for it on the second time.
-            figure.draw_without_rendering()
+        fold_labels(figure)
     results = [r for _, r in found]
     if kind == "training":
         text, how, keys = captions.training(found, panes)
@@ -330,7 +335,7 @@ def _draw_beside(
         options.pop("zlim", None)
     if kind in _COLORED and n > 1:
         options["limits"] = _same_colors(kind, found, options)
-    least = 1.7 if solid else {"plane": 1.5, "sharpness": 3.2, "eigenvalues": 2.6}.get(kind, 2.1)
+    least = (1.7 if solid else LEAST.get(kind, 2.1)) * style.font / PAPER.font
     across = min(n, max(1, int(inches / least)), 4)
     across = math.ceil(n / math.ceil(n / across))
     down = math.ceil(n / across)
@@ -375,8 +380,10 @@ def _draw_beside(
         for i, ax in enumerate(axes):
             if not solid and i % across:
                 ax.set_ylabel("")
+                ax.tick_params(labelleft=False)
             if not solid and i // across < down - 1 and i + across < n:
                 ax.set_xlabel("")
+                ax.tick_params(labelbottom=False)
         if drawn is not None and shared is not None:
             from .figures.plane import add_bar
             from .figures.self_check import label_of
