@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.integrate import trapezoid
 from scipy.stats import norm
 
+from landscape.calibration.accumulator import CalibrationAccumulator
 from landscape.calibration.bins import Bins, equal_width_edges
 from landscape.calibration.scores import calibration_error
 from landscape.calibration.selective import risk_coverage
 from landscape.calibration.smooth import ks_error, smooth_ece
+from landscape.calibration.table import Calibration
 from landscape.calibration.totals import Atoms
 
 
@@ -308,3 +311,34 @@ def test_the_accuracy_is_that_of_the_top_label_in_every_view() -> None:
     y = (rng.random(300) < p).astype(int)
     a, b = (calibration_error(probabilities=p, labels=y, confidence=view) for view in ("top", "positive"))  # type: ignore[arg-type]
     assert a.accuracy == b.accuracy == np.mean((p > 0.5) == y)
+
+
+@pytest.mark.parametrize("exact", [10_000, 0])
+def test_the_risk_is_that_of_the_predicted_label_in_every_view(exact: int) -> None:
+    rng = np.random.default_rng(5)
+    p = np.round(rng.random((500, 3)), 2)  # ties, and some at a half
+    y = (rng.random(p.shape) < p).astype(int)
+    several = counted(p, y, kind="multilabel", exact=exact)
+    one = counted(p.reshape(-1), y.reshape(-1), kind="binary", confidence="positive", exact=exact)
+    top = counted(p.reshape(-1), y.reshape(-1), kind="binary", confidence="top", exact=exact)
+    assert top.risk is not None
+    for found in (several, one):
+        assert found.risk is not None
+        assert found.risk[-1] == pytest.approx(1 - found.accuracy, rel=1e-12)
+        assert found.aurc == pytest.approx(top.aurc, abs=1e-12 if exact else 1e-3)
+        assert found.excess_aurc == pytest.approx(top.excess_aurc, abs=1e-12 if exact else 1e-3)
+        np.testing.assert_allclose(found.risk, top.risk, atol=1e-12 if exact else 0.02)
+
+
+def counted(p: np.ndarray, y: np.ndarray, **settings: Any) -> Calibration:
+    accumulator = CalibrationAccumulator(**settings)
+    accumulator.update(probabilities=p, labels=y)
+    return accumulator.compute()
+
+
+def test_folded_atoms_keep_what_is_wrong() -> None:
+    """Two labels at 0.3, one of them there; two at 0.7, one of them not: four at 0.7, two of them wrong."""
+    folded = atoms(np.array([0.3, 0.3, 0.7, 0.7]), np.array([0, 1, 1, 0])).folded()
+    assert folded.confidence == pytest.approx([0.7])
+    assert (folded.counts.tolist(), folded.correct.tolist()) == ([4], [2])
+    assert folded.wrong_sums == pytest.approx([1.4])

@@ -18,10 +18,12 @@ from landscape.comparison.shares import share_interval
 from landscape.errors import MeasurementError
 from landscape.report.blocks import Folded, Notes, Table
 from landscape.report.figures import draw
+from landscape.report.figures.calibration import reliability
 from landscape.report.figures.confidence import confidences, draw_confidences
 from landscape.report.figures.recalibration import before_and_after
 from landscape.report.figures.risk_coverage import draw_risk_coverage, risk_coverage
 from landscape.report.numbers import number
+from landscape.report.paper import make_figure
 from landscape.report.runs import make_run, unique
 from landscape.report.sections.reliability import build
 
@@ -152,6 +154,35 @@ def test_several_labels_have_frequencies_and_none_is_predicted() -> None:
         assert row.cells[2].text == str(y[:, k].sum())
         assert row.cells[4].sort == pytest.approx(y[:, k].mean(), rel=1e-12)
         assert [c.text for c in row.cells[5:]] == ["several labels"] * 4
+
+
+def test_labels_that_count_by_themselves_are_held_against_how_often_they_are_there() -> None:
+    """Calibrated labels, few of which are there: far fewer than are predicted rightly, which is no lack of trust."""
+    rng = np.random.default_rng(1)
+    p = rng.beta(0.5, 2, size=(4000, 3))
+    y = (rng.random(p.shape) < p).astype(int)
+    run = make_run("labels", [calibration_error(probabilities=p, labels=y, kind="multilabel")])
+    result = run.get("calibration")
+    ax = draw(result)
+    assert ax.get_ylabel() == "frequency (share that has the label)"
+    assert ax.child_axes[0].get_xlabel() == "probability of the label"
+    lines = [line.get_xdata()[0] for line in draw_confidences(result).lines]
+    assert lines == pytest.approx([p.mean(), y.mean()], abs=1e-9)
+    chart = confidences([run])
+    assert chart is not None
+    first, second = chart.panels[0].lines
+    assert first == f"mean probability {p.mean():.3f}, frequency {number(y.mean())}"
+    off, low, high = map(float, re.findall(r"[−\d.]+", second.replace("−", "-")))
+    assert second.startswith(f"too {'high' if p.mean() > y.mean() else 'low'} on the whole by")
+    assert off == pytest.approx(abs(p.mean() - y.mean()), abs=1e-3)
+    assert low < 0 < high
+    assert "every label counts by itself" in chart.notes[0]
+    (panel, _) = reliability([run]).panels  # type: ignore[union-attr]
+    assert panel.layout["yaxis"]["title"]["text"] == "frequency"
+    text = make_figure([run], "calibration")
+    assert "12,000" in text.caption
+    assert "how often the label is there" in text.caption
+    assert "each label's probability" in text.methods
 
 
 def test_runs_on_the_same_samples_are_compared_in_pairs() -> None:

@@ -75,7 +75,10 @@ def evaluate(
 
     rng = np.random.default_rng(seed)
     simulated = simulate_correct(table, rng, atoms) if groups is None else simulate_grouped(table, groups, rng)
-    smooth, (ks, ks_slack), selective = smooth_ece(atoms), ks_error(atoms), risk_coverage(atoms)
+    smooth, (ks, ks_slack) = smooth_ece(atoms), ks_error(atoms)
+    # The surest of a label's probabilities are those far from 1/2, and an error is a label predicted wrongly.
+    of_labels = form in ("binary", "multilabel") and (settings or {}).get("confidence") == "positive"
+    selective = risk_coverage(atoms.folded() if of_labels else atoms)
     over = np.maximum(table.signed_errors, 0.0).sum()
     confidence = float((atoms.counts * atoms.confidence).sum()) / n
     accuracy = totals.right / n

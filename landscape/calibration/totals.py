@@ -27,6 +27,25 @@ class Atoms:
     def samples(self) -> int:
         return int(self.counts.sum())
 
+    def folded(self) -> Atoms:
+        """Return the atoms of the predicted label, yes above 1/2 or no, where these are of the probability of yes.
+
+        A half is a no, as the first of two classes that tie.
+        """
+        yes = self.confidence > 0.5
+        sure = np.where(yes, self.confidence, 1 - self.confidence)
+        correct = np.where(yes, self.correct, self.counts - self.correct)
+        sums = self.counts * self.confidence
+        # Of a no, what is wrong is the yes among the labels: what was right before.
+        wrong_sums = np.where(yes, self.wrong_sums, self.correct - (sums - self.wrong_sums))
+        order = np.argsort(sure, kind="stable")
+        values, at = np.unique(sure[order], return_inverse=True)
+        joined = [np.zeros(len(values), x.dtype) for x in (self.counts, correct, wrong_sums)]
+        for total, x in zip(joined, (self.counts, correct, wrong_sums), strict=True):
+            np.add.at(total, at, x[order])
+        counts, correct, wrong_sums = joined
+        return Atoms(values, counts, correct, wrong_sums, self.exact)
+
 
 @dataclass(frozen=True)
 class Classes:

@@ -10,6 +10,7 @@ import numpy as np
 from .. import __version__
 from ..counted import counted
 from ..results import Result, kind_of
+from .figures.calibration import of_labels
 from .figures.connectivity import spread
 from .figures.record import LAMBDA_MAX, Panel, preconditioned
 from .numbers import count, given, interval, number, uncertain
@@ -107,9 +108,12 @@ def _density(found: Found, quantity: str, scale: str) -> str:
 def _calibration(found: Found, quantity: str, scale: str) -> str:
     told = [" ".join(interval(float(c.ece), *(float(b) for b in np.ravel(c.ece_interval)[:2]))) for _, c in found]
     sizes = sorted({int(c.samples) for _, c in found})
+    labels = all(of_labels(c) for _, c in found)
+    said, happened = ("their probability", "how often the label is there") if labels else ("confidence", "accuracy")
     return (
-        f"Reliability on {_range(sizes)} {_split(found)} predictions in {len(found[0][1].counts)} bins of confidence: "
-        "accuracy with Clopper-Pearson 95% intervals; gray: what a calibrated model with these counts would show "
+        f"Reliability on {_range(sizes)} {_split(found)} {'labels' if labels else 'predictions'} in "
+        f"{len(found[0][1].counts)} bins of {said}: {happened}, with Clopper-Pearson 95% intervals; gray: what a "
+        "calibrated model with these counts would show "
         f"(95%). ECE [95% interval]: {_listed(told)}."
     )
 
@@ -286,10 +290,11 @@ def _sharpness_methods(found: Found) -> str:
 
 def _calibration_methods(found: Found) -> str:
     _, c = found[0]
-    width = "equal mass" if c.settings.get("mass") == "mass" else "equal width"
+    width = "equal mass" if c.settings.get("mass") == "equal" else "equal width"
+    of = "each label's probability" if of_labels(c) else "the top label's confidence"
     return (
-        f"ECE \\cite{{naeini2015obtaining,guo2017calibration}} uses {len(c.counts)} bins of {width} of the top label's "
-        "confidence, in float64; its 95% interval is for the population's value at these bins. Bars are Clopper-"
+        f"ECE \\cite{{naeini2015obtaining,guo2017calibration}} uses {len(c.counts)} bins of {width} of {of}, "
+        "in float64; its 95% interval is for the population's value at these bins. Bars are Clopper-"
         r"Pearson intervals \cite{clopper1934use}, bands are consistency bands \cite{brocker2007increasing}."
     )
 

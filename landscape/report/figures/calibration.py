@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+#: What the two axes of a reliability diagram are: of the predicted labels, and of each label's own probability.
+_TOP = ("confidence (probability of the top label)", "accuracy (share of right labels)")
+_EACH = ("probability of the label", "frequency (share that has the label)")
+
+
+def of_labels(result: Any) -> bool:
+    """Say whether confidences are the probabilities of labels, and accuracies how often those are there.
+
+    So it is with several labels a sample, or a binary task that is looked at by its class 1: not of what is predicted.
+    """
+    return result.settings.get("confidence") == "positive" and result.settings.get("kind") != "top-label"
+
+
 @figure("calibration")
 def draw_calibration(
     result: Calibration,
@@ -33,8 +46,9 @@ def draw_calibration(
     """Draw a reliability diagram: each bin's accuracy against its confidence, with Clopper-Pearson bars.
 
     The gray band holds what a calibrated model with these counts would show (95%); the strip below holds the
-    counts. Draw several into one `ax` with `band=False, counts=False, joined=True` to compare them. Raises
-    MeasurementError where every bin is empty.
+    counts. Draw several into one `ax` with `band=False, counts=False, joined=True` to compare them. Where a sample may
+    have several labels, each counts by itself: how often it is there, against its probability. Raises MeasurementError
+    where every bin is empty.
     """
     n, *_, middle, width = bin_arrays(result)
     filled = n > 0
@@ -72,7 +86,8 @@ def draw_calibration(
     )
     ax.set_xlim(0, 1)
     ax.set_ylim(-0.02, 1.02)
-    ax.set_ylabel("accuracy (share of right labels)")
+    x_label, y_label = _EACH if of_labels(result) else _TOP
+    ax.set_ylabel(y_label)
     ax.legend(frameon=False, fontsize="small", loc="best")
     tidy(ax)
     below = ax
@@ -82,7 +97,7 @@ def draw_calibration(
         below.set_ylabel("samples")
         below.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelbottom=False)
-    below.set_xlabel("confidence (probability of the top label)")
+    below.set_xlabel(x_label)
     return ax
 
 
@@ -108,7 +123,9 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
         i = len(series)
         series += [reliability_series(run, table), bin_boxes(table)]
         views = {"each": [diagonal(), *each_traces(i, run)], "all": []}
-        panels.append(Panel(run.name, _label(run, table), views, run.index, _facts(run, table)))
+        named = {"xaxis": "probability", "yaxis": "frequency"} if of_labels(table) else {}
+        own = {axis: {"title": {"text": text}} for axis, text in named.items()} or None
+        panels.append(Panel(run.name, _label(run, table), views, run.index, _facts(run, table), own))
         together += reliability_line(i, run, named=True)
     everything = f"Reliability of {len(found)} runs in one diagram."
     panels.append(Panel("All runs", everything, {"each": [], "all": together}))
@@ -119,6 +136,12 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
     if len(bins) > 1:
         notes.append(
             f"The runs were binned differently ({', '.join(map(str, bins))} bins): their ECE is not comparable."
+        )
+    labels = [r.name for r, c in found if of_labels(c)]
+    if labels:
+        notes.append(
+            f"Of {', '.join(labels)} every label counts by itself: dots are how often it is there, against its "
+            "probability."
         )
     return Chart(
         id="reliability",

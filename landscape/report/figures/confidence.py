@@ -13,7 +13,7 @@ from ..measures import Z95
 from ..numbers import interval, uncertain
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
-from .calibration import bin_arrays, bin_boxes
+from .calibration import bin_arrays, bin_boxes, of_labels
 from .registry import new_axes, tidy
 
 if TYPE_CHECKING:
@@ -24,22 +24,24 @@ def draw_confidences(result: Any, *, ax: Axes | None = None, color: str = RUN_CO
     """Draw the histogram of a Calibration's confidences: right predictions below, wrong ones hatched on top.
 
     Vertical lines stand at the mean confidence (solid) and at the accuracy (dashed): they meet where the model is
-    calibrated on the whole. Raises MeasurementError where every bin is empty.
+    calibrated on the whole. Of labels that are predicted by themselves: those that are there below, those that aren't
+    on top, mean probability and frequency. Raises MeasurementError where every bin is empty.
     """
     if not np.nansum(np.asarray(result.counts, dtype=float)):
         raise MeasurementError("every bin of this calibration is empty: there is nothing to draw")
     right, wrong = _shares(result)
     ax = ax or new_axes((4.4, 3.2))
     *_, middle, width = bin_arrays(result)
-    ax.bar(middle, right, width * 0.94, color=color, alpha=0.75, linewidth=0, label="right")
+    said, happened, yes, no = _WORDS[of_labels(result)]
+    ax.bar(middle, right, width * 0.94, color=color, alpha=0.75, linewidth=0, label=yes)
     ax.bar(
-        middle, wrong, width * 0.94, right, fill=False, edgecolor=MUTED, hatch="////", linewidth=0.8, label="wrong"
+        middle, wrong, width * 0.94, right, fill=False, edgecolor=MUTED, hatch="////", linewidth=0.8, label=no
     )  # fmt: skip
-    sure, accuracy = mean_confidence(result), float(result.accuracy)
-    ax.axvline(sure, color="black", linewidth=1.2, label=f"mean confidence {sure:.3f}")
-    ax.axvline(accuracy, color="black", linewidth=1.2, linestyle="--", label=f"accuracy {accuracy:.3f}")
+    sure, often = mean_confidence(result), frequency(result)[0]
+    ax.axvline(sure, color="black", linewidth=1.2, label=f"mean {said} {sure:.3f}")
+    ax.axvline(often, color="black", linewidth=1.2, linestyle="--", label=f"{happened} {often:.3f}")
     ax.set_xlim(0, 1)
-    ax.set_xlabel("confidence (probability of the top label)")
+    ax.set_xlabel("probability of the label" if of_labels(result) else "confidence (probability of the top label)")
     ax.set_ylabel(f"share of {int(result.samples):,} samples")
     ax.legend(frameon=False, fontsize="small", loc="best")
     tidy(ax)
@@ -51,6 +53,21 @@ def mean_confidence(result: Any) -> float:
     n, *_ = bin_arrays(result)
     filled = n > 0
     return float(np.sum(n[filled] * np.asarray(result.confidences, dtype=float)[filled]) / n.sum())
+
+
+def frequency(result: Any) -> tuple[float, float]:
+    """Return how often what the confidence is of happens, and its standard error (NaN where it isn't known)."""
+    if not of_labels(result):
+        return float(result.accuracy), float(result.accuracy_stderr)
+    right, _ = _shares(result)
+    return float(right.sum()), float("nan")
+
+
+#: What is said, what happens, and its two outcomes: of predicted labels, and of each label by itself.
+_WORDS = {
+    False: ("confidence", "accuracy", "right", "wrong"),
+    True: ("probability", "frequency", "has the label", "hasn't"),
+}
 
 
 def _shares(result: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -90,10 +107,17 @@ def confidences(runs: Sequence[Run]) -> Chart | None:
             bin_boxes(result),
         ]  # fmt: skip
         sure = mean_confidence(result)
-        layout = {"shapes": [_upright(sure, "solid"), _upright(float(result.accuracy), "dash")]}
+        layout: dict[str, Any] = {"shapes": [_upright(sure, "solid"), _upright(frequency(result)[0], "dash")]}
+        if of_labels(result):
+            layout["xaxis"] = {"title": {"text": "probability"}}
         lines = _facts(result, sure)
         label = f"Confidences of {run.name}: {lines[0]}; {lines[1]}."
-        panels.append(Panel(run.name, label, {"all": _traces(i, run)}, run.index, lines, layout))
+        panels.append(Panel(run.name, label, {"all": _traces(i, run, result)}, run.index, lines, layout))
+    labels = [r.name for r, c in found if of_labels(c)]
+    note = (
+        f"Of {', '.join(labels)} every label counts by itself: filled where it is there, hatched where it isn't; the "
+        "dashed line is how often it is there."
+    )
     return Chart(
         id="confidences",
         title="Confidences",
@@ -111,6 +135,7 @@ def confidences(runs: Sequence[Run]) -> Chart | None:
             }
         },
         height=240,
+        notes=(note,) if labels else (),
         kind="confidences",
     )
 
@@ -122,8 +147,10 @@ def _upright(x: float, dash: str) -> dict:
     }  # fmt: skip
 
 
-def _traces(i: int, run: Run) -> list[dict]:
-    def bar(column: str, marker: dict) -> dict:
+def _traces(i: int, run: Run, result: Any) -> list[dict]:
+    *_, yes, no = _WORDS[of_labels(result)]
+
+    def bar(column: str, word: str, marker: dict) -> dict:
         return {
             "type": "bar",
             "x": ref(i + 1, "middle"),
@@ -132,8 +159,7 @@ def _traces(i: int, run: Run) -> list[dict]:
             "marker": marker,
             "text": ref(i, "samples", text=True),
             "textposition": "none",
-            "hovertemplate": f"{column.partition('_')[0]}: %{{y:.4f}} of all<br>%{{text}} samples in the bin"
-            "<extra></extra>",
+            "hovertemplate": f"{word}: %{{y:.4f}} of all<br>%{{text}} samples in the bin<extra></extra>",
         }
 
     hatched = {
@@ -142,23 +168,28 @@ def _traces(i: int, run: Run) -> list[dict]:
         "pattern": {"shape": "/", "fgcolor": css("muted"), "bgcolor": css("paper"), "size": 5, "solidity": 0.35},
     }
     return [
-        bar("right_share", {"color": run_css(run.index, 0.75), "line": {"width": 0}}),
-        bar("wrong_share", hatched),
+        bar("right_share", yes, {"color": run_css(run.index, 0.75), "line": {"width": 0}}),
+        bar("wrong_share", no, hatched),
     ]
 
 
 def _facts(result: Any, sure: float) -> tuple[str, str]:
-    value, error = uncertain(float(result.accuracy), float(result.accuracy_stderr))
+    often, stderr = frequency(result)
+    value, error = uncertain(often, stderr)
+    said, happened, *_ = _WORDS[of_labels(result)]
     n, *_ = bin_arrays(result)
     filled = n > 0
     c, y = (np.asarray(x, dtype=float)[filled] for x in (result.confidences, result.accuracies))
-    gap = sure - float(result.accuracy)
+    gap = sure - often
     # (confidence - right)^2 over the samples, but for how the confidences vary within a bin.
     square = float(np.sum(n[filled] * (y * (1 - y) + (c - y) ** 2)) / n.sum())
     half = Z95 * float(np.sqrt(max(square - gap**2, 0.0) / n.sum()))
     low, high = (gap - half, gap + half) if gap > 0 else (-gap - half, -gap + half)
     told = " ".join(interval(abs(gap), low, high))
+    verdict = f"{'over' if gap > 0 else 'under'}confident"
+    if of_labels(result):
+        verdict = f"too {'high' if gap > 0 else 'low'}"
     return (
-        f"mean confidence {sure:.3f}, accuracy {value}" + (f" ± {error}" if error else ""),
-        f"{'over' if gap > 0 else 'under'}confident on the whole by {told}",
+        f"mean {said} {sure:.3f}, {happened} {value}" + (f" ± {error}" if error else ""),
+        f"{verdict} on the whole by {told}",
     )
