@@ -172,7 +172,7 @@ def test_labels_that_count_by_themselves_are_held_against_how_often_they_are_the
     assert chart is not None
     first, second = chart.panels[0].lines
     assert first == f"mean probability {p.mean():.3f}, frequency {number(y.mean())}"
-    off, low, high = map(float, re.findall(r"[−\d.]+", second.replace("−", "-")))
+    off, low, high = map(float, re.findall(r"[-\d.]+", second.replace("−", "-")))
     assert second.startswith(f"too {'high' if p.mean() > y.mean() else 'low'} on the whole by")
     assert off == pytest.approx(abs(p.mean() - y.mean()), abs=1e-3)
     assert low < 0 < high
