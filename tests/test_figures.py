@@ -31,10 +31,11 @@ from landscape.errors import LandscapeError, MeasurementError
 from landscape.report.figures import draw, figure, figures
 from landscape.report.figures.density import draw_density
 from landscape.report.figures.generic import charts
-from landscape.report.figures.registry import new_axes
+from landscape.report.figures.registry import new_axes, set_height
 from landscape.report.figures.self_check import self_check
 from landscape.report.palette import HOLE
 from landscape.report.runs import make_run
+from landscape.report.scales import Scale
 from landscape.results import Result, StoredResult, Variable, array
 
 EVERY = {
@@ -447,3 +448,35 @@ def test_any_quantity_of_a_slice_can_be_drawn_and_unknown_ones_name_what_there_i
         assert draw(found, quantity=quantity) is not None
     with pytest.raises(MeasurementError, match="has no held_out_accuracy: it has loss, accuracy, held_out_loss, hinge"):
         draw(found, quantity="held_out_accuracy")
+
+
+# ------------------------------------------------------------------------------------------------ logarithmic axes
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.03, 0.9, ["0.03", "0.05", "0.1", "0.3", "0.5"]),  # not 3 × 10⁻²
+        (0.0021, 60.0, ["0.01", "0.1", "1", "10"]),  # from three powers of ten on, nothing between them
+        (0.8, 2.6, ["1", "1.5", "2", "2.5"]),
+        (1e6, 1e20, ["10⁶", "10⁸", "10¹⁰", "10¹²", "10¹⁴", "10¹⁶", "10¹⁸", "10²⁰"]),
+    ],
+)
+def test_a_logarithmic_axis_has_round_numbers_in_words(low: float, high: float, shown: list[str]) -> None:
+    ax = new_axes((3.3, 2.2))
+    set_height(ax, Scale("log", 1.0, 2.0))
+    ax.set_ylim(low, high)  # moved after the scale was set
+    ax.figure.draw_without_rendering()
+    assert [t.get_text() for t in ax.get_yticklabels()] == shown
+    assert not any(t.get_text() for t in ax.get_yticklabels(minor=True))
+
+
+def test_an_asinh_axis_has_zero_and_round_numbers() -> None:
+    ax = new_axes((3.3, 2.2))
+    set_height(ax, Scale("asinh", -1.0, 100.0, width=0.1))
+    ax.set_ylim(-1.0, 100.0)
+    ax.figure.draw_without_rendering()
+    texts = [t.get_text() for t in ax.get_yticklabels()]
+    assert "0" in texts
+    assert "100" in texts
+    assert not any("{" in t for t in texts)

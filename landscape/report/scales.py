@@ -46,15 +46,19 @@ class Scale:
             return 0.0, 1.0
         return (low, high) if high > low else (low - 0.5, high + 0.5)
 
-    def ticks(self, most: int = 6) -> tuple[list[float], list[str]]:
-        """Return positions and labels of at most about `most` round values inside the range."""
+    def round_values(self, most: int = 6) -> list[float]:
+        """Return at most about `most` round values inside the range, rising."""
         low, high = self.range
         if self.kind == "linear":
-            chosen = _round_steps(low, high, most)
-        else:
-            chosen = _spaced(self, _round_powers(self.low, self.high), (high - low) / (most + 2))
-            if len(chosen) < 3:  # less than a decade: round steps say more than one power of ten
-                chosen = [v for v in _round_steps(self.low, self.high, most) if v > 0 or self.kind == "asinh"]
+            return _round_steps(low, high, most)
+        chosen = _spaced(self, _round_powers(self.low, self.high), (high - low) / (most + 2))
+        if len(chosen) < 3:  # less than a decade: round steps say more than one power of ten
+            chosen = [v for v in _round_steps(self.low, self.high, most) if v > 0 or self.kind == "asinh"]
+        return chosen
+
+    def ticks(self, most: int = 6) -> tuple[list[float], list[str]]:
+        """Return positions and labels of at most about `most` round values inside the range."""
+        chosen = self.round_values(most)
         positions = self.forward(np.array(chosen, dtype=float))
         return [float(p) for p in positions], [given(v) for v in chosen]
 

@@ -17,7 +17,7 @@ from ..numbers import count
 from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import Scale
-from .registry import figure, new_axes, tidy
+from .registry import figure, new_axes, round_ticks, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,7 @@ def draw_density(
     ax.plot(grid, density, color=color, linewidth=1.4, label=label)
     if scale == "log":
         ax.set_yscale("log")
+        round_ticks(ax.yaxis)
         # Those drawn before keep their single eigenvalues and their peaks in the picture.
         low, high = ax.get_ylim() if others else (foot, top)
         ax.set_ylim(min(low, foot), max(high, top))

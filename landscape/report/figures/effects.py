@@ -12,7 +12,7 @@ from ..chart import Chart, Panel, Series, css, plotly_text, ref, scaled_axis
 from ..effects import Response, name_of, rests_on
 from ..palette import INK, MUTED, RUN_COLORS
 from ..scales import Scale, finite
-from .registry import new_axes, tidy
+from .registry import new_axes, round_ticks, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,22 +36,11 @@ def draw_effects(response: Response, *, ax: Axes | None = None, interactions: bo
     ax.set_ylim(len(shown) - 0.4, -0.6)
     if response.ratio:
         ax.set_xscale("log")
-        _plain_ticks(ax)
+        round_ticks(ax.xaxis)
     ax.set_xlabel(_unit(response))
     ax.tick_params(axis="y", colors=INK)
     tidy(ax)
     return ax
-
-
-def _plain_ticks(ax: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
-    low, high = ax.get_xlim()
-    positions, texts = Scale("log", low, high).ticks(5)
-    ax.xaxis.set_major_locator(FixedLocator([10.0**p for p in positions]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticklabels(texts)
 
 
 def effect_panels(responses: Sequence[Response]) -> Chart | None:

@@ -12,13 +12,13 @@ from ...errors import MeasurementError
 from ..chart import Chart
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
-from .registry import figure, new_axes, tidy
+from .registry import figure, new_axes, round_ticks, tidy
 from .rows import rows_chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-X_LABEL = "largest eigenvalue of the layer's block (loss / parameter²)"
+X_LABEL = "λ max of the layer's own block (loss / parameter²)"
 
 
 @figure("layers")
@@ -27,22 +27,24 @@ def draw_layers(
 ) -> Axes:
     """Draw the largest eigenvalue of each layer, the model's first at the top, on a logarithmic axis.
 
-    The bars are the residuals, the dashed line is the largest eigenvalue over all layers together. An eigenvalue that
-    is not positive has no place on the axis. Raises MeasurementError where none is.
+    The bars are the residuals, the dashed line is the largest eigenvalue over all layers together, in the color of its
+    run where it has a `label`. An eigenvalue that is not positive has no place on the axis. Raises MeasurementError
+    where none is.
     """
     values = np.asarray(result.largest, dtype=float)
     if not (values > 0).any():
         raise MeasurementError("no layer's largest eigenvalue is positive: there is nothing to draw on a log axis")
     rows = np.arange(len(values))
     ax = ax or new_axes((5.4, max(2.0, 0.8 + 0.24 * len(rows))))
-    ax.axvline(float(result.whole), color=MUTED, linewidth=0.8, linestyle="--")
+    ax.axvline(float(result.whole), color=color if label else MUTED, linewidth=0.9, linestyle="--")
     up = values > 0
     residuals = np.asarray(result.residuals, dtype=float)
     ax.errorbar(values[up], rows[up], xerr=residuals[up], fmt="o", color=color, markersize=5, capsize=2.5, label=label)
     ax.set_xscale("log")
+    round_ticks(ax.xaxis)
     ax.set_yticks(rows, list(result.names))
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(X_LABEL.replace(" (", "\n("))
+    ax.set_xlabel(X_LABEL.replace(" (", "\n(") + "\ndashed: of all layers together")
     ax.set_ylabel("layer")
     if label:
         ax.legend(frameon=False, fontsize="small")

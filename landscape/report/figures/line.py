@@ -13,7 +13,7 @@ from ..chart import Chart, Control, Panel, Series, ref, run_css, run_dash, scale
 from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import finite, scales
-from .registry import figure, new_axes, tidy
+from .registry import figure, new_axes, set_height, tidy
 from .self_check import label_of, quantity_of, write_self_check
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def draw_line(
     ax.plot(result.alpha, np.where(np.isfinite(values), values, np.nan), color=color, linewidth=1.6, label=label)
     if quantity == "loss" and np.isfinite(result.center_loss):
         ax.plot(0, result.center_loss, "o", color=color, markeredgecolor=INK, markersize=5, label="_checkpoint")
-    if chosen.kind == "asinh":
-        ax.set_yscale("asinh", linear_width=chosen.width)
-    elif chosen.kind == "log":
-        ax.set_yscale("log")
+    set_height(ax, chosen)
     ax.set_xlabel("α (step along d)")
     ax.set_ylabel(label_of(quantity))
     tidy(ax)

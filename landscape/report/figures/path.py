@@ -14,7 +14,7 @@ from ..numbers import uncertain
 from ..palette import INK, MUTED, RUN_COLORS
 from ..runs import Run
 from ..scales import Scale, finite, scales
-from .registry import figure, new_axes, tidy
+from .registry import figure, new_axes, set_height, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,10 +61,7 @@ def draw_path(
         _draw_barriers(ax, result, states)
     choices, default = scales(finite([np.asarray(v) for v in (values, before) if v is not None]))
     chosen = choices.get(default if scale == "auto" else scale, choices["linear"])
-    if chosen.kind == "asinh":
-        ax.set_yscale("asinh", linear_width=chosen.width)
-    elif chosen.kind == "log":
-        ax.set_yscale("log")
+    set_height(ax, chosen)
     if before is not None:
         _label_before(ax, result)
     elif len(result.splits) > 1:

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import LandscapeError
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
-from .registry import tidy
+from .registry import round_ticks, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,6 +135,8 @@ def draw_records(
         _mark(ax, found)
         if scale != "auto":
             ax.set_yscale(scale)
+        if ax.get_yscale() == "log":
+            round_ticks(ax.yaxis)
         ax.set_ylabel(panel.label)
         if i >= len(panels) - across:
             ax.set_xlabel("optimizer step")

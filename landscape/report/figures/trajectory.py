@@ -16,7 +16,7 @@ from ..palette import INK, RUN_COLORS
 from ..runs import Run
 from ..scales import Scale, finite, scales
 from .plane import draw_plane
-from .registry import figure, new_axes, tidy
+from .registry import figure, new_axes, set_height, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,10 +90,7 @@ def _draw_losses(result: Trajectory, ax: Axes | None) -> Axes:
         error = np.asarray(result.loss_stderr, dtype=float)
         ax.fill_between(result.step, own - error, own + error, color=RUN_COLORS[0], alpha=0.18, linewidth=0)
     chosen = choices[default]
-    if chosen.kind == "asinh":
-        ax.set_yscale("asinh", linear_width=chosen.width)
-    elif chosen.kind == "log":
-        ax.set_yscale("log")
+    set_height(ax, chosen)
     ax.legend(frameon=False)
     ax.set_xlabel(_step_label(result))
     ax.set_ylabel(f"{result.split} loss")
