@@ -19,6 +19,7 @@ from report_samples import (
     line,
     performance,
     plane,
+    sample_scores,
     sharpness,
     trace,
 )
@@ -325,7 +326,7 @@ def test_an_unknown_kind_with_a_map_is_a_heat_map_over_its_coordinates():
 def test_an_unknown_curve_is_drawn_over_its_coordinate_with_its_error_as_a_band():
     result = curl()
     ax = draw(result, variable="curve")
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (s)", "curve (nats)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("time (s)", "curve (nats)\na curve over time")
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), result.curve)
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(result.curve.max() + 1.959964 * 0.05)
@@ -480,3 +481,49 @@ def test_an_asinh_axis_has_zero_and_round_numbers() -> None:
     assert "0" in texts
     assert "100" in texts
     assert not any("{" in t for t in texts)
+
+
+# ------------------------------------------------------------------------------------------------ by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(Result, kind="test_named"):
+    """Numbers that have names."""
+
+    score: np.ndarray = array("measure", units="loss / parameter^2", stderr="error", doc="in their own units")
+    error: np.ndarray = array("measure")
+    names: tuple[str, ...] = ()
+
+
+def test_numbers_with_names_have_a_row_each():
+    made = Named(score=np.array([3.0, 1.0, 2.0]), error=np.full(3, 0.1), names=("lambda_max", "trace", "norm"))
+    ax = draw(made)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["lambda max", "trace", "norm"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first at the top
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), made.score)
+    assert ax.get_xlabel() == "score (loss / parameter²)\nin their own units"
+
+
+def test_the_scores_of_single_predictions_are_drawn_as_risk_against_coverage():
+    scores = sample_scores(n=500)
+    ax = draw(scores)
+    x, y = ax.lines[0].get_data()
+    sure, wrong = np.asarray(scores.confidence), 1 - np.asarray(scores.correct)
+    order = np.argsort(-sure)
+    np.testing.assert_allclose(y, [wrong[order[: round(n * 500)]].mean() for n in np.asarray(x)], atol=1e-12)
+    assert ax.get_ylabel().startswith("risk")
+
+
+def test_a_table_of_numbers_has_room_for_its_widest():
+    ax = new_axes((3.3, 2.2))
+    stored = {
+        "eigenvalue": Variable(np.asarray(151.2571), (), "loss / parameter^2", stderr="residual"),
+        "residual": Variable(np.asarray(0.0016), ()),
+        "count": Variable(np.asarray(12), (), "products"),
+    }
+    draw(StoredResult(stored_kind="later", stored=stored), ax=ax)
+    ax.figure.draw_without_rendering()
+    for cell in ax.tables[0].get_celld().values():
+        box, text = cell.get_window_extent(), cell.get_text().get_window_extent()
+        assert box.x0 - 1 <= text.x0
+        assert text.x1 <= box.x1 + 1

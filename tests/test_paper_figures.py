@@ -20,6 +20,8 @@ from matplotlib.transforms import Bbox
 from test_surface_figures import aligned, path
 
 from landscape.archive.save import save_archive
+from landscape.class_measure import score_classes
+from landscape.class_scores import ClassScores
 from landscape.cli.main import main
 from landscape.curvature.spectrum import LayerCurvature
 from landscape.errors import LandscapeError
@@ -29,6 +31,7 @@ from landscape.report.figures.registry import new_axes
 from landscape.report.references import BY_KIND, _entries, bibtex, cited
 from landscape.report.runs import gather, make_run
 from landscape.report.style import PAPER, STYLES, settings, style_of, styled
+from landscape.surface.fields import EigenvalueMap
 
 KINDS = ("plane", "line", "eigenvalues", "trace", "sharpness", "calibration", "recalibration", "performance")
 
@@ -351,6 +354,37 @@ def test_a_caption_carries_the_numbers_and_their_intervals() -> None:
     assert "PyTorch 2.13.0" in said
 
 
+def test_captions_say_what_is_drawn() -> None:
+    """The numbers of scores of classes and of layers, and of any other kind the variable that its figure shows."""
+    rng = np.random.default_rng(0)
+    scores = ClassScores(**score_classes(*(rng.integers(k, 9 + k, (12, 3)) for k in (0, 9, 9))), split="test")
+    runs = [make_run("a", [scores, layers(), samples.curl()])]
+    text = paper.make_figure(runs, "class_scores").caption
+    assert text.startswith("Intersection over union (IoU) of each class on test data, with 95% intervals")
+    assert f"IoU {scores.mean_iou:.2f}" in text
+    text = paper.make_figure(runs, "layers").caption
+    assert "Dashed: the largest eigenvalue of all layers together, 10.00." in text
+    text = paper.make_figure(runs, "test_curl").caption
+    assert text == "Test curl: pairs, a map over layers and time."
+
+
+def test_maps_of_eigenvalues_side_by_side_share_their_colors() -> None:
+    runs = [make_run(name, [eigenvalue_map(top)]) for name, top in (("a", 0.1), ("b", 0.4))]
+    drawn = paper.make_figure(runs, "eigenvalue_map")
+    filled = [ax.collections[0] for ax in drawn.figure.axes if ax.collections and ax.get_xlabel()]
+    assert [c.get_clim() for c in filled] == [(0.0, 0.4)] * 2
+    assert "one color scale for all" in drawn.caption
+
+
+def eigenvalue_map(top: float) -> EigenvalueMap:
+    ends, shape = np.linspace(-1, 1, 3), (3, 3)
+    known: dict[str, Any] = {"largest_residual": np.zeros(shape), "smallest_residual": np.zeros(shape)}
+    known |= {"converged": np.ones(shape, dtype=bool), "products": np.ones(shape, dtype=int)}
+    known["direction_norms"] = np.ones(2)
+    smallest = -np.linspace(0, top, 9).reshape(shape)
+    return EigenvalueMap(alpha=ends, beta=ends, largest=np.ones(shape), smallest=smallest, **known)
+
+
 def test_a_failed_check_stands_in_the_caption() -> None:
     from dataclasses import replace
 
@@ -374,7 +408,7 @@ def test_every_reference_is_whole_and_every_kind_points_at_one() -> None:
 
 def test_a_kind_of_the_users_own_is_drawn_with_a_caption() -> None:
     drawn = paper.make_figure([make_run("a", [samples.curl()])], "test_curl")
-    assert "a curve over time" in drawn.caption
+    assert "a map over layers and time" in drawn.caption
 
 
 def test_straight_and_curved_paths_are_told_apart_and_share_their_heights() -> None:

@@ -251,7 +251,7 @@ def test_an_eigenvalue_map_marks_what_has_not_converged_and_leaves_holes():
     assert mesh.get_clim() == (0, pytest.approx(np.nanmax(result.ratio)))
     crosses = next(line for line in ax.lines if line.get_marker() == "x")
     assert len(crosses.get_xdata()) == 4
-    assert "λ max" in draw(result, quantity="largest").figure.axes[-1].get_ylabel()
+    assert "λ max" in draw(result, quantity="largest").child_axes[0].get_ylabel()
     row = draw(replace(result, beta=result.beta[:1], **{
         k: getattr(result, k)[:, :1] for k in ("largest", "smallest", "largest_residual", "smallest_residual",
                                                "converged", "products")}))  # fmt: skip

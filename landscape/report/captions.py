@@ -12,7 +12,9 @@ from ..counted import counted
 from ..results import Result, kind_of
 from .figures.calibration import of_labels
 from .figures.connectivity import spread
+from .figures.generic import main_variable
 from .figures.record import LAMBDA_MAX, Panel, preconditioned
+from .figures.sampling import symbol
 from .numbers import count, given, interval, number, uncertain
 from .runs import Run
 
@@ -183,7 +185,8 @@ def _trajectory(found: Found, quantity: str, scale: str) -> str:
 
 def _trace(found: Found, quantity: str, scale: str) -> str:
     told = [" ± ".join(t for t in uncertain(float(x.value), float(x.stderr)) if t) for _, x in found]
-    return f"Estimates of the trace from single draws (dots), their mean and its standard error: {_listed(told)}."
+    name = "Frobenius norm" if kind_of(found[0][1]) == "frobenius" else "trace"
+    return f"Estimates of the {name} from single draws (dots), their mean and its standard error: {_listed(told)}."
 
 
 def _sharpness(found: Found, quantity: str, scale: str) -> str:
@@ -199,10 +202,115 @@ def _training(found: Found, quantity: str, scale: str) -> str:
     return f"The training of {'the run' if runs == 1 else f'{runs} runs'}: what went into each optimizer step."
 
 
+def _performance(found: Found, quantity: str, scale: str) -> str:
+    what = {"loss": "Mean loss", "accuracy": "Share of right labels"}.get(quantity, quantity)
+    return f"{what} on each split's draw, ± standard error over the samples."
+
+
+def _class_scores(found: Found, quantity: str, scale: str) -> str:
+    means = [
+        _listed(
+            [
+                f"{name} {' '.join(interval(float(getattr(x, key)), *_ends_of(getattr(x, key + '_interval'))))}"
+                for name, key in (("IoU", "mean_iou"), ("F1", "mean_f1"), ("recall", "balanced_accuracy"))
+            ]
+        )
+        for _, x in found
+    ]
+    return (
+        f"Intersection over union (IoU) of each class on {_split(found)} data, with 95% intervals over the samples. "
+        f"Means over the classes [95% interval]: {'; '.join(means)}."
+    )
+
+
+def _quantile_coverage(found: Found, quantity: str, scale: str) -> str:
+    told = []
+    for _, x in found:
+        p = float(x.calibration_p_value)
+        told.append(number(float(x.coverage_error), 2) + (f" (p = {number(p, 2)})" if np.isfinite(p) else ""))
+    return (
+        f"How often {_split(found)} targets lie at or below each predicted quantile, against its level, with 95% "
+        "intervals over the samples; dashed: quantiles that are right. Mean distance from them (p: that right ones "
+        f"show frequencies so far off): {_listed(told)}."
+    )
+
+
+def _sample_scores(found: Found, quantity: str, scale: str) -> str:
+    return (
+        f"How often the model is wrong on {_split(found)} data where it answers only the share of which it is surest, "
+        "with pointwise Clopper-Pearson 95% intervals; the right end is the plain error rate."
+    )
+
+
+def _layers(found: Found, quantity: str, scale: str) -> str:
+    wholes = [number(float(x.whole)) for _, x in found]
+    return (
+        f"Largest eigenvalue of each layer's own diagonal block of the {found[0][1].operator} of the {_split(found)} "
+        "loss, in the model's order from the top; bars are residuals ‖Av − λv‖. Dashed: the largest eigenvalue of all "
+        f"layers together, {_listed(wholes)}."
+    )
+
+
+def _diagonal(found: Found, quantity: str, scale: str) -> str:
+    return (
+        f"Sum of the diagonal of the Hessian of the {_split(found)} loss over each parameter tensor, in the model's "
+        "order from the top, estimated from random vectors; bars are 95% intervals over these."
+    )
+
+
+def _eigenvalue_map(found: Found, quantity: str, scale: str) -> str:
+    what = {"largest": "λ max", "smallest": "λ min"}.get(quantity, "|λ min / λ max|")
+    return (
+        f"{what} of the Hessian of the {_split(found)} loss at θ + α d₁ + β d₂ around the checkpoint (marked)"
+        + (": near 0 the loss is as good as convex" if what.startswith("|") else "")
+        + ("; one color scale for all." if len(found) > 1 else ".")
+        + (" Crosses: not converged." if not all(np.all(x.converged) for _, x in found) else "")
+    )
+
+
+def _basin(found: Found, quantity: str, scale: str) -> str:
+    rays = sorted({len(x.ray) for _, x in found})
+    widths = [
+        _listed(
+            [
+                f"{' ± '.join(t for t in uncertain(float(w), float(e)) if t)} at a rise of {given(float(r))}"
+                for r, w, e in zip(x.rise, x.width, x.width_stderr, strict=True)
+                if np.isfinite(w)
+            ]
+        )
+        for _, x in found
+    ]
+    return (
+        f"Rise of the {_split(found)} loss along {_range(rays)} random lines through the weights, of which a step of 1 "
+        "moves each filter by about its own norm; marks: where it reaches each dashed level. Mean width, ± standard "
+        f"error over the lines: {'; '.join(w for w in widths if w) or 'no level is reached'}."
+    )
+
+
+def _sampling(found: Found, quantity: str, scale: str) -> str:
+    _, x = found[0]
+    return (
+        f"{symbol(str(x.names[0]))} measured on disjoint parts of the {_split(found)} samples, against their size: "
+        f"mean ± standard deviation over the parts. Dashed, with its 95% interval in gray: {x.calls[0]} for all "
+        "samples."
+    )
+
+
 def _generic(found: Found, quantity: str, scale: str) -> str:
-    kind, result = kind_of(found[0][1]), found[0][1]
-    docs = [f"{n.replace('_', ' ')} ({v.doc})" for n, v in result.variables().items() if v.doc and not v.coordinate]
-    return f"{kind.replace('_', ' ').capitalize()}: {'; '.join(docs[:4])}." if docs else f"{kind.replace('_', ' ')}."
+    result = found[0][1]
+    variables, kind = result.variables(), kind_of(result).replace("_", " ").capitalize()
+    name = main_variable(variables)
+    if name is None:  # a table of numbers
+        docs = [f"{n.replace('_', ' ')} ({v.doc})" for n, v in variables.items() if v.doc and not v.coordinate]
+        return f"{kind}: {'; '.join(docs[:4])}." if docs else f"{kind}."
+    v = variables[name]
+    told = f"{kind}: {name.replace('_', ' ')}" + (f", {v.doc.rstrip('.')}" if v.doc else "") + "."
+    return told + (" Bars or bands are 95% intervals." if v.stderr or v.interval else "")
+
+
+def _ends_of(bounds: Any) -> tuple[float, float]:
+    low, high = (float(b) for b in np.ravel(bounds)[:2])
+    return low, high
 
 
 _CAPTIONS: dict[str, Callable[[Found, str, str], str]] = {
@@ -216,8 +324,18 @@ _CAPTIONS: dict[str, Callable[[Found, str, str], str]] = {
     "connectivity": _connectivity,
     "trajectory": _trajectory,
     "trace": _trace,
+    "frobenius": _trace,
     "sharpness": _sharpness,
     "training": _training,
+    "performance": _performance,
+    "class_scores": _class_scores,
+    "quantile_coverage": _quantile_coverage,
+    "sample_scores": _sample_scores,
+    "layers": _layers,
+    "diagonal": _diagonal,
+    "eigenvalue_map": _eigenvalue_map,
+    "basin": _basin,
+    "sampling": _sampling,
 }
 
 

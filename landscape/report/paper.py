@@ -333,8 +333,14 @@ def _draw_beside(
         options.update(checks=False)
     if kind == "line":
         options.pop("zlim", None)
-    if kind in _COLORED and n > 1:
-        options["limits"] = _same_colors(kind, found, options)
+    if kind == "eigenvalue_map":
+        from .figures import eigenvalue_map
+
+        options["limits"] = eigenvalue_map.shared_limits([x for _, x in found], options.get("quantity", "ratio"))
+    if kind == "connectivity":
+        from .figures import connectivity
+
+        options["limits"] = connectivity.shared_limits([x for _, x in found])
     least = (1.7 if solid else LEAST.get(kind, 2.1)) * style.font / PAPER.font
     across = min(n, max(1, int(inches / least)), 4)
     across = math.ceil(n / math.ceil(n / across))
@@ -452,25 +458,6 @@ def _one_scale(found: list[tuple[Run, Any]], options: dict[str, Any]) -> tuple[d
     if limits is None and len(found) > 1:
         options = {**options, "zlim": (float(values.min()), float(values.max()))}
     return {**options, "scale": name}, scale
-
-
-#: Kinds that are matrices of colors: panels beside one another share what the colors mean.
-_COLORED = ("connectivity", "eigenvalue_map")
-
-
-def _same_colors(kind: str, found: list[tuple[Run, Any]], options: dict[str, Any]) -> tuple[float, float]:
-    """Return the limits of color that all these matrices share; ratios and barriers begin at 0."""
-    from .figures import connectivity, eigenvalue_map
-
-    quantity = options.get("quantity", "ratio")
-    tables = [
-        connectivity.shown(x, 0) if kind == "connectivity" else eigenvalue_map.values_of(x, quantity) for _, x in found
-    ]
-    known = finite(tables)
-    if not len(known):
-        raise LandscapeError(f"no number of these {kind} results is finite: there is nothing to draw")
-    signed = kind == "eigenvalue_map" and quantity != "ratio"
-    return (float(known.min()) if signed else 0.0), float(known.max()) or 1.0
 
 
 def _same_span(axes: Sequence[Any], found: list[tuple[Run, Any]]) -> None:

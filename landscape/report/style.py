@@ -78,6 +78,7 @@ def settings(style: Style) -> dict[str, Any]:
         "text.color": INK,
         "xtick.color": INK,
         "ytick.color": INK,
+        "axes.formatter.use_mathtext": True,  # a factor beside an axis as × 10⁶, not 1e6
         "legend.handlelength": 1.5,
         "legend.borderaxespad": 0.3,
         "figure.constrained_layout.w_pad": 0.02,

@@ -61,11 +61,10 @@ def draw_connectivity(
     `limits` fixes the colors, for matrices that are compared; they begin at 0. Pairs without a finite barrier are
     holes. Raises MeasurementError where no barrier is finite.
     """
-    table = shown(result, 0)
-    known = finite([table])
-    if not len(known):
+    table, limits = shown(result, 0), limits or shared_limits([result])
+    if limits is None or not len(finite([table])):
         raise MeasurementError("no barrier between these states is finite: there is nothing to draw")
-    low, high = limits or (0.0, float(known.max()) or 1.0)
+    low, high = limits
     ax = ax or new_axes((5.0, 4.2))
     drawn = ax.imshow(np.ma.masked_invalid(table), cmap=cmap, vmin=low, vmax=high)
     ax.set_facecolor(HOLE)
@@ -84,6 +83,12 @@ def draw_connectivity(
         bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.86, label=f"{result.splits[0]} loss barrier")
         bar.outline.set_visible(False)  # type: ignore[operator]
     return ax
+
+
+def shared_limits(found: Sequence[Connectivity]) -> tuple[float, float] | None:
+    """Return the colors' ends for matrices that are compared; None where no barrier of them is finite."""
+    known = finite([shown(c, 0) for c in found])
+    return (0.0, float(known.max()) or 1.0) if len(known) else None
 
 
 # ------------------------------------------------------------------------------------------------ on the page

@@ -40,7 +40,7 @@ def draw_eigenvalue_map(
     Points that are not finite are holes; a cross marks those where an eigenvalue has not converged. `limits` fixes the
     colors, for maps that are compared; the ratio's begin at 0. Raises MeasurementError where no point is finite.
     """
-    values = values_of(result, quantity)
+    values = np.asarray(getattr(result, quantity), dtype=float)
     known = finite([values])
     if not len(known):
         raise MeasurementError("no point of this map is finite: there is nothing to draw")
@@ -59,16 +59,20 @@ def draw_eigenvalue_map(
     ax.plot(0, 0, marker="+", markersize=10, markeredgewidth=1.4, color=INK, linestyle="none")
     ax.set_aspect("equal")
     if ax.figure is not None:
-        bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.86, label=LABELS[quantity])
+        # As high as the map, which is a square in a place that may be taller.
+        bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.05, 1.0)), label=LABELS[quantity])
         bar.outline.set_visible(False)  # type: ignore[operator]
     ax.set_xlabel("α (step along d₁)")
     ax.set_ylabel("β (step along d₂)")
     return ax
 
 
-def values_of(result: Any, quantity: str = "ratio") -> np.ndarray:
-    """Return what is drawn of a map, (a, b)."""
-    return np.asarray(result.ratio if quantity == "ratio" else getattr(result, quantity), dtype=float)
+def shared_limits(maps: Sequence[EigenvalueMap], quantity: str = "ratio") -> tuple[float, float] | None:
+    """Return the colors' ends for maps that are compared; None where no point of them is finite."""
+    known = finite([np.asarray(getattr(m, quantity), dtype=float) for m in maps])
+    if not len(known):
+        return None
+    return 0.0 if quantity == "ratio" else float(known.min()), float(known.max())
 
 
 def _draw_row(result: EigenvalueMap, values: np.ndarray, quantity: str, ax: Axes | None) -> Axes:

@@ -33,12 +33,12 @@ def draw_generic(
     """Draw one variable of any result; by default the one with the most dimensions (up to 2), else all scalars.
 
     Standard errors and intervals are drawn where the result declares them: as a band, or as bars of dots where the
-    dimension has no coordinate, so that what lies between two numbers is nothing (classes, draws). Shares that should
-    be what their coordinate says have a dashed diagonal. Raises MeasurementError where the result has no such variable,
-    or none that can be drawn.
+    dimension has no coordinate, so that what lies between two numbers is nothing (classes, draws). Where the result has
+    `names` for them, each has a row. Shares that should be what their coordinate says have a dashed diagonal. Raises
+    MeasurementError where the result has no such variable, or none that can be drawn.
     """
     variables = result.variables()
-    name = variable or _main(variables)
+    name = variable or main_variable(variables)
     if variable is not None and variable not in variables:
         raise MeasurementError(
             f"{kind_of(result)!r} has no variable {variable!r}; it has {', '.join(variables) or 'none'}"
@@ -49,6 +49,9 @@ def draw_generic(
     data = _numbers(v)
     if data is None or data.ndim not in (1, 2) or not len(finite([data])):
         raise MeasurementError(f"{name!r} has no finite numbers over one or two dimensions: it can't be drawn")
+    names = getattr(result, "names", ())
+    if data.ndim == 1 and len(names) == len(data):
+        return _draw_rows(names, data, *spread(variables, v, data), _described(name, v), ax, color)
     if data.ndim == 1:
         ax = ax or new_axes((5.0, 3.4))
         x, x_label = _positions(variables, v.dims[0], len(data))
@@ -65,7 +68,7 @@ def draw_generic(
             if np.isfinite(low).any():
                 ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         ax.set_xlabel(x_label)
-        ax.set_ylabel(_named(name, v))
+        ax.set_ylabel(_described(name, v))
         tidy(ax)
         return ax
     ax = ax or new_axes((5.2, 4.2))
@@ -81,22 +84,53 @@ def draw_generic(
     return ax
 
 
+def _draw_rows(
+    names: Sequence[str], data: np.ndarray, low: np.ndarray, high: np.ndarray, label: str, ax: Axes | None, color: str
+) -> Axes:
+    """Draw a number for each name, the first at the top, with its 95% interval where there is one."""
+    rows = np.arange(len(data))
+    ax = ax or new_axes((5.4, max(2.0, 0.8 + 0.3 * len(rows))))
+    known = np.where(np.isfinite(data), data, np.nan)
+    bars = np.abs(np.stack([known - low, high - known])) if np.isfinite(low).any() else None
+    ax.errorbar(known, rows, xerr=bars, fmt="o", color=color, markersize=4.5, elinewidth=1.2, capsize=2)
+    ax.set_yticks(rows, [str(name).replace("_", " ") for name in names])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    tidy(ax)
+    return ax
+
+
+#: Width of a letter over its size, in the mean (seen in DejaVu Sans).
+_LETTER = 0.62
+
+
 def _draw_table(result: Result, ax: Axes | None) -> Axes:
     rows = scalars(result)
     if not rows:
         raise MeasurementError(f"this {kind_of(result)!r} result holds no number: there is nothing to draw")
     ax = ax or new_axes((5.0, 0.6 + 0.3 * len(rows)))
     ax.axis("off")
+    cells = [
+        [name.replace("_", " "), f"{value} {error}".strip(), units.replace("^2", "²")]
+        for name, value, error, units in rows
+    ]
+    # A column is as wide as its longest text, with a letter of room.
+    letters = [1 + max(len(row[k]) for row in [["", "value", "unit"], *cells]) for k in range(3)]
     table = ax.table(
-        cellText=[[f"{value} {error}".strip(), units] for _, value, error, units in rows],
-        rowLabels=[name for name, *_ in rows],
+        cellText=[cell[1:] for cell in cells],
+        rowLabels=[cell[0] for cell in cells],
         colLabels=["value", "unit"],
+        colWidths=[n / sum(letters) for n in letters[1:]],
         cellLoc="right",
-        loc="center",
+        loc="upper center",
     )
     table.auto_set_font_size(False)
-    table.set_fontsize(9)
-    ax.set_title(kind_of(result), fontsize=10)
+    room = ax.get_window_extent().width * 72 / ax.figure.dpi
+    table.set_fontsize(min(9.0, room / (_LETTER * sum(letters))))
+    for cell in table.get_celld().values():
+        cell.set_edgecolor(HOLE)
+        cell.PAD = 0.03
+    ax.set_title(kind_of(result).replace("_", " "), fontsize=10)
     return ax
 
 
@@ -125,7 +159,7 @@ def scalars(result: Result) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def _main(variables: Mapping[str, Variable]) -> str | None:
+def main_variable(variables: Mapping[str, Variable]) -> str | None:
     """Return the name of the variable that says most: two dimensions before one, coordinates and errors last."""
     errors = {v.stderr for v in variables.values()} | {v.interval for v in variables.values()}
     for ndim in (2, 1):
@@ -156,7 +190,16 @@ def _positions(variables: Mapping[str, Variable], dim: str, n: int) -> tuple[np.
 
 
 def _named(name: str, v: Variable) -> str:
-    return f"{name} ({v.units})" if v.units else name
+    said = name.replace("_", " ")
+    return f"{said} ({v.units.replace('^2', '²')})" if v.units else said
+
+
+#: What a variable says of itself stands beside its name where it is at most so long (chosen by us: a line or two).
+_SHORT = 60
+
+
+def _described(name: str, v: Variable) -> str:
+    return f"{_named(name, v)}\n{v.doc}" if 0 < len(v.doc) <= _SHORT else _named(name, v)
 
 
 def spread(variables: Mapping[str, Variable], v: Variable, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

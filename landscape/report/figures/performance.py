@@ -37,6 +37,7 @@ def draw_performance(
     ax.errorbar(values, row, xerr=errors, fmt="o", color=color, markersize=6, elinewidth=1.2, capsize=2.5)
     ax.set_yticks(row, list(result.splits))
     ax.set_ylim(len(values) - 0.4, -0.6)
-    ax.set_xlabel("mean loss" if quantity == "loss" else "accuracy (share of right labels)")
+    said = "mean loss" if quantity == "loss" else "accuracy (share of right labels)"
+    ax.set_xlabel(said + (", ± standard error" if len(finite([errors])) else ""))
     tidy(ax)
     return ax

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...calibration.samples import SampleScores
+from ...calibration.selective import risk_coverage as selective_risk
+from ...calibration.totals import Atoms
 from ...comparison.shares import share_interval
 from ...counted import counted
 from ...errors import MeasurementError
@@ -14,7 +18,7 @@ from ..chart import Chart, Panel, Series, ref, run_css
 from ..numbers import number
 from ..palette import PLOTLY_DASHES, RUN_COLORS
 from ..runs import Run
-from .registry import new_axes, tidy
+from .registry import figure, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
 def draw_risk_coverage(
     result: Any, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None, band: bool = True
 ) -> Axes:
-    """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands.
+    """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands
+    from the first error on.
 
     Takes a Calibration with `risk`; raises MeasurementError for one without. Draw several into one `ax`.
     """
@@ -34,7 +39,8 @@ def draw_risk_coverage(
     text = label or f"AURC {number(float(result.aurc), 3)}"
     ax.plot(x, y, color=color, linewidth=1.4, label=text)
     if band:
-        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        # Before the first error the band is that of no error in so few, whatever the model: it says nothing.
+        ax.fill_between(x, low, high, where=(y > 0).tolist(), color=color, alpha=0.18, linewidth=0)
     ax.set_xlim(0, 1)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("coverage (share of the predictions kept, the surest first)")
@@ -42,6 +48,34 @@ def draw_risk_coverage(
     ax.legend(frameon=False, fontsize="small", loc="best")
     tidy(ax)
     return ax
+
+
+@figure("sample_scores")
+def draw_sample_scores(
+    result: SampleScores, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None
+) -> Axes:
+    """Draw the risk-coverage curve of single predictions, as `draw_risk_coverage` does for those of a Calibration.
+
+    Without a band where predictions depend on each other. Raises MeasurementError where no confidence is finite.
+    """
+    sure, right = np.asarray(result.confidence, dtype=float), np.asarray(result.correct)
+    if not len(sure) or not np.isfinite(sure).all():
+        raise MeasurementError("these scores hold no confidences: there is nothing to draw")
+    value, at = np.unique(sure, return_inverse=True)
+    counts, correct = np.bincount(at), np.bincount(at, right).astype(np.int64)
+    found = selective_risk(Atoms(value, counts, correct, value * (counts - correct), exact=True))
+    told = Kept(found.coverage, found.risk, len(sure), found.aurc)
+    return draw_risk_coverage(told, ax=ax, color=color, label=label, band=result.group is None)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A risk-coverage curve, as a Calibration holds it."""
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    samples: int
+    aurc: float
 
 
 def curve(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+#: How a number that is followed is written, where that isn't its name.
+_SYMBOLS = {"lambda_1": "λ max"}
+
+
+def symbol(name: str) -> str:
+    """Return a number's name as a reader of a figure knows it."""
+    return _SYMBOLS.get(name, name.replace("_", " "))
+
+
 @figure("sampling")
 def draw_sampling(
     result: SamplingError,
@@ -47,7 +56,7 @@ def draw_sampling(
         markersize=5,
         elinewidth=1,
         capsize=2.5,
-        label=label or "parts",
+        label=label or "parts, mean ± standard deviation",
     )
     ax.axhspan(low, high, color=INK, alpha=0.12, linewidth=0)
     whole = f"{count(int(result.population))} samples" if math.isfinite(result.population) else "the source"
@@ -56,7 +65,8 @@ def draw_sampling(
     ax.set_xticks(sizes, [count(round(float(s))) for s in sizes])
     ax.minorticks_off()
     ax.set_xlabel("samples in each part")
-    ax.set_ylabel(result.names[number])
+    curvature = result.names[number] in _SYMBOLS
+    ax.set_ylabel(symbol(result.names[number]) + (" (loss / parameter²)" if curvature else ""))
     ax.legend(frameon=False, fontsize="small")
     tidy(ax)
     return ax

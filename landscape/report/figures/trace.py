@@ -39,10 +39,10 @@ def draw_trace(
     value, error = uncertain(float(result.value), float(result.stderr))
     if np.isfinite(result.stderr):
         ax.axhspan(result.value - result.stderr, result.value + result.stderr, color=color, alpha=0.18, linewidth=0)
-    ax.axhline(result.value, color=INK, linewidth=1.2, label=label or f"{value} ± {error}")
+    ax.axhline(result.value, color=INK, linewidth=1.2, label=label or f"mean {value} ± {error}")
     ax.plot(draws, samples, "o", color=color, markersize=4)
     whole_numbers(ax.xaxis)
-    ax.set_xlabel("draw")
+    ax.set_xlabel("random vector")
     name = "Frobenius norm" if isinstance(result, NormEstimate) else kind_of(result)
     ax.set_ylabel(f"{name} (loss / parameter²)")
     ax.legend(frameon=False, fontsize="small")
