@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import report_samples as samples
 from test_report import numbers, page
 
 from landscape.report.effects import effects, rests_on
-from landscape.report.page import drawn_first
+from landscape.report.page import _charts, drawn_first, with_something
 from landscape.report.runs import make_run, unique
+from landscape.report.sections import build_sections
 
 
 def sweep(settings: int, seeds: int) -> list[Any]:
@@ -45,6 +47,19 @@ def test_the_page_is_made_for_those_that_are_drawn_first():
     made = {int(a["data-run"] or 0) for _, a in found.tags if a.get("class") == "panel" and a.get("data-run")}
     assert made == set(drawn_first(runs))
     assert len(found.charts["reliability"]["panels"]) == len(runs) + 1
+
+
+def test_no_figure_is_empty_at_first_sight():
+    """What a run alone has is drawn, though it isn't one of those that stand for the others."""
+    runs = sweep(11, 1)
+    alone = next(r.index for r in runs if r.index not in drawn_first(runs))
+    lined = unique(
+        [replace(r, results={**r.results, "line": (samples.line(),)}) if r.index == alone else r for r in runs]
+    )
+    charts = [c for s in build_sections(lined) for c in _charts(s.blocks)]
+    shown = with_something(drawn_first(lined), charts)
+    assert shown == sorted([*drawn_first(lined), alone])
+    assert all({part.run for part in (*c.series, *c.panels)} & set(shown) for c in charts)
 
 
 def test_a_setting_is_not_called_by_its_seed():

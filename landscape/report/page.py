@@ -41,7 +41,7 @@ def render_report(runs: Sequence[Run], *, title: str | None = None) -> str:
     charts = [c for s in sections for c in _charts(s.blocks)]
     files = resources.files(f"{__package__}.templates")
     many = len(runs) > CHIPS
-    shown = drawn_first(runs)
+    shown = with_something(drawn_first(runs), charts)
     page = {
         "runs": [{"name": r.name} for r in runs],
         "shown": shown,
@@ -84,6 +84,16 @@ def drawn_first(runs: Sequence[Run]) -> list[int]:
         return [runs[groups[i][0]].index for i in evenly(len(groups), DRAWN_AT_FIRST)]
     rounds = itertools.zip_longest(*groups)
     return sorted(runs[p].index for p in [p for turn in rounds for p in turn if p is not None][:DRAWN_AT_FIRST])
+
+
+def with_something(shown: Sequence[int], charts: Sequence[Chart]) -> list[int]:
+    """Return the runs, and of each chart that has none of them its first one: no figure is empty at first sight."""
+    found = list(shown)
+    for chart in charts:
+        own = {part.run for part in (*chart.series, *chart.panels) if part.run is not None}
+        if own and own.isdisjoint(found):
+            found.append(min(own))
+    return sorted(found)
 
 
 def _data(chart: Chart, *, exact: bool, words: bool) -> tuple[str, Any]:

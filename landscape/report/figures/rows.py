@@ -8,7 +8,9 @@ import numpy as np
 
 from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol
+from ..numbers import given
 from ..runs import Run
+from ..scales import Scale, finite
 
 Rows = tuple[Run, Sequence[str], np.ndarray, np.ndarray]
 
@@ -23,8 +25,8 @@ def rows_chart(
     series: list[Series] = []
     traces: list[dict] = []
     order = dict.fromkeys(plotly_text(name or "all") for _, names, _, _ in found for name in names)
-    for run, given, values, half in found:
-        i, names = len(series), [plotly_text(name or "all") for name in given]
+    for run, own, values, half in found:
+        i, names = len(series), [plotly_text(name or "all") for name in own]
         gap = np.full(len(values), np.nan)
         series.append(Series({"layer": names, column: values, "half": half}, ("layer",), run.name, run.index))
         bars = {
@@ -41,8 +43,13 @@ def rows_chart(
     }
     layouts = {"all": layout}
     if log:
+        known = finite([values for *_, values, _ in found])
+        known = known[known > 0]
+        # At round numbers, which a power of ten may not be among.
+        ticks = Scale("log", float(known.min()), float(known.max())).round_values() if len(known) else []
+        marks = {"tickmode": "array", "tickvals": ticks, "ticktext": [given(v) for v in ticks]}
         layouts = {
-            "log": {**layout, "xaxis": {**x_axis, "type": "log", "dtick": 1, "exponentformat": "power"}},
+            "log": {**layout, "xaxis": {**x_axis, "type": "log", **marks}},
             "linear": layout,
         }
     return Chart(
