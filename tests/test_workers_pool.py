@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pretend_windows import windows
 
 from landscape import side_by_side
 from landscape.curvature.products import free_memory
@@ -128,7 +130,8 @@ def test_what_dies_is_given_once_more_and_then_given_up():
     assert work.todo == [[], [], ["tell"], []]
 
 
-def test_a_stop_lets_those_under_way_save_themselves_and_begins_no_other():
+@pytest.mark.parametrize("system", [contextlib.nullcontext, windows])
+def test_a_stop_lets_those_under_way_save_themselves_and_begins_no_other(system):
     work, stop = Numbers(["wait"], ["wait"], ["tell"]), Stop()
 
     def ask() -> None:
@@ -139,7 +142,8 @@ def test_a_stop_lets_those_under_way_save_themselves_and_begins_no_other():
 
     thread = threading.Thread(target=ask)
     thread.start()
-    go(work, 2, stop=stop)
+    with system():
+        go(work, 2, stop=stop)
     thread.join()
     assert work.done == {0: "saved", 1: "saved"}
     assert work.deaths == []

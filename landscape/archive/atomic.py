@@ -21,6 +21,9 @@ try:
 except ImportError:  # Windows has no advisory locks of this kind; two writers are then not told apart
     fcntl = None
 
+#: Of os.open: without it Windows writes \r\n for each \n, and elsewhere there is no such thing.
+BINARY = getattr(os, "O_BINARY", 0)
+
 
 class Partial:
     """The locked file beside `target`. OSError where it cannot be made; ArchiveError where another writes it."""
@@ -29,12 +32,12 @@ class Partial:
         self.target = target
         self.path = target.with_name(f"{target.name}.partial")
         self.aside = target.with_name(f"{target.name}.partial.new")
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | BINARY, 0o666)
         # The file may have been renamed away between opening and locking: then a writer was at work as well.
         if not _lock(fd) or not self.path.exists() or os.fstat(fd).st_ino != self.path.stat().st_ino:
             os.close(fd)
             raise ArchiveError(f"{target} is being written by another process; wait for it, or choose another file")
-        self._fd: int | None = fd
+        self._fd: int | None = _kept(fd)
         self._renamed: int | None = None
 
     @property
@@ -50,14 +53,16 @@ class Partial:
     @contextlib.contextmanager
     def replacing(self) -> Iterator[int]:
         """Yield the descriptor of a new, locked file that takes the partial's place when the block succeeds."""
-        fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        fd: int | None = os.open(self.aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
         try:
             _lock(fd)
             yield fd
             os.fsync(fd)
+            fd = _kept(fd)
             os.replace(self.aside, self.path)
         except BaseException:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
             with contextlib.suppress(OSError):
                 os.unlink(self.aside)
             raise
@@ -118,6 +123,14 @@ def _lock(fd: int) -> bool:
     except OSError as error:
         return error.errno != errno.EWOULDBLOCK
     return True
+
+
+def _kept(fd: int) -> int | None:
+    """Keep a file open for its lock's sake; close it where there are no locks, since Windows renames no open file."""
+    if fcntl is not None:
+        return fd
+    os.close(fd)
+    return None
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -34,7 +34,7 @@ from ..workers.pool import Heard, Work, gpus_for, run_in_workers, shared_out
 from ..workers.stopping import Stop, listening
 
 #: Signals that stop one process, too: SIGUSR1, which only a training grants, is none.
-STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
+STOPS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 WORKER = "landscape.probes.several.worker"
 
 

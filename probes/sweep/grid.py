@@ -219,7 +219,8 @@ def named(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 
 def numbered(cell: Cell, index: int, of: int) -> Cell:
     """Return the cell with its number and the folder's name that goes with it and its label."""
-    slug = re.sub(r"[^A-Za-z0-9_.=*+]+", "-", cell.label.replace(" ", "")).strip("-")[:_LONGEST]
+    # Windows knows no * in a name, and drops dots at its end.
+    slug = re.sub(r"[^A-Za-z0-9_.=+]+", "-", cell.label.replace(" ", ""))[:_LONGEST].strip("-.")
     return replace(cell, index=index, name=f"{index:0{max(3, len(str(of)))}d}-{slug}")
 
 

@@ -106,7 +106,9 @@ def run_in_workers(
             stdout=subprocess.PIPE,
             text=True,
             env=_environment(numbers - 1, gpus),
-            start_new_session=True,  # Ctrl-C reaches us alone, and we tell them
+            # Ctrl-C reaches us alone, and we tell them; Windows has groups for that.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
         worker: _Worker[Job] = _Worker(numbers, process)
         alive[numbers] = worker
@@ -134,10 +136,10 @@ def run_in_workers(
             if stop.asked and not asked:
                 asked = time.monotonic()
                 for worker in alive.values():
-                    _signal(worker, signal.SIGTERM)
+                    _ask(worker)
             if asked and time.monotonic() - asked > GRACE:
                 for worker in alive.values():
-                    _signal(worker, signal.SIGKILL)
+                    worker.process.kill()
             try:
                 number, message = messages.get(timeout=0.1)
             except queue.Empty:
@@ -169,12 +171,12 @@ def run_in_workers(
                     _tell(worker, {"end": True})
     finally:
         for worker in alive.values():
-            _signal(worker, signal.SIGTERM)
+            _ask(worker)
         for worker in alive.values():
             try:
                 worker.process.wait(timeout=GRACE)
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                _signal(worker, signal.SIGKILL)
+                worker.process.kill()
             _ended(worker)
 
 
@@ -228,7 +230,7 @@ def _how(code: int) -> str:
         how = signal.Signals(-code).name if code < 0 else f"exit {code}"
     except ValueError:
         how = f"signal {-code}"
-    memory = " (the system kills so when memory runs out)" if code == -signal.SIGKILL else ""
+    memory = " (the system kills so when memory runs out)" if how == "SIGKILL" else ""
     return f"its process died ({how}){memory}"
 
 
@@ -266,6 +268,8 @@ def _ended(worker: _Worker[Any]) -> int:
     return code
 
 
-def _signal(worker: _Worker[Any], number: int) -> None:
+def _ask(worker: _Worker[Any]) -> None:
+    """Ask a worker to save itself and leave."""
     if worker.process.poll() is None:
-        worker.process.send_signal(number)
+        # What Windows calls SIGTERM ends a process there and then.
+        worker.process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))

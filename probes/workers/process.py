@@ -30,7 +30,7 @@ class Speaker:
             with self._lock:
                 self._lines.write(json.dumps(message) + "\n")
                 self._lines.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):  # a broken pipe, which Windows calls an invalid argument
             self._stop.ask(signal.SIGTERM)
         finally:
             self._stop.at_once = before[0]

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-#: Clusters warn with one of these before they kill (Slurm: --signal=USR1@120, or SIGTERM); Ctrl-C is SIGINT.
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+#: Clusters warn with one of these before they kill (Slurm: --signal=USR1@120, or SIGTERM); Ctrl-C is SIGINT, Windows'
+#: Ctrl-Break SIGBREAK.
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGBREAK")
 
 
 class Stop:
