@@ -46,7 +46,7 @@ class Operator:
         strategy: "auto" measures and picks; "keep" keeps every batch's graph; "rebuild" keeps none; "forward" and
             "linearize" go by forward over reverse mode, the second with the linearized gradients kept, and "compile"
             traces the product for torch.compile (the last three for the Hessian only, and never picked by themselves:
-            see `compiled.py`, and ARCHITECTURE.md for what was measured).
+            see `compiled.py`, and docs/decisions.md for what was measured).
         memory: bytes for graphs that are kept with "auto"; by default a quarter of the host's free memory, or half of
             the GPU's (chosen by us).
 
