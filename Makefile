@@ -16,11 +16,11 @@ WORKERS ?= logical --maxprocesses 4
 ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-.PHONY: help demo gallery test test-slow test-browser lint format wheel constraints clean distclean
+.PHONY: help demo gallery names test test-slow test-browser lint format wheel constraints clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: gallery test-slow test-browser lint format wheel constraints clean distclean"
+	@echo "also: gallery names test-slow test-browser lint format wheel constraints clean distclean"
 
 # --force: a second `make demo` replaces what the first one wrote.
 demo: $(VENV)/.installed
@@ -29,6 +29,10 @@ demo: $(VENV)/.installed
 # The pictures of docs/gallery.md and the README, from the demo's archives; a few things are measured besides.
 gallery: demo
 	$(BIN)/python examples/gallery.py landscape-demo docs
+
+# docs/python.md, from the docstrings.
+names: $(VENV)/.installed
+	$(BIN)/python docs/names.py
 
 # A file's tests stay in one process, so that what they share is made once.
 test: $(VENV)/.installed-test
