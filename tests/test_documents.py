@@ -238,6 +238,32 @@ def test_as_many_losses_schedules_and_optimizers_are_named_as_there_are() -> Non
     assert f"{schedules} by name: `landscape list schedules`" in guide
 
 
+def test_options_that_a_page_names_are_options_of_a_command() -> None:
+    context = click.Context(main)
+    commands = [main.get_command(context, name) for name in main.list_commands(context)]
+    options = {o for c in [main, *commands] if c for p in c.params for o in [*p.opts, *p.secondary_opts]}
+    others = {"--nproc-per-node", "--array", "--signal", "--wrap"}  # of torchrun and sbatch
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+        assert found <= options | others, (page, found - options - others)
+
+
+def test_options_of_measurements_that_a_page_names_are_there() -> None:
+    known = {f"{name}.{option}" for name, m in landscape.measurements().items() for option in m.options}
+    assert len(known) > 50
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        named = set(re.findall(r"--option ([a-z_]+\.[a-z_]+)=", text))
+        assert named <= known, (page, named - known)
+        for listed in re.findall(r"`--only ([a-z_,]+)`", text):
+            assert set(listed.split(",")) <= set(landscape.measurements()) | sections(), (page, listed)
+
+
+def sections() -> set[str]:
+    return {m.section for m in landscape.measurements().values()}
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     table = readme[readme.index("| command |") :].split("\n\n")[0]
