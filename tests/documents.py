@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 #: A number as the command line prints one: signs, exponents and separators of thousands belong to it.
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?: × 10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?")
-#: Bars and curves drawn in letters.
-BAR = re.compile(r"[·=▁▂▃▄▅▆▇█<>]{4,}")
+#: Bars, curves and rules drawn in letters.
+BAR = re.compile(r"[·=▁▂▃▄▅▆▇█<>]{4,}|-{4,}")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def commands(block: Block) -> list[list[str]]:
 
 def masked(text: str) -> list[str]:
     """Return the lines of what was printed, with numbers, bars and runs of blanks made alike."""
-    lines = (BAR.sub("~", NUMBER.sub("#", line)) for line in text.splitlines())
+    lines = (NUMBER.sub("#", BAR.sub("~", line)) for line in text.splitlines())
     return [" ".join(line.split()) for line in lines if line.strip()]
 
 

@@ -48,8 +48,11 @@ def swa(start: float = 0.75) -> Average:
     return Average(due, get_swa_multi_avg_fn())
 
 
-#: The averages of `landscape sweep --average`, by name.
-averages: Registry[Entry] = Registry("average", __name__)
+class Averages(Registry[Entry]):
+    """Averages of the weights by name, with which trainings of a sweep may end: `landscape sweep --average`."""
+
+
+averages = Averages("average", __name__)
 
 
 def _add(make: Callable[..., Average], source: str, about: Mapping[str, tuple[str, str, str]]) -> None:
