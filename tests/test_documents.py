@@ -295,3 +295,14 @@ def first_column(table: str) -> list[str]:
     """Return what stands as code in the first column of a table's rows."""
     rows = table.split("\n\n")[0].splitlines()[2:]
     return [found.group(1) for row in rows if (found := re.match(r"\| `([^`]+)` \|", row))]
+
+
+def test_files_that_the_pages_about_the_code_name_are_there() -> None:
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.rglob("*.*") if ".venv" not in path.parts]
+    for page in ("ARCHITECTURE.md", "docs/decisions.md"):
+        text = (ROOT / page).read_text("utf-8")
+        named = set(re.findall(r"`([\w/]+\.(?:py|c|cpp))`", text)) - {"cli.py", "probes.py"}  # a user's own
+        assert named
+        assert [n for n in sorted(named) if not any(path.endswith(f"/{n}") for path in there)] == []
+        folders = {f.rstrip("/") for f in re.findall(r"`((?:landscape|probes|cli|tests)/[\w/]*)`", text)}
+        assert [f for f in sorted(folders) if not (ROOT / f).exists()] == []
