@@ -38,7 +38,10 @@ LINKED = [*PAGES, "ARCHITECTURE.md", "CHANGELOG.md", "examples/README.md"]
 SMALLER = [
     (r"--epochs \d+", "--epochs 1"),
     (r"\bepochs=\d+", "epochs=1"),
+    (r"f\"cuda:{os.environ\['LOCAL_RANK'\]}\"", '"cpu"'),
 ]
+#: What torchrun tells a process: here, that it is the only one.
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 # ------------------------------------------------------------------------------------------------- the blocks
@@ -75,6 +78,8 @@ def folder(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     shutil.copytree(place, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     for kept in ("_entries", "_origins"):  # a page registers a loss of its own
         monkeypatch.setattr(landscape.losses, kept, dict(getattr(landscape.losses, kept)))
     before = set(sys.modules)
