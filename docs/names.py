@@ -24,7 +24,7 @@ nor h5py.
 #: Heading -> (guide, modules whose names stand below it: by the longest one that fits).
 AREAS = {
     "Tasks": ("tasks.md", ["tasks", "tokens", "task_files", "objective", "errors"]),
-    "Checkpoints": ("checkpoints.md", ["checkpoint"]),
+    "Checkpoints": ("checkpoints.md", ["checkpoint", "checkpoints"]),
     "Curvature and sharpness": ("curvature.md", ["curvature"]),
     "Surfaces, paths, trajectories": ("surfaces.md", ["surface", "alignment"]),
     "Calibration and scores": ("calibration.md", ["calibration", "class_scores"]),
@@ -40,7 +40,10 @@ OF_PROBES = {
         ["gradients", "updates", "rates", "noise", "terms", "calibration", "curvature", "surface", "embeddings"],
     ),
     "Sweeps": ("sweeps.md", ["sweep"]),
-    "What the command line calls": ("reports.md", ["posthoc", "execution", "calibrating", "inspection", "outcome"]),
+    "What the command line calls": (
+        "reports.md",
+        ["posthoc", "execution", "calibrating", "connecting", "inspection", "outcome"],
+    ),
 }
 
 

@@ -29,6 +29,8 @@ _NAMES = {
     "log_spaced": "landscape.probes.when",
     "CalibrationOutcome": "landscape.probes.calibrating",
     "calibrate_files": "landscape.probes.calibrating",
+    "PathOutcome": "landscape.probes.connecting",
+    "connect_checkpoints": "landscape.probes.connecting",
     "ProbeOutcome": "landscape.probes.outcome",
     "NotAllMeasured": "landscape.probes.outcome",
     "Inspection": "landscape.probes.inspection",
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from .calibrating import calibrate_files as calibrate_files
     from .calibration import CalibrationProbe as CalibrationProbe
     from .chosen import default_probes as default_probes
+    from .connecting import PathOutcome as PathOutcome
+    from .connecting import connect_checkpoints as connect_checkpoints
     from .curvature import CurvatureProbe as CurvatureProbe
     from .embeddings import Embeddings as Embeddings
     from .gradients import GradientNorms as GradientNorms
