@@ -37,6 +37,24 @@ def write(folder, steps: range, seed: int = 0, facts=None, columns=None) -> dict
     return {q: (np.array(steps), values) for q, values in given.items()}
 
 
+class TestResumed:
+    def test_a_run_begun_again_at_0_overtakes_the_first_step_too(self, tmp_path):
+        """From a later step the row of that step stands: it was recorded before the run went on."""
+        write(tmp_path, range(6))
+        write(tmp_path, range(4, 8), facts={"resumed_at": 3})
+        assert read_live(tmp_path)[0]["loss"].superseded.tolist() == [False] * 4 + [True] * 2 + [False] * 4
+        write(tmp_path, range(2), facts={"resumed_at": 0})
+        assert read_live(tmp_path)[0]["loss"].superseded.tolist() == [True] * 10 + [False] * 2
+
+    def test_each_optimizer_is_overtaken_by_its_own_steps(self, tmp_path):
+        columns = {"gradient_norm": ("all",), "gradient_norm.critic": ("all",)}
+        write(tmp_path, range(6), columns=columns)
+        write(tmp_path, range(6), columns=columns, facts={"resumed_at": 4, "resumed_by": {"": 4, ".critic": 2}})
+        rows, _ = read_live(tmp_path)
+        assert rows["gradient_norm"].superseded[:6].tolist() == [False] * 5 + [True]
+        assert rows["gradient_norm.critic"].superseded[:6].tolist() == [False] * 3 + [True] * 3
+
+
 class TestRoundTrip:
     def test_every_bit_comes_back(self, tmp_path):
         given = write(tmp_path, range(1000), facts={"seed": 3})

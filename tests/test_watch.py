@@ -180,6 +180,13 @@ class TestCurves:
         assert curve.bad == 2
         assert curve.points()[0].tolist() == [0.0]
 
+    def test_bins_of_many_steps_are_cut_by_their_steps(self, monkeypatch):
+        monkeypatch.setattr("landscape.archive.watching._BINS", 8)
+        curve = Curve()
+        curve.extend(np.arange(16), np.arange(16.0))  # bins of two steps
+        curve.cut(7)
+        assert curve.points()[0].tolist() == [0.5, 2.5, 4.5, 6.5]
+
     def test_a_resumed_run_forgets_what_it_goes_over_again(self, tmp_path):
         path = begin(tmp_path / "run.h5")
         session(path, range(1, 41), events=[{"step": 30, "kind": "spike"}])

@@ -329,7 +329,7 @@ def read_header(memory: memoryview | bytes, path: Path) -> tuple[dict[str, tuple
                 f"{path} is no segment of a run: it doesn't begin as one; move it out of the folder to read the others"
             )
         # A header that was never finished holds no rows, whichever of its copies is.
-        whole = _behind(memory, start, end) if end else 2 * (HEAD.size + HEAD.unpack(begin)[1])
+        whole = _behind(start, end) if end else 2 * (HEAD.size + HEAD.unpack(begin)[1])
         if len(memory) < whole:
             raise unfinished
     try:
@@ -337,7 +337,7 @@ def read_header(memory: memoryview | bytes, path: Path) -> tuple[dict[str, tuple
             raise ValueError("neither of its copies fits its checksum")
         header = json.loads(bytes(memory[start:end]))
         columns = {str(q): tuple(str(n) for n in names) for q, names in header["columns"].items()}
-        return columns, dict(header["facts"]), str(header.get("id", "")), _behind(memory, start, end)
+        return columns, dict(header["facts"]), str(header.get("id", "")), _behind(start, end)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArchiveError(
             f"{path} is a segment with a damaged header ({error}); restore it from a copy, or move it out of the "
@@ -362,11 +362,10 @@ def _header(memory: memoryview | bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _behind(memory: memoryview | bytes, start: int, end: int) -> int:
+def _behind(start: int, end: int) -> int:
     """Return where the blocks begin: behind the second header, if there is one behind this one."""
-    # From the first header's own place and size: the second may be damaged.
-    second = start == HEAD.size and bytes(memory[: len(MAGIC)]) == MAGIC
-    return 2 * end if second else end
+    # From the first header's own place and size: the second may be damaged. (Of an earlier version there is one.)
+    return 2 * end if start == HEAD.size else end
 
 
 class Block(NamedTuple):
