@@ -178,6 +178,40 @@ def test_append_twice_numbers_the_writings(path):
     assert len(open_archive(path).appended) == 2
 
 
+def test_append_counts_on_from_the_last_id_though_some_are_gone(path):
+    save_archive(path, [line(1), line(2), line(3)])
+    with h5py.File(path, "r+") as file:
+        del file["results/line/0001"]
+    with ArchiveWriter(path, mode="append") as archive:
+        assert archive.add(line(4)) == "0004"
+    assert numbers(path) == [2, 3, 4]
+
+
+def test_append_does_not_finish_what_failed(path):
+    with pytest.raises(ZeroDivisionError), ArchiveWriter(path) as archive:
+        archive.add(line(1))
+        _ = 1 / 0
+    with ArchiveWriter(path, mode="append") as archive:
+        archive.add(line(2))
+    assert (open_archive(path).status, numbers(path)) == ("failed", [1, 2])
+
+
+def test_resuming_goes_on_from_the_longer_of_two_rows(path):
+    """An archive that was interrupted, and the partial file of an appending that was killed early."""
+    with pytest.raises(KeyboardInterrupt), ArchiveWriter(path) as archive:
+        archive.add(line(1))
+        archive.keep("points", np.arange(10.0).reshape(5, 2))
+        raise KeyboardInterrupt
+    beside = path.with_name(f"{path.name}.partial")
+    with pytest.raises(ZeroDivisionError), ArchiveWriter(path, mode="append") as archive:
+        archive.keep("points", np.zeros((2, 2)))
+        left = beside.read_bytes()
+        _ = 1 / 0
+    beside.write_bytes(left)
+    with ArchiveWriter(path, resume=True) as archive:
+        assert archive.unfinished["points"].tolist() == np.arange(10.0).reshape(5, 2).tolist()
+
+
 def test_append_keeps_groups_that_are_not_ours(path):
     save_archive(path, line(1))
     with h5py.File(path, "r+") as file:

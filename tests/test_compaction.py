@@ -60,6 +60,16 @@ def read(path: Path) -> History:
     return history
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_events_of_the_step_from_which_a_run_goes_on_stand(tmp_path, compacted):
+    path = begin(tmp_path / "run.h5")
+    session(path, range(1, 6), events=[{"step": step, "kind": "note"} for step in (2, 3, 4)])
+    if compacted:
+        compact(path, "interrupted")
+    session(path, range(4, 6), number=1, resumed_at=3)
+    assert [(e.step, e.superseded) for e in read(path).events] == [(2, False), (3, False), (4, True)]
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run that was resumed twice, each time from before where it had been."""
