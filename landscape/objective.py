@@ -43,11 +43,12 @@ class Objective:
     """The weighted mean loss of a task over one split's fixed draw; use it as a context manager.
 
     Inside `with`, the model stands on the device in the precision and mode of the task, working on copies of its
-    tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before.
-    The first entry compares two passes and verifies the weights of the batches (2 forward passes, once for each task
-    and set of weights). `regroup` shuffles the samples into batches of this size (the last may be smaller), where
-    the task and the batches allow it; `largest` says how many samples the largest batch then holds. With `redraw` a
-    batch_loss that draws random numbers (rng="fixed") allows it, too: each new batch draws its own.
+    tensors. On every way out model, buffers, mode, gradients, RNG state and backend flags are exactly as before. The
+    first entry compares two passes and verifies the weights of the batches (2 forward passes, once for each task and
+    set of weights). `split` is "train" or "test"; `max_samples` and `seed` of the draw are the task's own where they
+    are None. `regroup` shuffles the samples into batches of this size (the last may be smaller), where the task and the
+    batches allow it; `largest` says how many samples the largest batch then holds. With `redraw` a batch_loss that
+    draws random numbers (rng="fixed") allows it, too: each new batch draws its own.
 
     `process_group` (True for the default one of torch.distributed, or a ProcessGroup) shares the draw between
     processes, as torchrun starts them: each passes over its part of the batches, with its own device and graphs, and

@@ -58,7 +58,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Check:
-    """One self-check of a result: its name, how it went, the value found and the limit it is held to."""
+    """One self-check of a result: its name, how it went, the value found and the limit it is held to.
+
+    `level` is "pass", "warn" or "fail", `message` says in words what was found and, where it is bad, what to do.
+    """
 
     name: str
     level: Level

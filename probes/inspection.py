@@ -93,9 +93,11 @@ def inspect_task(
 ) -> Inspection:
     """Return what one batch of a task shows: "file.py:name", with a checkpoint's weights where one is given.
 
-    Costs about 50 passes over one batch; a preset whose samples cannot be known without drawing them is left out.
-    Raises TaskError and CheckpointError where there is no task or the weights don't fit; what is wrong with the data
-    or the loss is a finding.
+    `settings` are those that the task is called with, `device`, `dtype` and `seed` replace its own, `weights` and
+    `trust_pickle` as in `read_checkpoint`; `root` is where files lie that a checkpoint may name, and `say` is told what
+    is called, a line each. Costs about 50 passes over one batch; a preset whose samples cannot be known without drawing
+    them is left out. Raises TaskError and CheckpointError where there is no task or the weights don't fit; what is
+    wrong with the data or the loss is a finding.
     """
     tasks = Tasks(
         task=task,

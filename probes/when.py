@@ -102,7 +102,10 @@ def every(*, steps: int | None = None, epochs: int | None = None, budget: float 
 
 
 def at(points: Iterable[int], *, budget: float | None = None) -> When:
-    """Measure after each of these numbers of optimizer steps; 0 is before the first."""
+    """Measure after each of these numbers of optimizer steps (`points`, in any order); 0 is before the first.
+
+    `budget` as for `every`. Raises MeasurementError for none, or one that is no whole number of at least 0.
+    """
     found = tuple(sorted(set(points)))
     bad = [p for p in found if isinstance(p, bool) or not isinstance(p, int) or p < 0]
     if bad or not found:
@@ -111,7 +114,10 @@ def at(points: Iterable[int], *, budget: float | None = None) -> When:
 
 
 def log_spaced(per_decade: int = PER_DECADE, *, budget: float | None = None) -> When:
-    """Measure at step 0, at step 1, and `per_decade` times in every tenfold of the steps, evenly in the logarithm."""
+    """Measure at step 0, at step 1, and `per_decade` times in every tenfold of the steps, evenly in the logarithm.
+
+    `budget` as for `every`. Raises MeasurementError for a `per_decade` that is no whole number of at least 1.
+    """
     _whole(per_decade, "per_decade")
     return When(per_decade=per_decade, budget=share_of_time(budget))
 

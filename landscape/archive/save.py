@@ -25,9 +25,10 @@ def save_archive(
 ) -> Path:
     """Write one Result or several into an archive at `path`, and return the path.
 
-    `subject` says what was measured, `run` the settings of the run; see `ArchiveWriter` for the rest. The file
-    appears whole or not at all. ArchiveError where it exists (`force` replaces it, `append` adds to it), cannot
-    be written, or there is no result.
+    `results` are stored in their order. `subject` says what was measured, `run` holds the settings of the run (loss,
+    schedule, ...) and `attributes` what stands at the archive's root beside versions, time and host; plain values. The
+    file appears whole or not at all. Raises ArchiveError where it exists (`force` replaces it, `append` adds to it),
+    cannot be written, or there is no result.
     """
     several = [results] if isinstance(results, Result) else list(results)
     if not several:

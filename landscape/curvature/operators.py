@@ -243,8 +243,17 @@ class Hessian(Operator):
     H = sum_b w_b H_b / sum_b w_b with w_b the denominator of each batch's mean, so that it is the Hessian of the
     whole draw however it is cut. Units: loss / parameter^2. By operation count a product through a kept graph costs
     two gradients (measured on a CPU: 1.9 on a ResNet-20, 2.4 on a small transformer), and rebuilding the graph one
-    more; a block of k columns shares the graph. Raises ObjectiveError naming the operation that has no second
-    derivative.
+    more; a block of k columns shares the graph.
+
+    Args, as for every operator (see `landscape.curvature.operators.Operator` for what they cost and do):
+        task: a Task, or an Objective to share.
+        parameters: None for all trainable ones, or names and prefixes of names ("layer4", "head.weight").
+        split: the data to take the mean over; the training data by default.
+        strategy: how products are made; "auto" measures and picks (default), `how` then says what.
+        memory: bytes for graphs that are kept; None for a share of what is free.
+
+    Raises ObjectiveError naming the operation that has no second derivative, and where the loss can't be measured;
+    MeasurementError for parameters that there are none of.
     """
 
     title = "Hessian"
@@ -298,8 +307,9 @@ class GaussNewton(Operator):
 
     J is the Jacobian of the model's outputs, H_L the Hessian of the loss in them; for softmax cross entropy
     H_L = diag(p) - p p^T, and the matrix is the type-2 Fisher. Positive semi-definite for a convex loss. J v comes
-    from two transposed products, so that no forward-mode rule of the user's model is needed. Refuses batch_loss
-    tasks, whose outputs nobody knows.
+    from two transposed products, so that no forward-mode rule of the user's model is needed. Arguments (task,
+    parameters, split, strategy, memory) and errors as for `Hessian`; batch_loss tasks, whose outputs nobody knows, are
+    refused by a MeasurementError.
     """
 
     title = "Gauss-Newton"

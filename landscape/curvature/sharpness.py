@@ -158,6 +158,9 @@ def sharpness(
         normalize_logits: replace each row of logits z by (z - mean z) / ||z - mean z|| before the loss, so that a mere
             growth of the logits changes nothing.
         samples, batch, steps, draws: of the draw, of m-sharpness, of the ascent, of the averages.
+        split: the data whose loss rises, "train" or "test"; that of an Objective is its own.
+        seed: of the random draws, and of the ascent's start where the gradient is 0.
+        progress: a bar on stderr.
 
     Cost: `steps` gradients (ball), `draws` forward passes (noise) or about 15 gradients (box) over `samples` samples,
     and a gradient and 8 forward passes for the check.

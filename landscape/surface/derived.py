@@ -39,9 +39,11 @@ def gradient_direction(
 ) -> Direction:
     """Return the direction of the gradient of the mean loss: steepest ascent, alpha < 0 goes down.
 
-    `length` is its Euclidean norm; None: that of the weights that a filter-normalized direction moves, so that a step
-    of 1 goes as far as along a random one. `normalize` gives its filters (layers) the norms of the weights' own
-    instead, see `rescaled`. Costs one gradient, 3 passes. Raises MeasurementError where the gradient is zero.
+    `task` is a Task, or an Objective at whose centre and on whose own split it is taken; else on `split`. `length` is
+    its Euclidean norm; None: that of the weights that a filter-normalized direction moves, so that a step of 1 goes as
+    far as along a random one. `normalize` gives its filters (layers) the norms of the weights' own instead, see
+    `rescaled`. Costs one gradient, 3 passes. Raises MeasurementError where the gradient is zero, and for a length that
+    is not a finite number above 0.
     """
     with as_objective(task, split) as objective:
         objective.reset()
@@ -67,7 +69,9 @@ def hessian_directions(
 
     `which` as in `eigenpairs`: "largest", "smallest", "both" (k from each end) or "magnitude". `length` and `normalize`
     as in `gradient_direction`; normalizing turns eigenvectors into other directions, and the label says so. The notes
-    name pairs that did not converge to `tol`. Costs what `eigenpairs` costs, 10 to 30 products for two.
+    name pairs that did not converge to `tol` (default 1e-2: chosen by us, a direction to look along needs no more).
+    `task` and `split` as in `gradient_direction`, `seed` of the search's random start, `progress` a bar on stderr.
+    Costs what `eigenpairs` costs, 10 to 30 products for two, and raises what it does.
     """
     with as_objective(task, split) as objective:
         objective.reset()
@@ -94,7 +98,8 @@ def direction_between(task: Task, state: Any, other: Any = None, *, normalize: N
     A state is a state_dict, a module, a Checkpoint or the path of a checkpoint. With `other=None` the way leads from
     the task's own weights to `state`, which is what `line(task, ...)` around the task's weights wants; else from
     `state` to `other`. Buffers (BatchNorm's running statistics) are no part of it: see `interpolate` for paths that
-    carry them along. `normalize` rescales it, see `rescaled`: then alpha = 1 is no longer the second state.
+    carry them along. `normalize` rescales it, see `rescaled`: then alpha = 1 is no longer the second state. Raises
+    CheckpointError for a state that can't be read or doesn't fit the task's model, TypeError for what is no state.
     """
     model = unwrap(task.model)
     names = tuple(trainable(model))

@@ -114,7 +114,8 @@ def trajectory_plane(
     """Measure the plane of a training's first two principal axes around its last checkpoint, and the way on it.
 
     `grid` points a side over the trajectory's rectangle with `margin` (a share of its longer extent) on each side;
-    `settings` go to `plane`, the rest to `trajectory`. Draw both with `draw(trajectory, surface=plane)`.
+    `settings` go to `plane`, all else (task, states, split, memory, progress) to `trajectory`; costs and raises what
+    both do. Draw both with `draw(trajectory, surface=plane)`.
     """
     found, last = _measured(task, states, None, True, split, memory, progress)
     alphas, betas = found.ranges(grid, margin)

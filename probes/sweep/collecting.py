@@ -121,7 +121,10 @@ class Collected:
 
 
 def collect(out: str | Path, manifest: Manifest | None = None, *, stopped: int = 0, late: bool = False) -> Collected:
-    """Read every cell's result below a sweep's folder, and write results.csv and results.json there.
+    """Read every cell's result below a sweep's folder `out`, and write results.csv and results.json there.
+
+    `manifest` lists the cells, None for the folder's own; `stopped` and `late` are kept in what is returned, for
+    whoever tells of the run (see `Collected`).
 
     Raises TrainingError where the folder holds no sweep, or a result can't be read.
     """

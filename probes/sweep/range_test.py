@@ -71,6 +71,7 @@ def range_test(
         task, cell: as for `train_cell`; the cell's schedule, rate and epochs are not used, its seed is.
         low, high, steps: the rates, equally spaced in the logarithm.
         curvature: False leaves the eigenvalues out. tol: of them. max_samples: that loss and eigenvalues are taken on.
+        device: "auto" for a GPU where there is one, or a name of torch's.
 
     Raises TrainingError for rates that don't rise, and as `train_cell`. Costs `steps` steps, 3 passes over the samples
     before each, and about 12 times 10 Hessian products.
