@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -39,6 +40,14 @@ def hard(name: str) -> tuple[torch.Tensor, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------- bounds hold
+
+
+def test_the_products_own_rounding_is_added_to_every_bound() -> None:
+    none, weights = np.zeros(2), np.eye(2)
+    exact = Ritz(np.array([1.0, 2.0]), weights, np.zeros((1, 2)), none, none, rounding=0.0)
+    found = [value_bounds(r, 0.5, 1, np.array([0, 1])) for r in (exact, dataclasses.replace(exact, rounding=1e-3))]
+    assert found[0].max() < 1e-14
+    assert found[1] - found[0] == pytest.approx([1e-3, 1e-3], rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
