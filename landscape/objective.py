@@ -315,6 +315,10 @@ class Objective:
         """Whether accuracy and calibration can be computed."""
         return self._facts.has_labels
 
+    def __repr__(self) -> str:
+        called, dtype = self.task.name or type(self.model).__name__, str(self.dtype).removeprefix("torch.")
+        return f"Objective({called}, {self.samples} {self.split} samples, {dtype} on {self.device})"
+
     def __len__(self) -> int:
         return len(self._loaded) if self.entered or self._loaded else len(self.draw.batches)
 

@@ -21,6 +21,11 @@ from landscape.errors import LandscapeError, MeasurementError, ObjectiveError, T
 from landscape.evaluation import evaluate_checkpoint
 
 
+def test_an_objective_says_what_it_is():
+    task = Task(nn.Linear(2, 1).double(), nn.MSELoss(), (torch.ones(9, 2), torch.ones(9, 1)), name="mine")
+    assert repr(Objective(task, max_samples=4)) == "Objective(mine, 4 train samples, float64 on cpu)"
+
+
 class TestRestoration:
     @pytest.mark.parametrize("batchnorm", ["eval", "batch", "recompute"])
     @pytest.mark.parametrize("dtype", [None, torch.float64])

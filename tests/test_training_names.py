@@ -57,6 +57,10 @@ def test_every_method_is_known_by_name(registry, wanted):
     assert set(wanted.split()) - set(registry.names()) == set()
 
 
+def test_a_registry_shows_what_it_holds():
+    assert repr(averages) == "<the average registry: ema, swa>"
+
+
 def test_no_loss_has_the_name_of_a_schedule():
     assert set(losses.names()) & set(schedules.names()) == set()
 

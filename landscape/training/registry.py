@@ -120,6 +120,9 @@ class Registry(Generic[E]):
         self._origins: dict[str, tuple[str, str]] = {}
         self._loaded = False
 
+    def __repr__(self) -> str:
+        return f"<the {self.what} registry: {', '.join(self.names())}>"
+
     def names(self) -> tuple[str, ...]:
         """Return every registered name, sorted."""
         return tuple(sorted(self.entries()))
