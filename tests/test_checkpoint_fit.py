@@ -338,3 +338,28 @@ def test_what_was_read_is_not_read_again(tmp_path):
 def test_reading_alone_changes_no_names(tmp_path):
     state = {f"module.{k}": v for k, v in _net().state_dict().items()}
     assert list(read_checkpoint(_save(state, tmp_path)).weights) == list(state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transformers_folder_in_its_published_form(tmp_path):
+    """Experts lie there one by one, and in the model as one tensor."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
+                                        num_experts_per_tok=1)  # fmt: skip
+    written, model = (transformers.MixtralForCausalLM(config) for _ in range(2))
+    written.save_pretrained(tmp_path)
+    weights = read_checkpoint(tmp_path).weights
+    assert not set(weights) <= set(model.state_dict())  # else this test shows nothing
+    random, level = torch.get_rng_state(), transformers.utils.logging.get_verbosity()
+    fitted = fit(weights, model)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert transformers.utils.logging.get_verbosity() == level
+    assert "published form" in fitted.notes[0]
+    assert fitted.weights.keys() == written.state_dict().keys()
+    assert all(torch.equal(v, fitted.weights[k]) for k, v in written.state_dict().items())
+    for partial in ({k: v for k, v in weights.items() if "lm_head" not in k}, {**weights, "more": torch.ones(1)}):
+        with pytest.raises(CheckpointError, match="does not fit"):
+            fit(partial, model)

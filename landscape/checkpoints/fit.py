@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from ..counted import counted
 from ..errors import CheckpointError
 from .adapters import PREFIX, adapter_of, is_adapter_file
+from .converted import by_its_library
 
 # Names that torch puts inside a module's names when it is compiled, checkpointed or sharded; nobody else uses them.
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
@@ -63,6 +64,8 @@ def fit(weights: Mapping[str, torch.Tensor], model: nn.Module) -> Fitted:
     wrong = [k for k, v in fitted.items() if k in expected and not _same_shape(v, expected[k])]
     if (missing or extra) and not wrong and (renamed := _by_own_hooks(fitted, model)) is not None:
         return Fitted(renamed, (*notes, "older names of the file translated by the model's own loading hooks"))
+    if (missing or extra or wrong) and (converted := by_its_library(weights, model)) is not None:
+        return Fitted(converted, ("converted from its published form by the model's own library",))
     if missing or extra or wrong:
         raise CheckpointError(_difference(fitted, expected, missing, extra, wrong, weights, model))
     for name, value in fitted.items():
@@ -115,6 +118,8 @@ def _adapter_alone(
     missing = [k for k in wanted if k not in given]
     extra = [k for k in given if k not in wanted and k not in adapter.beside]
     wrong = [k for k, v in given.items() if k in wanted and not _same_shape(v, wanted[k])]
+    if (missing or extra or wrong) and (converted := by_its_library(weights, model)) is not None:
+        return Fitted(converted, ("converted from its published form by the model's own library",))
     if missing or extra or wrong:
         raise CheckpointError(_difference(given, wanted, missing, extra, wrong, given, model))
     fitted = {{**adapter.beside, **adapter.names}[k]: v for k, v in given.items()}
