@@ -207,11 +207,10 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
     config = checkpoint.facts["config"]
     problem = str(config.get("problem_type") or "")
     folder = os.path.relpath(checkpoint.path, path.parent or ".")
-    fields = ["input_ids", "attention_mask", "labels"]
-    if "Image" in found.auto_class:
-        fields = ["pixel_values", "labels"]
+    fields = _fields(found)
     name = _quoted(Path(checkpoint.path).name)
-    collator = "DataCollatorWithPadding(AutoTokenizer.from_pretrained(FOLDER))"
+    collator = "DataCollatorWithPadding(AutoTokenizer.from_pretrained(FOLDER))" if "input_ids" in fields else ""
+    built = ".from_config" * found.auto_class.startswith("Auto")
     if found.auto_class in ("AutoModelForCausalLM", "AutoModelForMaskedLM"):
         masked = found.auto_class == "AutoModelForMaskedLM"
         collator = f"DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(FOLDER), mlm={masked})"
@@ -234,10 +233,32 @@ def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]
         f"def {_NAME}() -> Task:",
         "    train, test, collator = data()",
         "    # untrained: the checkpoint's weights are put in, so that one file serves all checkpoints of a run",
-        f"    model = {found.auto_class}.from_config(AutoConfig.from_pretrained(FOLDER))",
+        f"    model = {found.auto_class}{built}(AutoConfig.from_pretrained(FOLDER))",
         "    # the loss is the model's own, as in training",
         f"    return Task.from_transformers(model, train, collator, test=test, name={name})",
     ]
+
+
+#: What models take, by how their architecture's name ends, as Transformers names them.
+_FIELDS = {
+    "ForQuestionAnswering": ("input_ids", "attention_mask", "start_positions", "end_positions"),
+    "ForCTC": ("input_values", "attention_mask", "labels"),
+    "ForAudioClassification": ("input_values", "attention_mask", "labels"),
+    "ForPrediction": ("past_values", "future_values"),
+    "ForImageClassification": ("pixel_values", "labels"),
+    "ForSemanticSegmentation": ("pixel_values", "labels"),
+    "ForObjectDetection": ("pixel_values", "labels"),
+}
+#: What they take by the kind of the data, where the name doesn't tell.
+_FIELDS_OF_DATA = {
+    "images": ("pixel_values", "labels"),
+    "signals": ("input_values", "attention_mask", "labels"),
+}
+
+
+def _fields(found: Guess) -> list[str]:
+    named = next((fields for end, fields in _FIELDS.items() if found.architecture.endswith(end)), None)
+    return list(named or _FIELDS_OF_DATA.get(found.data, ("input_ids", "attention_mask", "labels")))
 
 
 def _rows(fields: list[str], collator: str, more: str = "") -> list[str]:
@@ -246,9 +267,12 @@ def _rows(fields: list[str], collator: str, more: str = "") -> list[str]:
         "def data():",
         '    """The training and the held-out data, as a Trainer takes them."""',
         "    # >>> fill in: a Dataset (or a datasets.Dataset) whose rows are dicts with",
-        f"    #   {', '.join(fields)}{more}",
-        "    # >>> and the collator of your training, such as",
-        f"    #   {collator}; None takes the default",
+        f"    #   {', '.join(fields)}{more}, and what else its forward takes",
+        *(
+            ["    # >>> and the collator of your training, such as", f"    #   {collator}; None takes the default"]
+            if collator
+            else ["    # >>> and the collator of your training; None takes the default"]
+        ),
         "    train = test = collator = None",
         "    if train is None:",
         f'        raise NotImplementedError("fill in data(): rows with {", ".join(fields)}")',

@@ -636,6 +636,39 @@ def test_the_header_holds_the_next_commands(here):
 NASTY = "x\nimport os; os.system('touch ran')\n#"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_transformers_folder_with_a_head_of_no_auto_class_names_its_architecture(here):
+    import transformers
+
+    config = transformers.SegformerConfig(num_channels=1, num_encoder_blocks=1, depths=[1], sr_ratios=[1],
+                                          hidden_sizes=[4], patch_sizes=[3], strides=[2], num_attention_heads=[1],
+                                          mlp_ratios=[1], decoder_hidden_size=4, num_labels=3)  # fmt: skip
+    net = transformers.SegformerForSemanticSegmentation(config)
+    net.save_pretrained("seg")
+    path = write_task_file(read_checkpoint("seg"), "seg_task.py")
+    text = path.read_text()
+    assert "#   pixel_values, labels, and what else its forward takes" in text
+    assert "Tokenizer" not in text
+    rows = [{"pixel_values": torch.randn(1, 8, 8), "labels": torch.randint(3, (8, 8))} for _ in range(3)]
+    torch.save(rows, "rows.pt")
+    path.write_text(text.replace("collator = None", "collator = None; import torch; train = torch.load('rows.pt')", 1))
+    task = load_task("seg_task.py")
+    load_checkpoint("seg", task)
+    loss = net.eval()(**{k: torch.stack([r[k] for r in rows]) for k in rows[0]}).loss
+    with Objective(task) as objective:
+        assert objective.evaluate().loss == pytest.approx(loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["None", "pipeline", "Own"])
+def test_an_architecture_that_is_no_class_of_transformers_is_not_imported(here, name):
+    Path("f").mkdir()
+    torch.save(Rows().state_dict(), "f/pytorch_model.bin")
+    Path("f/config.json").write_text(json.dumps({"architectures": [name], "auto_map": {"AutoModel": "own.Own"}}))
+    text = write_task_file(read_checkpoint("f"), "x_task.py").read_text()
+    assert "from transformers import AutoConfig, AutoModel\n" in text
+    assert "AutoModel.from_config(" in text
+
+
 @pytest.mark.parametrize("quote", ["'", '"', '"""', "\\"])
 def test_names_and_facts_of_the_file_are_never_code(here, quote):
     nasty = NASTY + quote

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class Guess:
     """What a checkpoint looks like. `inputs`: channels of images, features of rows, or the size of the vocabulary.
 
     `layers`: the lines of an nn.Sequential that loads these weights, empty where the model is of another kind.
-    `auto_class`: of transformers. `imports` and `model`: lines that make a well-known model.
+    `auto_class`: of transformers, or the `architecture` itself where none has its head.
+    `imports` and `model`: lines that make a well-known model.
     """
 
     data: Data
@@ -65,6 +67,7 @@ class Guess:
     classes: int | None
     layers: tuple[str, ...] = ()
     auto_class: str = ""
+    architecture: str = ""
     imports: str = ""
     model: str = ""
     lightning: bool = False
@@ -114,9 +117,14 @@ def guess(checkpoint: Checkpoint) -> Guess:
     names = config.get("architectures") if isinstance(config, dict) else None
     architecture = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     found = Guess(data, inputs, dense or classes, dense=dense is not None, remarks=_remarks(weights, tied is not None))
-    if re.fullmatch(r"[A-Za-z_]\w*", architecture):
-        auto = next((a for end, a in _AUTO_CLASSES.items() if architecture.endswith(end)), "AutoModel")
-        return _with(found, auto_class=auto, remarks=(f"architecture {architecture}", *found.remarks))
+    if isinstance(config, dict) and re.fullmatch(r"[A-Za-z_]\w*", architecture):
+        # A class of somebody's own (auto_map) comes through an auto class, any other from transformers by its name.
+        own = config.get("auto_map") or not architecture[0].isupper() or keyword.iskeyword(architecture)
+        plain = "AutoModel" if own else architecture
+        auto = next((a for end, a in _AUTO_CLASSES.items() if architecture.endswith(end)), plain)
+        return _with(
+            found, auto_class=auto, architecture=architecture, remarks=(f"architecture {architecture}", *found.remarks)
+        )
     if "pytorch-lightning_version" in checkpoint.facts:
         return _with(found, lightning=True)
     layers = sequential_layers(weights)
