@@ -149,7 +149,7 @@ def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
     weight_norms: list[tuple[Any, Any]] = [
         (m, m._weight_norm) for m in (torch, sys.modules["torch.nn.utils.weight_norm"])
     ]
-    with sdpa_kernel(SDPBackend.MATH), _compiled_by_its_python():
+    with sdpa_kernel(SDPBackend.MATH), _this_attention_kernel(), _compiled_by_its_python():
         torch.backends.mha.set_fastpath_enabled(False)
         torch.utils.checkpoint.CheckpointFunction = _NotReentrant  # type: ignore[misc, assignment]
         torch.autocast.__enter__ = _enter_disabled(enter)  # type: ignore[method-assign]
@@ -170,6 +170,18 @@ def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
                 holder._weight_norm = original
             torch.utils.checkpoint.CheckpointFunction = reentrant  # type: ignore[misc]
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def _this_attention_kernel() -> Iterator[None]:
+    """Hold the attention kernel that is set: a model may set others in its forward, around its attention."""
+    module: Any = torch.nn.attention
+    choose = module._sdpa_kernel
+    module._sdpa_kernel = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module._sdpa_kernel = choose
 
 
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:

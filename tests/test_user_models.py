@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from untouched import State
 
@@ -837,3 +838,25 @@ def test_a_model_that_sets_cudnns_flags_in_its_forward(older):
         assert cudnn.allow_tf32 == older
     finally:
         cudnn.allow_tf32 = kept
+
+
+def test_a_model_that_chooses_its_attention_kernel_in_its_forward():
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+
+    class Attention(nn.Linear):
+        flash = True
+
+        def forward(self, x):
+            q = super().forward(x).view(1, 1, -1, 5)
+            with sdpa_kernel(kernels if self.flash else SDPBackend.MATH):
+                return F.scaled_dot_product_attention(q, q, q).flatten(0, 2)
+
+    x, y = data()
+    torch.manual_seed(0)
+    model = Attention(5, 5).double()
+    found = matrix(Hessian(Task(model, nn.CrossEntropyLoss(), [(x, y)])))
+    model.flash = False
+    assert close(found, dense(model, F.cross_entropy(model(x), y)))
+    with sdpa_kernel(kernels):  # what is set outside of a measurement holds again
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
