@@ -140,5 +140,5 @@ def test_the_figure_draws_every_effect_with_its_interval() -> None:
     trace = of(effects(sweep(4))[0], "trace")
     ax = draw_effects(trace)
     assert ax.get_xscale() == "log"
-    assert ax.get_yticklabels()[0].get_text() == "loss: focal instead of ce"
+    assert ax.get_yticklabels()[0].get_text() == "loss: focal\ninstead of ce"
     ax.figure.canvas.draw()

@@ -354,6 +354,23 @@ def test_a_caption_carries_the_numbers_and_their_intervals() -> None:
     assert "PyTorch 2.13.0" in said
 
 
+def test_a_single_threshold_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record()
+    curvature = record.held["curvature"]
+    record.held["curvature"] = replace(curvature, steps=curvature.steps[:1], values=curvature.values[:1] * [1, 12, 1])
+    monkeypatch.setattr(paper, "_record", lambda run: record)
+    drawn = paper.make_figure(samples.sample_runs(1, points=9), "training")
+    (panel,) = [ax for ax in drawn.figure.axes if "threshold" in ax.get_ylabel()]
+    marks = [line.get_ydata()[0] for line in panel.lines if line.get_marker() == "_"]  # type: ignore[index]
+    assert marks == [12]
+    assert "The training over 200 optimizer steps" in drawn.caption
+
+
+def test_no_barrier_is_none() -> None:
+    low = replace(path(), barrier=np.zeros_like(path().barrier))
+    assert paper.make_figure([make_run("a", [low])], "path").caption.endswith("Highest barrier: none (train).")
+
+
 def test_captions_say_what_is_drawn() -> None:
     """The numbers of scores of classes and of layers, and of any other kind the variable that its figure shows."""
     rng = np.random.default_rng(0)

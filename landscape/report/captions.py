@@ -172,6 +172,8 @@ def _ways(found: Found) -> str:
 def _highest(barrier: np.ndarray, stderr: np.ndarray) -> str:
     """Return the highest barrier of the first split, and its standard error."""
     k = int(np.argmax(np.where(np.isnan(barrier[0]), np.inf, barrier[0])))  # a NaN is no barrier of 0
+    if barrier[0][k] == 0:
+        return "none"
     return " ± ".join(t for t in uncertain(float(barrier[0][k]), float(stderr[0][k])) if t)
 
 
@@ -287,6 +289,14 @@ def _basin(found: Found, quantity: str, scale: str) -> str:
     )
 
 
+def _range_test(found: Found, quantity: str, scale: str) -> str:
+    return (
+        "Training loss on the same samples before each step (faint: of the step's batch) against a learning rate that "
+        "grows at every step. Lines: where it falls fastest, where the rate meets the stability threshold at the "
+        "weights of that step, where the loss turns, and where it has risen by its first value."
+    )
+
+
 def _sampling(found: Found, quantity: str, scale: str) -> str:
     _, x = found[0]
     return (
@@ -336,6 +346,7 @@ _CAPTIONS: dict[str, Callable[[Found, str, str], str]] = {
     "eigenvalue_map": _eigenvalue_map,
     "basin": _basin,
     "sampling": _sampling,
+    "range_test": _range_test,
 }
 
 
@@ -550,9 +561,10 @@ def _short(value: Any) -> str:
 
 def training(found: Sequence[tuple[Run, Any]], panels: Sequence[Panel]) -> tuple[str, str, list[str]]:
     """Return caption, methods and what they cite, for the figure of these panels of training records."""
-    steps = [
-        int(s.steps[-1]) for _, h in found for p in panels if (s := h.get(p.quantity)) is not None and len(s.steps)
+    last = [
+        [int(s.steps[-1]) for p in panels if (s := h.get(p.quantity)) is not None and len(s.steps)] for _, h in found
     ]
+    steps = [max(ends) for ends in last if ends]
     told = f"The training{'' if len(found) == 1 else 's'}"
     told += f" over {_range(steps)} optimizer steps" if steps else ""
     told += f": {', '.join(p.words for p in panels)}."

@@ -13,6 +13,7 @@ from .aside import whole
 from .effects import effects
 from .paper import OVERLAID, Drawn, empty_figure, make_figure
 from .references import bibtex
+from .room import fold_labels
 from .runs import Run, gather
 from .sections import by_task
 from .style import Style, fit, style_of, styled
@@ -108,7 +109,7 @@ def effects_figure(runs: Sequence[Run], style: Style, width: float | None = None
     with styled(style):
         figure = empty_figure()
         rows = max(len(r.found.main) for r in found)
-        figure.set_size_inches(width or style.double, down * (0.55 + 0.024 * style.font * rows) + 0.2)
+        figure.set_size_inches(width or style.double, down * (0.6 + 0.042 * style.font * rows) + 0.2)
         for i, response in enumerate(found):
             ax = draw_effects(response, ax=figure.add_subplot(down, across, i + 1), interactions=False)
             if i % across:
@@ -117,6 +118,7 @@ def effects_figure(runs: Sequence[Run], style: Style, width: float | None = None
         for ax in figure.axes:
             if ax.get_xscale() == "linear":
                 ax.locator_params(axis="x", nbins=3)
+        fold_labels(figure)
     caption = (
         "What changes when one setting changes, averaged over the others, with 95% intervals over seeds: "
         f"{rests_on(found[0])}. The interactions stand in the tables."

@@ -54,12 +54,25 @@ def _lines(line: str, letters: int) -> list[str]:
 
 
 def _place(figure: Figure, ax: Any, name: str) -> tuple[float, float]:
-    """Return from where to where the labels of an axes may reach, in pixels: over its column or row of the figure."""
-    size = figure.bbox.width if name == "x" else figure.bbox.height
+    """Return from where to where the labels of an axes may reach, in pixels: halfway to the axes beside it."""
+    low, high = 0.0, figure.bbox.width if name == "x" else figure.bbox.height
     spec = ax.get_subplotspec()
     if spec is None:  # a color bar of several panels
-        return 0.0, size
-    grid = spec.get_gridspec()
-    if name == "x":
-        return size * spec.colspan.start / grid.ncols, size * spec.colspan.stop / grid.ncols
-    return size * (1 - spec.rowspan.stop / grid.nrows), size * (1 - spec.rowspan.start / grid.nrows)
+        return low, high
+    start, end = _ends(ax, name)
+    across = "rowspan" if name == "x" else "colspan"
+    for other in figure.axes:
+        place = other.get_subplotspec()
+        if other is ax or place is None or getattr(place, across) != getattr(spec, across):
+            continue
+        first, last = _ends(other, name)
+        if last <= start:
+            low = max(low, (last + start) / 2)
+        elif first >= end:
+            high = min(high, (end + first) / 2)
+    return low, high
+
+
+def _ends(ax: Any, name: str) -> tuple[float, float]:
+    box = ax.get_window_extent()
+    return (box.x0, box.x1) if name == "x" else (box.y0, box.y1)

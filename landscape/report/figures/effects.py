@@ -32,7 +32,7 @@ def draw_effects(response: Response, *, ax: Axes | None = None, interactions: bo
             ax.plot([low, high], [row, row], color=RUN_COLORS[0], linewidth=1.4, zorder=2)
         ax.plot(value, row, "o", color=RUN_COLORS[0], markerfacecolor=face, markersize=5, zorder=3)
     ax.axvline(1.0 if response.ratio else 0.0, color=MUTED, linewidth=0.9, zorder=1)
-    ax.set_yticks(range(len(shown)), [name_of(e) for e in shown])
+    ax.set_yticks(range(len(shown)), [name_of(e).replace(" instead of ", "\ninstead of ") for e in shown])
     ax.set_ylim(len(shown) - 0.4, -0.6)
     if response.ratio:
         ax.set_xscale("log")

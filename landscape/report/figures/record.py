@@ -213,6 +213,8 @@ def _curvature(ax: Axes, record: Any, color: str, label: str) -> None:
         # A learning rate that goes to 0 takes the threshold to infinity: the picture ends well above the eigenvalues.
         limit = np.where(limit <= FAR * values.max(), limit, np.nan)
     ax.plot(at, limit, color=color, linewidth=1.0, linestyle="--")
+    if len(at) == 1:  # a line of one point would not be seen
+        ax.plot(at, limit, "_", color=color, markersize=8)
 
 
 def _mark(ax: Axes, found: Sequence[tuple[Run, Any]]) -> None:

@@ -16,7 +16,7 @@ SHOWN = frozenset(
     | {"recalibration", "sample_scores"}
     | {"density", "diagonal", "sampling", "frobenius", "layers"}
     | {"stability", "batch_sharpness", "coherence", "reference"}
-    | {"path", "connectivity", "trajectory", "eigenvalue_map", "basin"}
+    | {"path", "connectivity", "trajectory", "eigenvalue_map", "basin", "range_test"}
 )
 
 

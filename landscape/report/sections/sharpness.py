@@ -70,7 +70,7 @@ def _unit(runs: Sequence[Run], name: str) -> str:
     for result, at in _holding(runs, name):
         unit = result.units[at] if len(result.units) > at else "loss"
         if not hasattr(result, "rho"):
-            return unit
+            return unit.replace("^2", "²")
         return "rise, % of 1 + loss" if unit == "%" else "rise of the loss"
     return "rise of the loss"
 
