@@ -171,12 +171,13 @@ def print_outcomes(outcomes: Sequence[ProbeOutcome], report: str | None, as_json
 
 
 def _text(outcome: ProbeOutcome, report: str | None) -> str:
-    from landscape.report.numbers import count, seconds
+    from landscape.counted import counted
+    from landscape.report.numbers import seconds
 
     from .glance import checks
     from .summary import summarize
 
-    sizes = f"{count(outcome.parameters)} parameters, {count(outcome.samples)} samples"
+    sizes = f"{counted(outcome.parameters, 'parameter')}, {counted(outcome.samples, 'sample')}"
     where = f"{outcome.dtype} on {outcome.device}, {seconds(outcome.seconds)}"
     rows = [["not measured", f"{name}: {reason}"] for name, reason in outcome.missing.items()]
     rows += checks(list(outcome.results.values()))
@@ -189,7 +190,7 @@ def _text(outcome: ProbeOutcome, report: str | None) -> str:
 def _print_predictions(
     predicted: Sequence[tuple[Prepared, int, list[Prediction]]], workers: int, as_json: bool
 ) -> None:
-    from landscape.report.numbers import count
+    from landscape.counted import counted
 
     from ..probes.prediction import RESTS_ON, spread, total
 
@@ -213,9 +214,8 @@ def _print_predictions(
             }
         )
         if not as_json:
-            head = (
-                f"{ready.checkpoint.path}  {ready.reference}\n{count(samples)} samples, {ready.dtype} on {ready.device}"
-            )
+            size = f"{counted(samples, 'sample')}, {ready.dtype} on {ready.device}"
+            head = f"{ready.checkpoint.path}  {ready.reference}\n{size}"
             click.echo(f"{head}\n\n{table(rows, indent=2, header=True)}\n")
     if as_json:
         all_of_them = {"workers": workers, "seconds": [together.low, together.high]} if workers > 1 else {}

@@ -78,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "class_dim": ({"logits": LOGITS, "labels": LABELS, "class_dim": 2}, "class_dim=2 is not a dimension"),
     "one column": ({"logits": LOGITS[:, :1], "labels": BITS}, "for a binary task give them with shape (n,)"),
     "few": ({"logits": LOGITS[:14], "labels": LABELS[:14]}, "14 samples for 15 bins"),
+    "one": ({"logits": LOGITS[:1], "labels": LABELS[:1]}, "1 sample for 15 bins"),
     "one class": ({"logits": LOGITS, "labels": np.full(N, 2)}, "all 40 labels are class 2"),
     "empty": ({"logits": LOGITS[:0], "labels": LABELS[:0]}, "no predictions"),
     "all ignored": ({"logits": LOGITS, "labels": np.full(N, 7), "ignore_index": 7}, "all 40 labels are ignore_index=7"),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..counted import counted
 from ..errors import MeasurementError
 from ..results import Cost
 from .bins import Bins
@@ -151,7 +152,7 @@ def _few(n: int, bins: int, classes: Classes, form: str, strict: bool) -> list[s
     """Return warnings about data that say little; raise MeasurementError for them where `strict`."""
     found = []
     if n < bins:
-        found.append(f"{n} samples for {bins} bins: most bins hold one sample or none")
+        found.append(f"{counted(n, 'sample')} for {bins} bins: most bins hold one sample or none")
     if classes.labels is not None and form != "multilabel":
         there = np.flatnonzero(classes.labels)
         if len(there) == 1:
