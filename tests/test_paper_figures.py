@@ -143,6 +143,30 @@ def test_no_words_are_cut_or_lie_over_others(
     check_words(paper.make_figure(chosen, kind, style=style), monkeypatch, tmp_path)
 
 
+LONG = "a_very_long_name-with-learning_rate=0.0003-and-batch_size=1024-warmup_cosine(warmup=0.1)-seed"
+
+
+@pytest.mark.parametrize(("kind", "view"), [("line", None), ("plane", (30, -60))])
+def test_long_names_are_folded(
+    kind: str, view: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = [replace(r, name=f"{LONG}{i}") for i, r in enumerate(samples.sample_runs(2, points=9))]
+    drawn = paper.make_figure(runs, kind, view=view)
+    found = words_of(drawn, monkeypatch, tmp_path / "figure.png")
+    assert sum(text.replace("\n", "").startswith(LONG) for text, _ in found) == 2
+    if view is None:
+        check_words(drawn, monkeypatch, tmp_path)
+    else:  # of the labels along axes in space the boxes are larger than the words
+        (title, *_), (height,) = ([box for t, box in found if t.startswith(w)] for w in (LONG[:6], "height:"))
+        assert not title.overlaps(height)
+
+
+def test_long_names_of_trainings_are_folded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(paper, "_record", lambda run: Record())
+    runs = [replace(r, name=f"{LONG}{i}", archive=str(i)) for i, r in enumerate(samples.sample_runs(2, points=9))]
+    check_words(paper.make_figure(runs, "training", column="single"), monkeypatch, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("runs", [1, 2, 3, 4])

@@ -19,7 +19,7 @@ from .aside import whole
 from .numbers import given
 from .palette import RUN_COLORS
 from .references import bibtex, cited
-from .room import fold_labels
+from .room import columns_of, few_and_short, fold_labels, lines_of, names_within
 from .runs import Run, gather
 from .scales import Scale, finite, scales
 from .style import PAPER, Style, fit, style_of, styled
@@ -57,8 +57,6 @@ LEAST = {
 }  # fmt: skip
 #: More panels than this are refused (chosen by us: in two columns a panel of twelve is 1.7 inches wide).
 MOST_PANELS = 12
-#: Names that a legend holds within the axes (chosen by us: three lines leave the curves their room).
-INSIDE = 3
 SUFFIXES = (".pdf", ".svg", ".png")
 
 
@@ -293,24 +291,25 @@ def _draw_over(figure: Figure, kind: str, found: list[tuple[Run, Any]], options:
 def _one_legend(figure: Figure, ax: Axes) -> None:
     """Show each name once: within the axes where there are few, below them where they would lie over the data."""
     handles, labels = ax.get_legend_handles_labels()
-    once = dict(zip(reversed(labels), reversed(handles), strict=True))
-    names = list(dict.fromkeys(labels))
-    if len(names) < 2:
-        return
-    if len(names) <= INSIDE:
-        ax.legend([once[n] for n in names], names, frameon=False, loc="best")
+    handle_of = dict(zip(reversed(labels), reversed(handles), strict=True))
+    runs = list(dict.fromkeys(labels))
+    if len(runs) < 2:
         return
     from matplotlib.transforms import ScaledTranslation
 
     width, height = (float(x) for x in figure.get_size_inches())
     size = float(ax.xaxis.label.get_fontsize())
-    columns = max(1, min(len(names), int(width * 72 / (size * (0.58 * max(map(len, names)) + 3)))))
+    names, once = names_within(runs, width, size), [handle_of[name] for name in runs]
+    if few_and_short(names, width, size):
+        ax.legend(once, names, frameon=False, loc="best")
+        return
+    columns = columns_of(names, width, size)
     below = ax.transAxes + ScaledTranslation(0, -3.2 * size / 72, figure.dpi_scale_trans)
     ax.legend(
-        [once[n] for n in names], names, loc="upper left", frameon=False, ncols=columns, bbox_to_anchor=(0, 0),
+        once, names, loc="upper left", frameon=False, ncols=columns, bbox_to_anchor=(0, 0),
         bbox_transform=below,
     )  # fmt: skip
-    figure.set_size_inches(width, height + (1 + math.ceil(len(names) / columns)) * size * 1.45 / 72)
+    figure.set_size_inches(width, height + (1 + lines_of(names, columns)) * size * 1.45 / 72)
 
 
 def _draw_beside(
@@ -436,8 +435,12 @@ def _room_for_labels(ax: Any, scale: Scale, label: str, inches: float, style: St
     # They stand centered on their places: long ones need more room, or they reach over the axis.
     ax.zaxis.set_tick_params(pad=pad + 0.3 * style.small * max(0, max(map(len, texts), default=0) - 3))
     if label:
-        below = 0.97 - lines * 1.3 * style.font / 72 / inches
-        ax.text2D(0.0, below, label, transform=ax.transAxes, fontsize=style.small, va="top")
+        # Below the name, wherever the layout puts it.
+        above: Any = ("axes fraction", ax.title) if ax.get_title() else ("axes fraction", "axes fraction")
+        ax.annotate(
+            label, (0.0, 0.0 if ax.get_title() else 0.97), xycoords=above, xytext=(0, -0.35 * style.font),
+            textcoords="offset points", fontsize=style.small, va="top", annotation_clip=False,
+        )  # fmt: skip
     # Large letters reach further down, beyond the box that the layout knows.
     zoom = 0.78 if style.font >= 12 else 0.9 if inches > 2 else 0.84
     ax.set_box_aspect((1, 1, 0.8), zoom=zoom - 0.06 * lines)

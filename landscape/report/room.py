@@ -1,8 +1,9 @@
-"""Room for the words of a figure: axis labels in as many lines as they need to stay within it."""
+"""Room for the words of a figure: axis labels and names in as many lines as they need to stay within it."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 _TIMES = 3
 #: Share of its room that a label may take (chosen by us).
 _SURE = 0.97
+#: Width of a letter over its size, in the mean (seen in DejaVu Sans).
+LETTER = 0.62
 
 
 def fold_labels(figure: Figure) -> None:
@@ -27,6 +30,39 @@ def fold_labels(figure: Figure) -> None:
         if not any(folded):
             break
     figure.draw_without_rendering()
+
+
+#: Names that a legend holds within the axes (chosen by us: three lines leave the curves their room), and the share of
+#: the axes' width that they may take there (chosen by us: the curves keep the other half).
+INSIDE, NARROW = 3, 0.45
+#: Inches that a legend takes beside its names, with letters of 8 points (seen: its lines, and room around them).
+_BESIDE = 0.45
+
+
+def names_within(names: Sequence[str], inches: float, size: float) -> list[str]:
+    """Return the names of a legend that is so wide, with letters of `size` points, in as many lines as each needs."""
+    letters = int((inches - _BESIDE * size / 8) * 72 / (LETTER * size))
+    return ["\n".join(textwrap.wrap(name, max(letters, 8))) or name for name in names]
+
+
+def few_and_short(names: Sequence[str], inches: float, size: float) -> bool:
+    """Say whether a legend of these names leaves an axes that is so wide its room: else it belongs below."""
+    return len(names) <= INSIDE and _longest(names) * LETTER * size < NARROW * inches * 72
+
+
+def columns_of(names: Sequence[str], inches: float, size: float) -> int:
+    """Return in how many columns a legend of these names stands below a figure that is so wide."""
+    return max(1, min(len(names), int(inches * 72 / (size * (LETTER * _longest(names) + 3)))))
+
+
+def _longest(names: Sequence[str]) -> int:
+    return max(len(line) for name in names for line in name.split("\n"))
+
+
+def lines_of(names: Sequence[str], columns: int) -> int:
+    """Return how many lines a legend of these names has, in so many columns, filled one after the other."""
+    rows = -(-len(names) // columns)
+    return sum(max(name.count("\n") + 1 for name in names[row::rows]) for row in range(rows))
 
 
 def _fold(figure: Figure, axis: Any, home: Any) -> bool:

@@ -14,6 +14,7 @@ from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_da
 from ..measures import Z95
 from ..numbers import interval, number, uncertain
 from ..palette import HOLE, MUTED, RUN_COLORS, SURFACE_MAP
+from ..room import LETTER
 from ..runs import Run
 from ..scales import Scale, finite
 from .calibration import diagonal as identity_line
@@ -100,10 +101,6 @@ def _draw_rows(
     return ax
 
 
-#: Width of a letter over its size, in the mean (seen in DejaVu Sans).
-_LETTER = 0.62
-
-
 def _draw_table(result: Result, ax: Axes | None) -> Axes:
     rows = scalars(result)
     if not rows:
@@ -126,7 +123,7 @@ def _draw_table(result: Result, ax: Axes | None) -> Axes:
     )
     table.auto_set_font_size(False)
     room = ax.get_window_extent().width * 72 / ax.figure.dpi
-    table.set_fontsize(min(9.0, room / (_LETTER * sum(letters))))
+    table.set_fontsize(min(9.0, room / (LETTER * sum(letters))))
     for cell in table.get_celld().values():
         cell.set_edgecolor(HOLE)
         cell.PAD = 0.03

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import LandscapeError
 from ..palette import MUTED, RUN_COLORS
+from ..room import columns_of, few_and_short, lines_of, names_within
 from ..runs import Run
 from .registry import round_ticks, tidy
 
@@ -30,8 +31,6 @@ MARKED = {"spike": RUN_COLORS[4], "not_finite": RUN_COLORS[1], "skipped_step": M
 
 #: Points of a curve that are marked one by one; more of them would run into one another (chosen by us).
 MARKERS = 40
-#: Runs beyond which the names stand below the panels (as in the figures of several results).
-INSIDE = 3
 
 
 @dataclass(frozen=True)
@@ -141,16 +140,17 @@ def draw_records(
         if i >= len(panels) - across:
             ax.set_xlabel("optimizer step")
         tidy(ax)
-    if 1 < len(found) <= INSIDE:
+    size = float(first.xaxis.label.get_fontsize())
+    if len(found) > 1 and few_and_short([run.name for run, _ in found], width / across, size):
         first.legend(frameon=False)
     elif len(found) > 1:
         handles, labels = first.get_legend_handles_labels()
-        size = float(first.xaxis.label.get_fontsize())
-        columns = max(1, min(len(labels), int(width * 72 / (size * (0.58 * max(map(len, labels)) + 4)))))
+        labels = names_within(labels, width, size)
+        columns = columns_of(labels, width, size)
         figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=columns)
         if height is None:
             wide, high = figure.get_size_inches()
-            figure.set_size_inches(wide, high + (-(-len(labels) // columns) + 0.5) * size * 1.45 / 72)
+            figure.set_size_inches(wide, high + (lines_of(labels, columns) + 0.5) * size * 1.45 / 72)
 
 
 def _rows(record: Any, name: str, column: str) -> tuple[np.ndarray, np.ndarray]:
