@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from landscape.paths import relative
 
 from .options import Command, subject_options
 from .output import print_each, say, table
@@ -105,7 +106,7 @@ def command(
         write_report(archives, report)
     print_each(outcomes, lambda o: o.source, lambda o: _text(o, report), report, as_json)
     if not as_json and report is None:
-        shown = " ".join(os.path.relpath(a) for a in archives)
+        shown = " ".join(relative(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
 
 

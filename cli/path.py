@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from landscape.paths import relative
 
 from .options import Command, Names, subject_options
 from .output import finite, json_line, say, table, warn
@@ -98,7 +99,7 @@ def command(
         write_report([outcome.archive], report)
     _print(outcome, report, as_json)
     if not as_json and report is None:
-        say(f"next: landscape report {os.path.relpath(outcome.archive)} -o report.html")
+        say(f"next: landscape report {relative(outcome.archive)} -o report.html")
 
 
 def _print(outcome: PathOutcome, report: str | None, as_json: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from landscape.paths import relative
 
 from .options import Command, Duration, MeasurementOption, Names, subject_options
 from .output import finite, json_line, print_each, say, table
@@ -145,7 +146,7 @@ def command(
         write_report(archives, report)
     print_outcomes(outcomes, report, as_json)
     if not as_json and report is None:
-        shown = " ".join(os.path.relpath(a) for a in archives)
+        shown = " ".join(relative(a) for a in archives)
         say(f"next: landscape report {shown} -o report.html")
     if failed is not None:
         raise failed

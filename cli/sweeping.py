@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from landscape.counted import counted
+from landscape.paths import relative
 
 from .output import finite, json_line, say, table, warn
 
@@ -102,7 +102,7 @@ def print_collected(found: Collected, report: str | None, as_json: bool) -> None
         said = counted(failed, "cell failed: its folder holds", "cells failed: their folders hold")
         say(f"{said} error.txt; --resume --retry-failed trains {'it' if failed == 1 else 'them'} again")
     if not as_json and report is None and found.archives:
-        say(f"next: landscape report {os.path.relpath(found.out)}/*/run.h5 -o report.html")
+        say(f"next: landscape report {relative(found.out)}/*/run.h5 -o report.html")
 
 
 def _groups(groups: Sequence[Group]) -> str:

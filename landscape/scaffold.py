@@ -18,6 +18,7 @@ from typing import Any
 from .checkpoint import Checkpoint
 from .checkpoints.guess import Guess, guess, is_statistic
 from .errors import CheckpointError
+from .paths import relative
 from .scaffold_data import WHOLE_BATCH, data_lines, is_language_model, loss_lines
 
 _FIRST, _LAST = 6, 3  # tensors shown: a stem and a head say most about a model (chosen by us)
@@ -206,7 +207,7 @@ def _model(checkpoint: Checkpoint, found: Guess) -> list[str]:
 def _transformers(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
     config = checkpoint.facts["config"]
     problem = str(config.get("problem_type") or "")
-    folder = os.path.relpath(checkpoint.path, path.parent or ".")
+    folder = relative(checkpoint.path, path.parent)
     fields = _fields(found)
     name = _quoted(Path(checkpoint.path).name)
     collator = "DataCollatorWithPadding(AutoTokenizer.from_pretrained(FOLDER))" if "input_ids" in fields else ""
@@ -299,7 +300,7 @@ def _adapter(checkpoint: Checkpoint, found: Guess, path: Path) -> list[str]:
         "",
         "from landscape import Task, task",
         "",
-        f"ADAPTER = Path(__file__).parent / {_quoted(os.path.relpath(folder, path.parent or '.'))}",
+        f"ADAPTER = Path(__file__).parent / {_quoted(relative(folder, path.parent))}",
         f"BASE = {_quoted(str(base))}  # as the adapter names its base model"
         if known
         else "BASE = None  # >>> fill in: the folder or the name of the base model, which the adapter does not name",

@@ -86,7 +86,7 @@ def _found(spec: str) -> Iterator[tuple[Callable[..., Any], Path]]:
     """Yield the function that the user names and its file, whose folder is on sys.path until the end."""
     if not isinstance(spec, str):
         raise TypeError(f"expected 'file.py:name', got {type(spec).__name__}")
-    where, name = _split(spec)
+    where, name = split_reference(spec)
     if where.endswith(".py"):
         path = Path(where).expanduser()
         source = _read(path)
@@ -126,7 +126,7 @@ def load_named_task(
     path, name = resolve_reference(reference.reference, root=root)
     source = _read(path)
     given = {**reference.settings, **(settings or {})}
-    where = reference.reference.rpartition(":")[0]
+    where, _ = split_reference(reference.reference)
     if where.endswith(".py"):
         place = place_of(path, _parsed(source, path), Path(root))
         with importable(place.home, place.folders):
@@ -148,7 +148,7 @@ def resolve_reference(reference: str, *, root: str | os.PathLike[str] = ".") -> 
 
     Raises TaskError where it is refused: see `load_named_task`.
     """
-    where, name = _split(reference)
+    where, name = split_reference(reference)
     if not re.fullmatch(r"[A-Za-z_]\w*", name or ""):
         raise TaskError(f"{reference!r} names no function; a checkpoint names its task as file.py:name")
     if where.endswith(".py"):
@@ -197,9 +197,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def _split(spec: str) -> tuple[str, str]:
+def split_reference(spec: str) -> tuple[str, str]:
+    """Return "file.py:name" or "module:name" as (where, name), without a name as (where, "")."""
     where, colon, name = spec.rpartition(":")
-    return (where, name) if colon else (spec, "")
+    drive = "/" in name or "\\" in name  # the colon is that of C:\tasks.py
+    return (where, name) if colon and not drive else (spec, "")
 
 
 def _sha256(data: bytes) -> str:

@@ -17,7 +17,7 @@ from landscape.errors import CheckpointError, TaskError
 from landscape.identity import describe, hold
 from landscape.objective import Objective
 from landscape.scaffold import default_task_file, describe_checkpoint, next_commands
-from landscape.task_files import LoadedTask, TaskReference, file_sha256, load_named_task, load_task
+from landscape.task_files import LoadedTask, TaskReference, file_sha256, load_named_task, load_task, split_reference
 from landscape.tasks import Task
 
 
@@ -143,8 +143,7 @@ class Tasks:
         if reference not in self._loaded:
             self.say(f"task: {call_text(reference, self.settings)}")
             task = _with_data(load_task(reference, **self.settings), reference)
-            where, colon, name = reference.rpartition(":")
-            path = Path(where if colon else name).expanduser()
+            path = Path(split_reference(reference)[0]).expanduser()
             self._loaded[reference] = LoadedTask(task, reference, path, dict(self.settings), ())
         return self._loaded[reference]
 

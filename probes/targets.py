@@ -31,17 +31,23 @@ def archive_paths(
     whole = [Path(s).resolve() for s in sources]
     names = [p.stem or unnamed for p in whole]
     for depth in range(max((len(p.parts) for p in whole), default=0)):
-        clashing = {n for n in names if names.count(n) > 1}
+        clashing = _clashing(names)
         for i, path in enumerate(whole):
             folders = path.parent.parts[1:]
             if names[i] in clashing and depth < len(folders):
                 names[i] = f"{_plain(folders[-1 - depth])}_{names[i]}"
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
+    twice = _clashing(names)
+    if twice:
         raise ArchiveError(
-            f"two sources would both be written to {twice}{suffix}; give one archive for all with {option}"
+            f"two sources would both be written to {min(twice)}{suffix}; give one archive for all with {option}"
         )
     return [Path(f"{n}{suffix}") for n in names]
+
+
+def _clashing(names: Sequence[str]) -> set[str]:
+    """Return the names that another one is the same as; macOS and Windows tell best from Best by nothing."""
+    folded = [n.casefold() for n in names]
+    return {n for n, f in zip(names, folded, strict=True) if folded.count(f) > 1}
 
 
 def _plain(folder: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ntpath
 import os
 import sys
 
@@ -17,7 +18,11 @@ from torch import nn
 
 import landscape as ls
 from landscape.archive.writer import ArchiveWriter
+from landscape.errors import ArchiveError
+from landscape.paths import relative
 from landscape.probes import Recorder
+from landscape.probes.targets import archive_paths
+from landscape.task_files import split_reference
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc says which files are open")
 
@@ -106,3 +111,23 @@ def test_a_sweep_whose_losses_are_sums_is_trained_and_gone_on_with(tmp_path, mon
         done("sweep", *given)
         done("sweep", *given, "--seeds", 2, "--workers", 2, "--resume")
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 4
+
+
+def test_a_drive_is_no_file_and_what_follows_no_name():
+    assert split_reference(r"C:\tasks\mine.py") == (r"C:\tasks\mine.py", "")
+    assert split_reference(r"C:\tasks\mine.py:tiny") == (r"C:\tasks\mine.py", "tiny")
+    assert split_reference("C:/mine.py") == ("C:/mine.py", "")
+    assert split_reference("tasks/mine.py:tiny") == ("tasks/mine.py", "tiny")
+
+
+def test_a_path_on_another_drive_is_said_in_full(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "path", ntpath)
+        found = [relative(r"D:\runs\a.h5", to) for to in ("D:/", "C:/work")]
+    assert found == [r"runs\a.h5", r"D:\runs\a.h5"]
+
+
+def test_names_that_differ_in_case_alone_are_told_apart():
+    assert [p.name for p in archive_paths(["a/Best.pt", "b/best.pt"], suffix=".h5")] == ["a_Best.h5", "b_best.h5"]
+    with pytest.raises(ArchiveError, match=r"two sources would both be written to .*_Best\.h5"):
+        archive_paths(["a/Best.pt", "a/best.safetensors"], suffix=".h5")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from landscape.errors import TaskError
 from landscape.seeding import seeded
-from landscape.task_files import file_sha256, function_of, load_task, resolve_reference
+from landscape.task_files import file_sha256, function_of, load_task, resolve_reference, split_reference
 from landscape.tasks import Task
 
 
@@ -33,8 +34,8 @@ class Source:
             return
         function, path = function_of(task)
         self.takes = _parameters(function)
-        where, _, name = task.rpartition(":")
-        self.spec = task if where else f"{task}:{function.__name__}"
+        _, name = split_reference(task)
+        self.spec = task if name else f"{task}:{function.__name__}"
         self.path = path
         self.sha256 = file_sha256(path)
         self.reference = _reference(self.spec, path, name or function.__name__)
@@ -74,7 +75,7 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 def _reference(spec: str, path: Path, name: str) -> str:
     """Return the task as a checkpoint may name it from the current folder, "" where it may not."""
-    candidates = [spec]
+    candidates = [spec.replace(os.sep, "/")]  # read on other systems, too
     if path.suffix == ".py" and path.resolve().is_relative_to(Path.cwd()):
         candidates.append(f"{path.resolve().relative_to(Path.cwd()).as_posix()}:{name}")
     for candidate in candidates:
