@@ -30,7 +30,7 @@ AREAS = {
     "Calibration and scores": ("calibration.md", ["calibration", "class_scores"]),
     "Losses, schedules, optimizers": ("sweeps.md#losses-schedules-and-optimizers-in-your-own-loop", ["training"]),
     "Results, archives, reports": ("reports.md", ["archive", "report"]),
-    "A measurement of your own": ("../ARCHITECTURE.md#one-idea", ["results"]),
+    "A measurement of your own": ("extending.md", ["results"]),
 }
 #: The same of `landscape.probes`, by its modules' first part.
 OF_PROBES = {
