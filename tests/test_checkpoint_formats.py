@@ -299,7 +299,7 @@ def test_parts_that_fit_the_model_alone_or_not_exactly_are_not_put_together(tmp_
     _same(dict(model.state_dict()), whole)
 
 
-def test_a_path_between_checkpoints_of_parts_is_that_of_the_whole_model(tmp_path):
+def test_the_state_of_a_path_out_of_parts_is_that_of_the_whole_model(tmp_path):
     a, b, model = Parts(1), Parts(2), Parts()
     torch.save(_entries_of(a), tmp_path / "a.pt")
     for given in (tmp_path / "a.pt", _entries_of(b)):

@@ -290,7 +290,9 @@ def test_accuracy_is_drawn_where_there_are_labels_and_refused_where_not():
 
 def test_a_flat_plane_is_drawn():
     result = plane()
-    draw(replace(result, loss=np.full_like(result.loss, 0.5), center_loss=0.5))
+    ax = draw(replace(result, loss=np.full_like(result.loss, 0.5), center_loss=0.5))
+    assert ax.collections
+    assert ax.get_xlim() == (result.alpha[0], result.alpha[-1])
 
 
 # ------------------------------------------------------------------------------------------------ nothing to draw

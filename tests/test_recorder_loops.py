@@ -825,12 +825,15 @@ class TestBeginningAndEnd:
         rec = Recorder(tmp_path / "run.h5", model, optimizer)
         steps(model, optimizer, 1, rec)
         rec.close()
+        written = (tmp_path / "run.h5").read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             steps(model, optimizer, 1, rec)
             rec.clipped(torch.tensor(1.0), 1.0)
             rec.end_epoch()
             rec.close()
+        assert (tmp_path / "run.h5").read_bytes() == written
+        assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
     def test_somebody_elses_zero_grad_is_put_back(self, tmp_path):
         model, optimizer = small()
