@@ -45,8 +45,8 @@ def _tell(path: Path, done: Any) -> None:
     else:
         rows = sum(done.rows.values())
         say(
-            f"{path}: {rows:,} rows of {len(done.rows)} quantities, {done.events:,} events and {done.results:,} "
-            f"results of probes went into the archive"
+            f"{path}: {counted(rows, 'row')} of {counted(len(done.rows), 'quantity', 'quantities')}, "
+            f"{counted(done.events, 'event')} and {counted(done.results, 'result')} of probes went into the archive"
         )
         for quantity, count in done.rows.items():
             say(f"  {quantity}: {counted(count, 'row')}")

@@ -129,7 +129,7 @@ class Products:
             self._vectorize
         ]
         if kept is None:
-            return f"{self._strategy}, nothing multiplied yet"
+            return f"{self._strategy}, decided at the first product inside `with`"
         if kept == 0:
             return f"graphs {other}{self._why}{block}"
         size = f"about {kept * self._bytes / 2**20:.0f} MiB"
