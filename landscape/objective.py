@@ -173,7 +173,7 @@ class Objective:
         self.buffers = Buffers(self.model)
         self._facts = self._within_memory(self._verified)
         self.inner_gradient, self.copies = self._facts.inner_gradient, self._facts.copies
-        self.buffers.changed.update(dict.fromkeys(self._facts.changed))
+        self.buffers.expect(self._facts.changed)
 
     def _share_out(self, together: Together) -> None:
         """Take this process's part of the batches, if all have the same ones."""

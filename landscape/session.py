@@ -281,21 +281,22 @@ def _copies(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Itera
 def _plain_attributes(model: nn.Module) -> Iterator[None]:
     """Put back the numbers, strings and flags of modules and parameters, and what lists of the modules hold.
 
-    They are what a model counts, collects, or remembers to have done to weights that are put back, too.
+    They are what a model counts, collects, or remembers to have done to weights that are put back, too. Attributes that
+    were not there are removed: what a model computes once and keeps is that of the copies it worked on.
     """
 
     def plain(m: nn.Module | nn.Parameter) -> dict[str, Any]:
         return {k: v for k, v in vars(m).items() if v is None or isinstance(v, bool | int | float | complex | str)}
 
-    kept = [(m, plain(m)) for m in (*model.modules(), *model.parameters())]
+    kept = [(m, plain(m), set(vars(m))) for m in (*model.modules(), *model.parameters())]
     lists = [(x, x.copy()) for m in model.modules() for x in vars(m).values() if type(x) is list]
     try:
         yield
     finally:
         for x, items in lists:
             x[:] = items
-        for m, found in kept:
-            for name in [k for k in plain(m) if k not in found]:
+        for m, found, names in kept:
+            for name in [k for k in vars(m) if k not in names]:
                 del vars(m)[name]
             vars(m).update(found)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class Buffers:
-    """The buffers of a model, put back before each forward pass where an earlier one changed them.
+    """The buffers of a model, put back before each forward pass where an earlier one changed them, and attributes that
+    were None, or not there, made so again.
 
     Else the loss at some weights would depend on where it was evaluated before (spectral_norm's power iteration in
-    train mode, codebooks that follow their batches). Running statistics of normalization layers have a policy of their
-    own, and no pass reads what another one made of them.
+    train mode, codebooks that follow their batches, what is computed from the weights once and kept). Running
+    statistics of normalization layers have a policy of their own, and no pass reads what another one made of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,6 +29,13 @@ class Buffers:
             for key, b in module._buffers.items()
             if b is not None and id(b) not in own
         ]
+        #: For each module its name, its attributes that hold something, and all of them.
+        self._first = [
+            (f"{prefix}." if prefix else "", vars(m), {k for k, v in vars(m).items() if v is not None}, set(vars(m)))
+            for prefix, m in model.named_modules()
+        ]
+        #: Attributes that a pass fills, by name: where they stand, and whether they stood there as None.
+        self._filled: dict[str, tuple[dict[str, Any], str, bool]] = {}
         #: Names of those that a pass has changed so far.
         self.changed: dict[str, None] = {}
         self._theirs = False
@@ -36,11 +45,30 @@ class Buffers:
         for held in self._held:
             if not _equal(held.module._buffers.get(held.key), held.first):
                 self.changed[held.name] = None
+        for prefix, attributes, known, names in self._first:
+            for key, value in attributes.items():
+                if key not in known and not isinstance(value, bool | int | float | complex | str | None):
+                    self.changed[prefix + key] = None
+                    self._filled[prefix + key] = (attributes, key, key in names)
+
+    def expect(self, changed: Collection[str]) -> None:
+        """Take over the names of what an earlier look at the same model found changed."""
+        self.changed.update(dict.fromkeys(changed))
+        held = {h.name for h in self._held}
+        for prefix, attributes, known, names in self._first:
+            for name in (n for n in changed if n.rpartition(".")[0] == prefix.rstrip(".") and n not in held):
+                if (key := name.rpartition(".")[2]) not in known:
+                    self._filled[name] = (attributes, key, key in names)
 
     def reset(self) -> None:
         """Put those back that have changed: by new copies, since a graph may hold what was written."""
         if self._theirs:
             return
+        for attributes, key, there in self._filled.values():
+            if there:
+                attributes[key] = None
+            else:
+                attributes.pop(key, None)
         for held in self._held:
             now = held.module._buffers.get(held.key)
             if now is not held.tensor or held.tensor._version != held.version:

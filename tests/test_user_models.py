@@ -860,3 +860,42 @@ def test_a_model_that_chooses_its_attention_kernel_in_its_forward():
     with sdpa_kernel(kernels):  # what is set outside of a measurement holds again
         assert torch.backends.cuda.flash_sdp_enabled()
         assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+class Cached:
+    def __init__(self, weight):
+        self.doubled = 2 * weight.detach()
+
+
+class Caching(nn.Linear):
+    """Computes something from its weights at its first call in eval mode, and keeps it until the next train()."""
+
+    def __init__(self, there: bool):
+        super().__init__(5, 3, dtype=torch.float64)
+        if there:
+            self.cache = None
+
+    def forward(self, x):
+        if self.training or getattr(self, "cache", None) is None:
+            self.cache = Cached(self.weight)
+        return F.linear(x, self.weight + self.cache.doubled, self.bias)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_forward_computes_once_and_keeps_is_computed_at_the_weights_of_each_pass(there):
+    x, y = data()
+    torch.manual_seed(0)
+    model = Caching(there).eval()
+    before = State(model)
+    task = Task(model, nn.CrossEntropyLoss(), (x, y), batch_size=5)
+    for _ in range(2):  # what was verified once is remembered
+        with Objective(task) as objective:
+            objective.evaluate()
+            objective.move([[torch.ones_like(p) * p for p in objective.parameters]], [0.5])
+            found = objective.evaluate().loss
+            assert any("changes cache: each pass starts" in note for note in objective.notes)
+        truth = F.cross_entropy(F.linear(x, 4.5 * model.weight, 1.5 * model.bias), y).item()
+        assert found == pytest.approx(truth, rel=1e-12)
+        assert getattr(model, "cache", None) is None
+        assert hasattr(model, "cache") == there
+    before.unchanged()
