@@ -39,8 +39,9 @@ def command(archives: tuple[Path, ...], out: Path, checkpoints: tuple[str, ...],
     """Draw THE figure for a paper, with its caption, methods paragraph and BibTeX.
 
     WHAT is a kind of result in the archives, as `landscape show` names them: surface, line, eigenvalues, density,
-    calibration, path, trajectory, ..., training for the record of a training, or effects for what each setting of a
-    sweep does. Several archives stand side by side on one scale, or over one another.
+    calibration, path, trajectory, ..., training for the record of a training, effects for what each setting of a
+    sweep does, or range_test for what `landscape sweep --lr-find` found. Several archives stand side by side on one
+    scale, or over one another.
     """
     from landscape.errors import LandscapeError
     from landscape.report.paper import write_figure
