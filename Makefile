@@ -16,11 +16,11 @@ WORKERS ?= logical --maxprocesses 4
 ARGS ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-.PHONY: help demo gallery names test test-slow test-browser lint format wheel constraints clean distclean
+.PHONY: help demo gallery names test test-slow test-browser test-lowest lint format wheel constraints clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: gallery names test-slow test-browser lint format wheel constraints clean distclean"
+	@echo "also: gallery names test-slow test-browser test-lowest lint format wheel constraints clean distclean"
 
 # --force: a second `make demo` replaces what the first one wrote.
 demo: $(VENV)/.installed
@@ -44,6 +44,16 @@ test-slow: $(VENV)/.installed-test
 # Needs Debian's chromium; AXE_CORE=.../axe.min.js adds the checks of accessibility (see .ci/run).
 test-browser: $(VENV)/.installed-test
 	$(PYTEST) -m browser --durations 5
+
+# The lowest versions that pyproject.toml promises, in an environment of their own, with the tested torch: the lowest may
+# be there as a CUDA build of gigabytes only (make test-lowest TORCH=2.11.0). netcal stays out: it needs a newer NumPy.
+LOWEST := build/lowest
+EXTRAS := lightning,transformers,accelerate,safetensors,parquet,tensorboard,bench
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --quiet torch==$(TORCH) -c constraints-lowest.txt \
+		-e '.[$(EXTRAS)]' pytest pytest-xdist xarray pandas h5netcdf torchmetrics peft build 'setuptools>=77'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(ARGS) -m "not slow and not browser" -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -32,6 +32,8 @@ ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
     ("numpy", "dtype"), ("_codecs", "encode"),
 }  # fmt: skip
+#: Where this NumPy has what makes arrays: numpy._core.multiarray, numpy.core.multiarray before NumPy 2.
+ARRAYS = np.empty(0).__reduce__()[0].__module__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -40,7 +42,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"the file asks for {module}.{name}; a CIFAR-10 batch has no use for it")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(ARRAYS if name == "_reconstruct" else module, name)
 
 
 def read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:

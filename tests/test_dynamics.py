@@ -50,6 +50,7 @@ class TestNorms:
         t = torch.full((10_000,), 1000.0, dtype=torch.float16)
         assert float(tensor_norms([t])) == pytest.approx(1e5, rel=1e-6)
 
+    @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 warns of to_sparse
     def test_mixed_kinds_sparse_and_complex(self):
         dense = torch.zeros(6, 2)
         dense[[1, 4]] = torch.randn(2, 2, generator=torch.Generator().manual_seed(0))

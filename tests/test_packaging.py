@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"landscape": "landscape", "probes": "landscape/probes", "cli": "landscape/cli"}
@@ -108,8 +109,8 @@ def test_torch_has_no_upper_cap():
     assert {s.operator for s in torch.specifier} == {">="}
 
 
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -122,6 +123,13 @@ def test_the_pins_are_exact_sorted_and_fit_every_build():
     for requirement in REQUIREMENTS:
         pinned = versions[canonicalize_name(requirement.name)]
         assert pinned in requirement.specifier, f"{requirement} leaves out the pinned {pinned}"
+
+
+def test_what_is_tried_as_the_lowest_is_what_is_promised():
+    extras = ("lightning", "transformers", "accelerate", "parquet", "tensorboard", "bench")
+    listed = [*PROJECT["dependencies"], *(line for e in extras for line in PROJECT["optional-dependencies"][e])]
+    promised = {r.name: Version(next(iter(r.specifier)).version) for r in map(Requirement, listed) if r.name != "torch"}
+    assert {name: Version(version) for name, version in pins("constraints-lowest.txt").items()} == promised
 
 
 def test_everything_that_the_test_extra_brings_is_pinned():
