@@ -134,6 +134,7 @@ def check_words(drawn: paper.Drawn, monkeypatch: pytest.MonkeyPatch, folder: Pat
         ("calibration", 3, "paper"),
         ("eigenvalues", 2, "talk"),
         ("layers", 1, "paper"),
+        ("sample_scores", 1, "talk"),
     ],
 )
 def test_no_words_are_cut_or_lie_over_others(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: A label in more lines makes the axes smaller, and so may need one more (chosen by us: the third time it fits).
-_TIMES = 3
+#: A label in more lines makes the axes smaller, and so may need one more (seen: the fourth time all fit).
+_TIMES = 5
 #: Share of its room that a label may take (chosen by us).
 _SURE = 0.97
 #: Width of a letter over its size, in the mean (seen in DejaVu Sans).
