@@ -22,6 +22,8 @@ def fold_labels(figure: Figure) -> None:
 
     Labels of 3D axes are left alone: they lie along their axes, where the layout doesn't see them.
     """
+    if any(ax.name == "3d" for ax in figure.axes):
+        place_labels(figure)
     for _ in range(_TIMES):
         # What hangs at an axes (a color bar, a strip) is placed with it: the next layout finds room for it.
         figure.draw_without_rendering()
@@ -30,6 +32,19 @@ def fold_labels(figure: Figure) -> None:
         if not any(folded):
             break
     figure.draw_without_rendering()
+
+
+def place_labels(figure: Any) -> None:
+    """Draw once without the layout, which places the labels of 3D axes.
+
+    matplotlib before 3.11.2 places them in no other way: its layout would take new ones to lie where they were made,
+    far outside of the figure, and give up.
+    """
+    whole = getattr(figure, "figure", None) or figure  # of a subfigure
+    engine = whole.get_layout_engine()
+    whole.set_layout_engine("none")
+    whole.draw_without_rendering()
+    whole.set_layout_engine(engine)
 
 
 #: Names that a legend holds within the axes (chosen by us: three lines leave the curves their room), and the share of

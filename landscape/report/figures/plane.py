@@ -15,6 +15,7 @@ from ..chart import Chart, Control, Panel, Series, css, ref, scaled_axis
 from ..measures import measured
 from ..numbers import count, given, number
 from ..palette import HOLE, INK, SURFACE_MAP
+from ..room import place_labels
 from ..runs import Run
 from ..scales import Scale, finite, scales
 from .registry import figure, new_axes
@@ -98,6 +99,8 @@ def draw_plane(
     ax.set_ylabel("β (step along d₂)")
     if checks:
         write_self_check(ax, result)
+    if solid and ax.figure is not None:
+        place_labels(ax.figure)
     return ax
 
 
