@@ -30,7 +30,7 @@ def quantized_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _holds_bytes(t: torch.Tensor) -> bool:
     if is_traceable_wrapper_subclass(t):  # its own dtype is that of what it stands for
-        inner = [getattr(t, name) for name in t.__tensor_flatten__()[0]]
+        inner = [i for name in t.__tensor_flatten__()[0] if isinstance(i := getattr(t, name), torch.Tensor)]
         return any(_holds_bytes(i) or not (i.is_floating_point() or i.is_complex()) for i in inner)
     return t.dtype.itemsize == 1 and t.dtype != torch.bool
 

@@ -153,7 +153,7 @@ def test_a_sampling_error_is_drawn_with_what_the_number_is_called(result: Sampli
     ax = draw(result)
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
     assert any(words in t for t in texts)
-    assert ax.get_ylabel() == "lambda_1"
+    assert ax.get_ylabel() == "λ max (loss / parameter²)"
     assert [t.get_text() for t in ax.get_xticklabels()] == ["64", "256", "1,024"]
 
 

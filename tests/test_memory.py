@@ -64,7 +64,7 @@ def test_a_pass_goes_on_with_smaller_batches_and_says_so(error, most):
         assert found.accuracy == expected.accuracy
         cut = next(2**i for i in range(9) if 32 / 2**i <= most)
         assert objective.notes[-1] == f"out of memory on whole batches: they are cut in {cut}"
-    assert min(model.seen) >= 32 // cut
+        assert min(model.seen) >= 32 // cut
 
 
 def test_a_slice_of_the_surface_goes_on_with_smaller_batches(error):

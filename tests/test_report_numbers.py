@@ -205,7 +205,7 @@ def test_scaled_curvature_stands_among_the_sharpness_measures_with_its_mark_and_
     built = sharpness_section(runs)
     assert built is not None
     text = repr(built)
-    for shown in ("rise, % of 1 + loss", "loss / parameter^2", "trace_filter", "yes: compare with care"):
+    for shown in ("rise, % of 1 + loss", "loss / parameter²", "trace_filter", "yes: compare with care"):
         assert shown in text
 
 
