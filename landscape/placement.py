@@ -16,6 +16,9 @@ from .parameters import held_quantized, trainable
 from .session import have_backward_hooks
 from .tasks import Task
 
+#: Kinds of devices without float64, in which sums, means and norms are taken everywhere.
+WITHOUT_FLOAT64 = {"mps"}
+
 
 def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list[str]]:
     """Return (device, dtype, notes): the task's wish, else where and what the model is."""
@@ -28,10 +31,15 @@ def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list
         device = task.device
         if device.type == "cuda" and not torch.cuda.is_available():
             raise TaskError("device 'cuda' was asked for, but torch finds no CUDA device here; use device='cpu'")
+        if device.type in WITHOUT_FLOAT64:
+            raise TaskError(f"device '{device}' has no float64, in which sums are taken; use device='cpu'")
     elif len(devices) > 1:
         raise TaskError(f"the model is spread over {', '.join(devices)}; give Task(device=...) to measure it on one")
     else:
         device = torch.device(devices[0])
+    if device.type in WITHOUT_FLOAT64:
+        notes.append(f"measured on the CPU: the model's device '{device}' has no float64, in which sums are taken")
+        device = torch.device("cpu")
     dtypes = {p.dtype for p in floating}
     dtype = task.dtype or (torch.float64 if torch.float64 in dtypes else torch.float32)
     changed = sorted(str(d).removeprefix("torch.") for d in dtypes if d != dtype)

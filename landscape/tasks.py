@@ -120,7 +120,8 @@ class Task:
         rebatch: False when the loss needs its batches as they are (contrastive losses, batch statistics).
         max_samples: size of the fixed draw of each split; None takes all.
         seed: of the draw, shuffling and augmentation included.
-        device, dtype: where and in what precision to measure; default: where the model is, in its own
+        device, dtype: where and in what precision to measure; default: where the model is (of one on MPS, which has no
+            float64, the CPU), in its own
             precision (float16 and bfloat16 weights are measured in float32, and said).
         batch_size: for data that come without batches (256, chosen by us: fits laptops, keeps BLAS busy).
         optimizer: the torch optimizer that trains the model, or its state_dict, or several ({name: optimizer} or a

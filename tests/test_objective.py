@@ -16,7 +16,7 @@ from torch.utils.data import (
 )
 from untouched import State, data, messy, net
 
-from landscape import Hessian, Objective, Task
+from landscape import Hessian, Objective, Task, placement
 from landscape.errors import LandscapeError, MeasurementError, ObjectiveError, TaskError
 from landscape.evaluation import evaluate_checkpoint
 
@@ -510,3 +510,17 @@ class TestPredictions:
             found = objective.evaluate(accuracy=True, stderr=True)
         assert found.accuracy == (model.eval()(x).argmax(1) == y).double().mean().item()
         assert found.stderr > 0
+
+
+def test_a_device_without_float64_is_refused_and_its_model_measured_on_the_cpu(monkeypatch):
+    x, y = torch.zeros(3, 2), torch.zeros(3, dtype=torch.long)
+    with (
+        pytest.raises(TaskError, match="device 'mps' has no float64, in which sums are taken; use device='cpu'"),
+        Objective(Task(nn.Linear(2, 2), nn.CrossEntropyLoss(), (x, y), device="mps")),
+    ):
+        pass
+    monkeypatch.setattr(placement, "WITHOUT_FLOAT64", {"meta"})  # a kind that is everywhere
+    model = nn.Linear(2, 2, device="meta")
+    device, dtype, notes = placement.place(Task(model, nn.CrossEntropyLoss(), (x, y)), model)
+    assert (device.type, dtype) == ("cpu", torch.float32)
+    assert notes == ["measured on the CPU: the model's device 'meta' has no float64, in which sums are taken"]
