@@ -74,7 +74,8 @@ class TestTheNumbersAreThoseOfOneProcess:
     @pytest.mark.parametrize("world", ["two", "three"])
     def test_bit_for_bit_where_whole_batches_are_evaluated(self, world: str, request: pytest.FixtureRequest) -> None:
         for seen in request.getfixturevalue(world):
-            for name in ("evaluation", "evaluation of large batches", "line", "one batch that stays whole"):
+            # Products are made in the way that a trial finds fastest, and agree to rounding.
+            for name in ("evaluation", "evaluation of large batches", "line", "one batch that stays whole, evaluated"):
                 shared, alone = seen["same"][name]
                 assert shared == alone, name
             assert seen["same"]["random numbers"][0][0] == seen["same"]["random numbers"][1][0]

@@ -236,11 +236,12 @@ def _how(code: int) -> str:
 
 def _listen(worker: _Worker[Any], messages: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]) -> None:
     assert worker.process.stdout is not None
-    for line in worker.process.stdout:
-        try:
-            messages.put((worker.number, json.loads(line)))
-        except ValueError:
-            continue  # something else that was printed: not ours
+    with contextlib.suppress(ValueError):  # closed behind a worker that was not waited for: nobody listens any more
+        for line in worker.process.stdout:
+            try:
+                messages.put((worker.number, json.loads(line)))
+            except ValueError:
+                continue  # something else that was printed: not ours
     messages.put((worker.number, None))
 
 
