@@ -15,9 +15,7 @@ from .errors import TaskError
 from .parameters import held_quantized, trainable
 from .session import have_backward_hooks
 from .tasks import Task
-
-#: Kinds of devices without float64, in which sums, means and norms are taken everywhere.
-WITHOUT_FLOAT64 = {"mps"}
+from .widest import WITHOUT_FLOAT64
 
 
 def place(task: Task, model: nn.Module) -> tuple[torch.device, torch.dtype, list[str]]:

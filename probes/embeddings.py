@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from landscape.dynamics.embeddings import effective_rank
 from landscape.errors import MeasurementError
+from landscape.widest import widest
 
 from .probe import Probe, Quantity, Run, Step
 from .when import When, every
@@ -100,4 +101,4 @@ def _rank_of(output: Any) -> Tensor:
     try:
         return effective_rank(features)
     except MeasurementError:  # not finite, or empty
-        return features.new_full((), torch.nan, dtype=torch.float64)
+        return features.new_full((), torch.nan, dtype=widest(features.device))

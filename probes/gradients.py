@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.dynamics.norms import not_finite
+from landscape.widest import wide
 
 from .probe import EVERY_STEP, Followed, Probe, Quantity, Run, Step
 from .when import When
@@ -100,15 +101,15 @@ class GradientNorms(Probe):
     def _record(self, run: Run, step: Step, row: Any) -> None:
         f = step.followed
         if step.scale is not None:
-            row = scaled(row, 1 / (float(step.scale) if f.on_host else step.scale.double()))
+            row = scaled(row, 1 / (float(step.scale) if f.on_host else wide(step.scale)))
         if f.on_host:
             if not math.isfinite(row[0]):
                 self._not_finite(run, step, row)
         else:
             # A parameter without a gradient has a NaN, too: it is no tensor that isn't finite.
             tensors = not_finite(row[1:]) - sum(g is None for g in step.gradients)
-            skipped = torch.zeros_like(row[0]) if step.found_inf is None else step.found_inf.double().reshape(())
-            run.record(f"skipped{f.suffix}", step.number, torch.stack([skipped, tensors.double()]))
+            skipped = torch.zeros_like(row[0]) if step.found_inf is None else wide(step.found_inf).reshape(())
+            run.record(f"skipped{f.suffix}", step.number, torch.stack([skipped, wide(tensors)]))
         run.record(f"gradient_norm{f.suffix}", step.number, row if self.layers else row[:1])
 
     def _not_finite(self, run: Run, step: Step, row: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.widest import widest
+
 from .probe import Quantity, Run
 
 _LOSS = "the loss that the step went down, and its terms"
@@ -175,7 +177,9 @@ def _light(value: Any) -> Any:
             raise _of_several(value) from None
     if value.numel() != 1:
         raise _of_several(value)
-    return value.detach().reshape(()).double()  # a copy: the loop may change it in place before it is written
+    return (
+        value.detach().reshape(()).to(widest(value.device), copy=True)
+    )  # a copy: the loop may change it in place before it is written
 
 
 def _of_several(value: Tensor) -> ValueError:

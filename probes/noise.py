@@ -17,6 +17,7 @@ from landscape.dynamics.noise import NoiseScale
 from landscape.dynamics.norms import tensor_norms
 from landscape.errors import MeasurementError
 from landscape.objective import Objective
+from landscape.widest import wide
 
 from .probe import EVERY_STEP, Found, Now, Probe, Quantity, Run, Step
 from .sink import Landing
@@ -218,9 +219,9 @@ class GradientNoise(Probe):
         number, coefficient = run.clipped.get(step.followed.name, (-1, None))
         clipping = coefficient if number == step.number and coefficient is not None else 1.0
         given = (small, big, size, clipping, math.nan if step.scale is None else step.scale)
-        like = small.double()
+        like = wide(small)
         # Filled, not copied: a copy from the host would wait for the device.
-        return torch.stack([v.double().reshape(()) if isinstance(v, Tensor) else like.new_full((), v) for v in given])
+        return torch.stack([wide(v).reshape(()) if isinstance(v, Tensor) else like.new_full((), v) for v in given])
 
     def settle(self, last: _Row | None = None) -> None:
         """Take the numbers of steps into the means, one after the other, up to this row; all without one.
@@ -254,8 +255,8 @@ class GradientNoise(Probe):
                 mean, _ = objective.batch_loss(i)
                 gradient = torch.autograd.grad(mean, objective.parameters, materialize_grads=True, allow_unused=True)
                 squares.append(float(tensor_norms(gradient).square().sum()))
-                wide = [g.double() for g in gradient]
-                total = wide if total is None else [t + g for t, g in zip(total, wide, strict=True)]
+                parts = [wide(g) for g in gradient]
+                total = parts if total is None else [t + g for t, g in zip(total, parts, strict=True)]
         if total is None or len(squares) < 2:
             return None
         n = len(squares)

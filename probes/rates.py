@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from landscape.widest import wide
+
 from .probe import EVERY_STEP, Followed, Probe, Quantity, Run, Step
 from .when import When
 
@@ -75,7 +77,7 @@ def _row(values: list[Any]) -> Any:
     else:
         return tuple(values)
     held = next(v for v in values if isinstance(v, torch.Tensor))
-    wide = held.detach().double().reshape(())
+    like = wide(held.detach()).reshape(())
     return torch.stack(
-        [v.detach().double().reshape(()) if isinstance(v, torch.Tensor) else wide.new_full((), v) for v in values]
+        [wide(v.detach()).reshape(()) if isinstance(v, torch.Tensor) else like.new_full((), v) for v in values]
     )

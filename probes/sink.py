@@ -13,6 +13,7 @@ import torch
 
 from landscape.archive.live import LiveWriter
 from landscape.errors import ArchiveError, MeasurementError
+from landscape.widest import wide
 
 from .probe import Quantity
 
@@ -101,7 +102,7 @@ class Sink:
         """Return a row with every number where its column is, NaN in the others; one of a wrong width as it is."""
         places, width = self._places[quantity], len(self._columns[quantity])
         if isinstance(values, torch.Tensor):
-            flat = values.reshape(-1).double()
+            flat = wide(values.reshape(-1))
             if len(flat) != len(places):
                 return values
             where = [-1] * width
@@ -139,7 +140,7 @@ class Sink:
             )
 
     def _copy(self, rows: Sequence[tuple[str, int, torch.Tensor]]) -> None:
-        flat = torch.cat([values.reshape(-1).double() for *_, values in rows])
+        flat = torch.cat([wide(values.reshape(-1)) for *_, values in rows])
         landing = Landing(flat)
         writer = self._writer or self._open()
         start = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.dynamics.norms import tensor_norms
+from landscape.widest import wide
 
 from .probe import Probe, Quantity, Run
 from .when import When, every
@@ -68,4 +69,4 @@ class LossTerms(Probe):
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.sum(x.double() * y.double()) for x, y in zip(a, b, strict=True)]).sum()
+    return torch.stack([torch.sum(wide(x) * wide(y)) for x, y in zip(a, b, strict=True)]).sum()

@@ -27,10 +27,16 @@ constexpr auto kDevice = c10::DeviceType::PrivateUse1;
 thread_local bool inside = false; // moving arguments for an operation, which a real device would not do
 std::atomic<int64_t> waits{0};
 std::atomic<bool> refuse{false};
+std::atomic<bool> single{false}; // no float64, as on Apple's GPUs
 
 void wait_for_device(const char *what) {
   waits++;
   TORCH_CHECK(!refuse, what, " waits for the device");
+}
+
+c10::ScalarType known(c10::ScalarType dtype) {
+  TORCH_CHECK_TYPE(!single || dtype != c10::kDouble, "Cannot convert a tensor to float64: the device doesn't support it");
+  return dtype;
 }
 
 struct Allocator final : c10::Allocator {
@@ -105,12 +111,12 @@ c10::DispatchKeySet keys() { return c10::DispatchKeySet(c10::DispatchKey::Privat
 
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                  std::optional<at::Device>, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  return at::detail::empty_generic(size, &allocator, keys(), c10::dtype_or_default(dtype), format);
+  return at::detail::empty_generic(size, &allocator, keys(), known(c10::dtype_or_default(dtype)), format);
 }
 
 at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
-  return at::detail::empty_strided_generic(size, stride, &allocator, keys(), c10::dtype_or_default(dtype));
+  return at::detail::empty_strided_generic(size, stride, &allocator, keys(), known(c10::dtype_or_default(dtype)));
 }
 
 // The same memory as a tensor of the host.
@@ -290,4 +296,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   at::RegisterPrivateUse1HooksInterface(&hooks);
   m.def("waits", [] { return waits.load(); });
   m.def("refuse_waiting", [](bool on) { refuse = on; });
+  m.def("refuse_float64", [](bool on) { single = on; });
 }

@@ -1,7 +1,7 @@
 """A device that computes on the host and refuses what a GPU refuses: a plugin for pytest, `-p pretend_device`.
 
 Its name is "pretend". `refuse_waiting(True)` makes every read by the host an error, as
-torch.cuda.set_sync_debug_mode("error") does.
+torch.cuda.set_sync_debug_mode("error") does; `refuse_float64(True)` leaves it without float64, as Apple's MPS is.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ with tempfile.TemporaryDirectory() as _folder:
 torch._register_device_module(NAME, _module())
 torch.utils.generate_methods_for_privateuse1_backend(unsupported_dtype=[torch.quint8])
 refuse_waiting = _extension.refuse_waiting
+refuse_float64 = _extension.refuse_float64
 waits = _extension.waits
 
 if __name__ == "__main__":

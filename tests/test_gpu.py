@@ -31,6 +31,7 @@ from landscape import (
     spectral_density,
     trace,
     trajectory,
+    widest,
 )
 from landscape.curvature.batch_sharpness import measure_batch_sharpness
 from landscape.curvature.coherence import measure_coherence
@@ -38,6 +39,7 @@ from landscape.curvature.second_opinion import measure_reference
 from landscape.errors import MeasurementError
 from landscape.probes import (
     CalibrationProbe,
+    Embeddings,
     GradientNoise,
     GradientNorms,
     LearningRate,
@@ -265,6 +267,46 @@ def test_the_recorders_other_probes_wait_for_nothing(tmp_path):
         "noise_scale",
     ):
         np.testing.assert_allclose(found[1][name].values, found[0][name].values, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.skipif(pretended is None, reason="a device without float64 is pretended")
+def test_a_training_is_recorded_on_a_device_without_float64(tmp_path, monkeypatch):
+    assert pretended is not None
+    monkeypatch.setattr(widest, "WITHOUT_FLOAT64", {DEVICE})
+    found, written = [], []
+    for device in ("cpu", DEVICE):
+        pretended.refuse_float64(device == DEVICE)
+        try:
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3)).to(device)
+            task = Task(model, nn.CrossEntropyLoss(), data(60, torch.float32))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+            probes = [GradientNorms(), Updates(), LearningRate(), LossTerms(every(steps=2)), CalibrationProbe()]
+            probes += [GradientNoise(15), Embeddings("1", when=every(steps=1))]
+            x, y = (t.to(device) for t in task.train)
+            with Recorder(tmp_path / f"{device}.h5", model, optimizer, task=task, probes=probes) as rec:
+                for _ in range(4):
+                    optimizer.zero_grad()
+                    for part in (slice(0, 15), slice(15, 30)):
+                        outputs, decay = model(x[part]), model[0].weight.square().sum()
+                        loss = nn.functional.cross_entropy(outputs, y[part])
+                        rec.log(loss=loss + decay, cross_entropy=loss, decay=decay)
+                        ((loss + decay) / 2).backward()
+                        rec.observe(outputs, y[part])
+                    rec.clip_grad_norm_(1.0)
+                    optimizer.step()
+                rec.end_epoch()
+        finally:
+            pretended.refuse_float64(False)
+        archive = open_archive(tmp_path / f"{device}.h5")
+        found.append(archive.history)
+        written.append([e.message for e in archive.history.events if e.kind == "probe_failed"])
+    assert written == [[], []]
+    names = ("loss", "gradient_norm", "gradient_norm_before", "clip", "update_norm", "weight_norm", "update")
+    more = ("learning_rate", "term_gradient_norm", "term_cosine", "noise_scale", "calibration", "embedding_rank")
+    for name in (*names, *more):
+        a, b = (h[name].values for h in found)
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "binary", "multilabel", "top-label"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import MeasurementError
+from ..widest import with_float64
 
 Kind = Literal["logits", "probabilities"]
 #: What a row of predictions is: one of several classes, class 1 or not, several labels each there or not, or the
@@ -168,9 +169,9 @@ def kept(predictions: Predictions, ignore_index: int | None) -> Predictions:
 
 
 def tensor_of(value: Any) -> tuple[torch.Tensor, str]:
-    """Return (tensor on the device it lies on, name of the dtype it came in) without copying where that can be."""
+    """Return (tensor on its device, or the host where that has no float64; name of its dtype), copied only there."""
     if isinstance(value, torch.Tensor):
-        return value.detach(), str(value.dtype).removeprefix("torch.")
+        return with_float64(value.detach()), str(value.dtype).removeprefix("torch.")
     found = np.asarray(value)
     name = found.dtype.name  # without the byte order
     if found.dtype.kind not in "biuf" or name in ("float128", "longdouble"):

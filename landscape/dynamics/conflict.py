@@ -8,6 +8,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from ..errors import MeasurementError
+from ..widest import with_float64
 
 #: Eigenvalues of a Gram matrix below this share of the largest count as 0 (chosen by us: what float64 leaves of them).
 _NOTHING = 1e-12
@@ -63,7 +64,7 @@ def _gram(jacobian: Tensor) -> np.ndarray:
     """Return the products of the rows (k, k) in float64."""
     if jacobian.ndim != 2 or not len(jacobian):
         raise MeasurementError(f"gradients of shape {tuple(jacobian.shape)}: expected a row for each term, (k, p)")
-    rows = jacobian.detach().double()
+    rows = with_float64(jacobian.detach()).double()
     gram = (rows @ rows.T).cpu().numpy()
     if not np.isfinite(gram).all():
         raise MeasurementError("a gradient is not finite; look at the terms of the loss one by one")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
+from ..widest import with_float64
 
 #: Added to each share of the spectrum, as in the paper, so that a zero has a logarithm.
 EPSILON = 1e-7
@@ -22,7 +23,7 @@ def effective_rank(features: Tensor) -> Tensor:
     """
     if features.ndim < 2 or not features.numel():
         raise MeasurementError(f"features of shape {tuple(features.shape)} have no rank; expected (n, d)")
-    matrix = features.detach().reshape(-1, features.shape[-1]).double()
+    matrix = with_float64(features.detach().reshape(-1, features.shape[-1])).double()
     if not torch.isfinite(matrix).all():
         raise MeasurementError("the features hold NaN or inf: their rank is not defined")
     s = torch.linalg.svdvals(matrix)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..widest import wide
+
 #: On a CPU: longest run of numbers that is summed in float32, and from where on a tensor is cut into such runs. Over 25
 #: million equal numbers runs of 16,384 err by 8e-6, of 1,024 by 2e-7; float64 throughout takes nine times as long
 #: (measured, torch 2.13; torch's own float32 norm errs by 1.4e-3 on 25 million random ones). Short tensors are summed
@@ -19,7 +21,7 @@ LEAST, MOST = 1e-25, 1e37
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor as (k,) in float64, on the tensors' device.
+    """Return the Euclidean norm of each tensor as (k,) in float64, on the tensors' device (on MPS in float32).
 
     Numbers of half precision are squared and summed in float32 at least (a float16 norm overflows, a bfloat16 one errs
     by 4e-4); on a CPU short tensors are summed in float64, long ones in runs. The relative error stays below 1e-6 up to
@@ -43,10 +45,10 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     for i, t in enumerate(plain):
         kinds.setdefault(t.dtype, []).append(i)
     for kind, places in kinds.items():
-        wide = torch.float64 if kind == torch.float64 else torch.float32
-        for i, norm in zip(places, torch._foreach_norm([plain[i] for i in places], 2, dtype=wide), strict=True):
+        least = torch.float64 if kind == torch.float64 else torch.float32
+        for i, norm in zip(places, torch._foreach_norm([plain[i] for i in places], 2, dtype=least), strict=True):
             found[i] = norm
-    return torch.stack([n.double() for n in found if n is not None])
+    return torch.stack([wide(n) for n in found if n is not None])
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of a training that diverges
@@ -63,7 +65,7 @@ def _host_square(t: Tensor) -> float:
 
 def joint_norm(norms: Tensor) -> Tensor:
     """Return the norm of all tensors together, a float64 scalar, from their own norms (k,)."""
-    return torch.linalg.vector_norm(norms.double())
+    return torch.linalg.vector_norm(wide(norms))
 
 
 def not_finite(norms: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
 
     It divides by norm + 1e-6, so that a norm just above the limit is cut to a little less than it.
     """
-    return torch.clamp(max_norm / (norm.double() + 1e-6), max=1.0)
+    return torch.clamp(max_norm / (wide(norm) + 1e-6), max=1.0)
 
 
 def _plain(t: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..widest import wide, widest
+
 #: Numbers in the sketch of a tensor (chosen by us): the error below, and 1.5 MB a tensor for three float64 sketches.
 WIDTH = 1 << 16
 #: Length of the pool of random signs that rows take theirs from, at offsets of their own (chosen by us).
@@ -53,8 +55,8 @@ class Sketch:
     def of(self, i: int, flat: Tensor) -> Tensor:
         """Return the sketch of tensor `i`, given as a vector, in float64."""
         if not self._rows[i]:
-            return flat.double()
-        total = torch.zeros(WIDTH, dtype=torch.float64, device=flat.device)
+            return wide(flat)
+        total = torch.zeros(WIDTH, dtype=widest(flat.device), device=flat.device)
         for start, (offset, turn) in zip(range(0, len(flat), WIDTH), self._rows[i], strict=True):
             row = flat[start : start + WIDTH]
             row = row * self._signs[offset : offset + len(row)]

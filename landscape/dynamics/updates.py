@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..batch import as_tensor
 from ..errors import MeasurementError
+from ..widest import wide, widest
 from .norms import joint_norm, tensor_norms
 from .packed import Packed
 from .sketch import Sketch
@@ -130,7 +131,7 @@ class Updates:
         updates, weights, distance, cosine = self._changed()
         if isinstance(self._held, _OnHost):
             updates, weights = updates[1:], weights[1:]
-        return Step(*(as_tensor(v).double() for v in (updates, weights, distance, cosine)))
+        return Step(*(wide(as_tensor(v)) for v in (updates, weights, distance, cosine)))
 
     def rows(self) -> tuple[Any, Any, Any]:
         """Return what changed since the last call as rows: (1 + k,) norms of updates, (1 + k,) of weights, the whole
@@ -249,7 +250,7 @@ class _Flat:
         self._sizes = sizes
         self._read(self._before)
         self._start.copy_(self._before)
-        self._size = torch.zeros((), dtype=torch.float64, device=self._now.device)
+        self._size = torch.zeros((), dtype=widest(self._now.device), device=self._now.device)
 
     def _read(self, into: Tensor) -> None:
         parts = [p.detach().reshape(-1) for p in self._parameters]
@@ -264,7 +265,7 @@ class _Flat:
         norms = tensor_norms([*self._delta.split(self._sizes), *self._now.split(self._sizes)])
         updates, weights = norms[: len(self._sizes)], norms[len(self._sizes) :]
         distance = tensor_norms([self._now - self._start])[0]
-        along = torch.dot(self._delta, self._last).double()
+        along = wide(torch.dot(self._delta, self._last))
         self._now, self._before = self._before, self._now
         self._delta, self._last = self._last, self._delta
         before, self._size = self._size, joint_norm(updates)
@@ -288,7 +289,7 @@ class _Each:
         self._before = [self._of(i) for i in range(len(parameters))]
         self._start = [t.clone() for t in self._before]
         self._last = [torch.zeros_like(t) for t in self._before]
-        self._size = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+        self._size = torch.zeros((), dtype=widest(parameters[0].device), device=parameters[0].device)
 
     def _of(self, i: int) -> Tensor:
         p = self._parameters[i].detach().reshape(-1)
@@ -308,7 +309,7 @@ class _Each:
             # One tensor at a time: nothing of the whole model's size is made on the way.
             updates.append(tensor_norms([delta])[0])
             away.append(tensor_norms([now - self._start[i]])[0])
-            along.append(torch.dot(delta, self._last[i]).double())
+            along.append(wide(torch.dot(delta, self._last[i])))
             self._before[i], self._last[i] = now, delta
         norms = torch.stack([torch.stack(updates), tensor_norms(self._parameters), torch.stack(away)])
         dots = torch.stack(along)
