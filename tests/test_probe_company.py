@@ -66,7 +66,8 @@ def numbers(shown: str) -> dict[str, Any]:
 
 
 def about(number: Any) -> Any:
-    return pytest.approx(number, rel=1e-4) if isinstance(number, float) else number
+    # Sharpness is a difference of float32 losses of about 0.4, each right to 3e-8, which here differ by 2e-4.
+    return pytest.approx(number, rel=1e-4, abs=2e-7) if isinstance(number, float) else number
 
 
 def processes_left() -> list[str]:
