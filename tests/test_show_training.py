@@ -250,6 +250,13 @@ class TestFacts:
         assert training_facts(open_archive(tmp_path / "probed.h5")) is None
 
 
+def test_of_a_short_training_the_seconds_of_recording_are_told_of_a_longer_one_their_share(run):
+    facts = training_facts(open_archive(run))
+    assert facts is not None
+    assert "25 s, 1.0% of it spent recording" in dict(told(facts))["length"]
+    assert "9 s, 0.25 s of it spent recording" in dict(told({**facts, "seconds": 9.0}))["length"]
+
+
 class TestCommand:
     @pytest.mark.parametrize("options", [[], ["--full"]])
     def test_words(self, run, options):

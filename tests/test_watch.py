@@ -292,6 +292,13 @@ class TestFrames:
         session(path, range(1, 41), events=events)
         return path
 
+    def test_of_a_short_run_it_tells_the_seconds_of_recording(self, tmp_path):
+        path = begin(tmp_path / "short.h5")
+        session(path, range(1, 9))
+        watched = Watched(path)
+        watched.refresh()
+        assert "step 8, 4.0 s, 2 steps/s, recording 0.0 s" in "\n".join(frame(watched, 200, 40, PLAIN))
+
     def test_what_it_tells(self, path):
         watched = Watched(path)
         watched.refresh()

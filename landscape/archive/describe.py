@@ -15,7 +15,7 @@ from ..errors import ArchiveError
 from ..results import Result, Variable
 from .reader import Archive, Entry
 from .schema import SALVAGED, Subject, lost_by_damage, plain
-from .training import training_facts
+from .training import WORTH_A_SHARE, training_facts
 
 #: Columns, so that the text stands in an 80x24 terminal's wider sister and in an issue. Chosen by us.
 WIDTH = 100
@@ -140,7 +140,9 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     length += [f"{facts['epochs']:,} epochs"] if facts["epochs"] is not None else []
     length += [f"{number(facts['seconds'])} s"] if facts["seconds"] is not None else []
     if facts["recording_share"] is not None:
-        length.append(f"{100 * facts['recording_share']:.1f}% of it spent recording")
+        short = facts["seconds"] < WORTH_A_SHARE
+        spent = f"{number(facts['seconds_recording'])} s" if short else f"{100 * facts['recording_share']:.1f}%"
+        length.append(f"{spent} of it spent recording")
     rows = [("length", ", ".join(length))]
     if loss := facts["loss"]:
         rows.append(("loss", f"{number(loss['first'])} -> {number(loss['last'])}, means of the first and last tenth"))

@@ -17,6 +17,9 @@ LOUD = (
 )
 #: Norms of gradients of several steps don't agree to so much by chance: they were clipped (both chosen by us).
 _AT_BOUND, _CLIPPED = 2e-6, 3
+#: Seconds of training from which on the share that recording took is told, rather than its seconds: that of a moment is
+#: the share of its beginning, and says nothing of a longer one (chosen by us).
+WORTH_A_SHARE = 10.0
 #: Of those events, how many at most: the last ones.
 _MOST_EVENTS = 20
 

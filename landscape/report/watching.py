@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ..archive.history import Event
+from ..archive.training import WORTH_A_SHARE
 from ..archive.watching import Curve, Standing, Watched
 from ..counted import counted
 from .textplot import Drawn, Pen, plot, short
@@ -95,7 +96,8 @@ def _standing(standing: Standing, watched: Watched, pen: Pen) -> str:
     if math.isfinite(standing.speed):
         told.append(f"{short(standing.speed)} steps/s")
     if standing.seconds > 0 and math.isfinite(standing.recording):
-        told.append(f"recording {100 * standing.recording / standing.seconds:.1f}%")
+        share = f"{100 * standing.recording / standing.seconds:.1f}%"
+        told.append(f"recording {share if standing.seconds >= WORTH_A_SHARE else _duration(standing.recording)}")
     return dot.join(told)
 
 
