@@ -140,7 +140,7 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     length += [f"{facts['epochs']:,} epochs"] if facts["epochs"] is not None else []
     length += [f"{number(facts['seconds'])} s"] if facts["seconds"] is not None else []
     if facts["recording_share"] is not None:
-        short = facts["seconds"] < WORTH_A_SHARE
+        short = (facts["seconds"] or 0.0) < WORTH_A_SHARE
         spent = f"{number(facts['seconds_recording'])} s" if short else f"{100 * facts['recording_share']:.1f}%"
         length.append(f"{spent} of it spent recording")
     rows = [("length", ", ".join(length))]
