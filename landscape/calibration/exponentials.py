@@ -8,8 +8,9 @@ import time
 import numpy as np
 import torch
 
-# Numbers in a trial, and trials of each, of which the fastest counts (chosen by us: 0.5 ms in all).
-_SIZE, _TRIALS = 1 << 14, 5
+# Numbers in a trial, and trials of each, of which the fastest counts (chosen by us: 2 ms in all; of 5 trials each, some
+# processes on a busy machine found the other way than those beside them).
+_SIZE, _TRIALS = 1 << 14, 40
 # How much faster NumPy must be to be taken, so that noise does not decide (chosen by us).
 _MARGIN = 1.2
 
