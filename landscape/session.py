@@ -176,7 +176,10 @@ def twice_differentiable(model: nn.Module | None = None) -> Iterator[None]:
 def _this_attention_kernel() -> Iterator[None]:
     """Hold the attention kernel that is set: a model may set others in its forward, around its attention."""
     module: Any = torch.nn.attention
-    choose = module._sdpa_kernel
+    choose = getattr(module, "_sdpa_kernel", None)
+    if choose is None:  # a torch that does it otherwise: such a model's attention then says that it has no derivative
+        yield
+        return
     module._sdpa_kernel = lambda *_, **__: None
     try:
         yield

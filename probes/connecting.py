@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,9 @@ def connect_checkpoints(
     how: dict[str, Any] = {"points": points, "curve": curve, "align": align, "batchnorm": batchnorm}
     how |= {"splits": over, "steps": steps, "rate": rate, "seed": first.task.seed, "progress": progress}
     subject = _subject(ready, names, pairs, curve, align)
-    target = archive_paths([f"{names[0]}-to-{names[-1]}"], out, suffix=SUFFIX_OF_PAIRS if pairs else SUFFIX)[0]
+    named = f"{names[0]}-to-{names[-1]}{SUFFIX_OF_PAIRS if pairs else SUFFIX}"
     with ArchiveWriter(
-        target,
+        named if out is None else out,
         attributes=provenance(seed=first.task.seed, device=first.device),
         mode="append" if append else "new",
         force=force,
@@ -140,7 +141,7 @@ def connect_checkpoints(
         states = [r.checkpoint for r in ready]
         if pairs:
             say(f"the paths between each two of {len(states)} checkpoints: {len(states) * (len(states) - 1) // 2}")
-            keep = lambda result: writer.add(result, subject=subject)  # noqa: E731
+            keep = partial(writer.add, subject=subject)
             result: Result = connectivity(first.task, *states, names=names, interrupted=keep, **how)
         else:
             say(f"the path {' to '.join(names)}")

@@ -177,9 +177,8 @@ def _light(value: Any) -> Any:
             raise _of_several(value) from None
     if value.numel() != 1:
         raise _of_several(value)
-    return (
-        value.detach().reshape(()).to(widest(value.device), copy=True)
-    )  # a copy: the loop may change it in place before it is written
+    # A copy: the loop may change it in place before it is written.
+    return value.detach().reshape(()).to(widest(value.device), copy=True)
 
 
 def _of_several(value: Tensor) -> ValueError:

@@ -111,6 +111,13 @@ def test_files_of_one_name_are_told_apart(world, tmp_path):
     assert os.path.basename(one["archive"]) == "a_final-to-b_final.path.h5"
 
 
+def test_a_name_with_dots_stays_whole(world):
+    os.rename("s0.pt", "net.v1.0.pt")
+    os.rename("s1.pt", "net.v1.5.pt")
+    one = found("net.v1.0.pt", "net.v1.5.pt", "--points", "3")
+    assert os.path.basename(one["archive"]) == "net.v1.0-to-net.v1.5.path.h5"
+
+
 def test_what_was_measured_before_ctrl_c_is_in_the_archive(world, monkeypatch):
     from landscape.surface import connectivity
 

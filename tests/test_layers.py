@@ -13,8 +13,8 @@ from landscape import Fisher, GaussNewton, Hessian, Task, draw, layer_curvature
 from landscape.curvature.measure import measure_eigenvalues
 from landscape.curvature.spectrum import LayerCurvature
 from landscape.errors import MeasurementError
-from landscape.report.captions import methods
 from landscape.report.figures.layers import layer_rows
+from landscape.report.methods import methods
 from landscape.report.runs import make_run
 from landscape.report.sections import build_sections
 

@@ -28,6 +28,7 @@ from landscape.errors import LandscapeError
 from landscape.report import paper
 from landscape.report.figures.record import _smoothed
 from landscape.report.figures.registry import new_axes
+from landscape.report.panels import COMPARED
 from landscape.report.references import BY_KIND, _entries, bibtex, cited
 from landscape.report.runs import gather, make_run
 from landscape.report.style import PAPER, STYLES, settings, style_of, styled
@@ -231,7 +232,7 @@ def test_planes_side_by_side_share_span_and_colors() -> None:
 
 @pytest.mark.parametrize("kind", ["eigenvalues", "trace", "sharpness", "performance"])
 def test_numbers_side_by_side_are_on_one_scale(kind: str) -> None:
-    which = paper.COMPARED[kind]
+    which = COMPARED[kind]
     alone = [paper.make_figure([run], kind).figure.axes[0] for run in samples.sample_runs(3)]
     apart = [getattr(ax, f"get_{which}lim")() for ax in alone]
     panels = paper.make_figure(samples.sample_runs(3), kind, overlay=False).figure.axes

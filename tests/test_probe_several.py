@@ -111,8 +111,6 @@ def world(tmp_path, monkeypatch):
 
 
 PATHS = ("s0.pt", "s1.pt", "s2.pt")
-#: Kinds of results that stand on exponentials of scores.
-COUNTED = ("calibration", "recalibration", "sample_scores")
 QUICK: dict[str, Any] = {"preset": "quick", "only": ("performance", "calibration", "line", "sharpness")}
 
 
@@ -128,8 +126,7 @@ def same(one: Archive, other: Archive) -> None:
     for a, b in zip(one.entries, other.entries, strict=True):
         assert a.status == b.status
         # By which of several ways products are made a trial of their speed decides, anew in each process.
-        # By which of two exponentials scores are counted, too.
-        rounding = 1e-4 if a.kind in PRODUCTS else 1e-8 if a.kind in COUNTED else 0.0
+        rounding = 1e-4 if a.kind in PRODUCTS else 0.0
         for name, v in a.result.variables().items():
             other, where = b.result.variables()[name].data, f"{a.group} {name}"
             if rounding and v.data.dtype.kind == "f":

@@ -108,23 +108,6 @@ def plain(shown: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in left_out} for r in json.loads(shown)["results"]]
 
 
-def assert_alike(one: str, other: str) -> None:
-    """Hold two outputs of `--json` to each other: calibration to rounding, as by which of two exponentials scores are
-    counted a trial decides in each process, all else bit for bit.
-    """
-    for a, b in zip(plain(one), plain(other), strict=True):
-        found, expected = flat(b.pop("calibration")), flat(a.pop("calibration"))
-        about = {k: pytest.approx(v, rel=1e-8) if isinstance(v, float) else v for k, v in expected.items()}
-        assert found == about
-        assert a == b
-
-
-def flat(value: Any, where: str = "") -> dict[str, Any]:
-    """Return the numbers and texts within lists and dicts by where they stand."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    return {where: value} if inner is None else {k: v for i, x in inner for k, v in flat(x, f"{where}/{i}").items()}
-
-
 def first_tensors() -> list[str]:
     """Return the names of the files that say how often the process that measures each checkpoint dies."""
     return [f"dies {float(small_world.train(i)[0].weight.detach().sum()):.6f}" for i in range(3)]
@@ -140,13 +123,13 @@ def points(path: str) -> int:
 def test_the_numbers_are_those_of_one_process_bit_for_bit(world):
     one, _ = ended(*PATHS, *QUICK, "--json", "-o", "one.h5")
     two, err = ended(*PATHS, *QUICK, "--json", "-o", "two.h5", "--workers", 2)
-    assert_alike(one, two)
+    assert plain(one) == plain(two)
     same(open_archive("one.h5"), open_archive("two.h5"))
     assert sorted(line for line in err.splitlines() if "performance" in line) == [
         f"[{i}/3] s{i - 1}.pt: performance (1 of 6)" for i in (1, 2, 3)
     ]
     three, _ = ended(*PATHS, *QUICK, "--json", "--workers", 3)
-    assert_alike(one, three)
+    assert plain(three) == plain(one)
     for i in range(3):
         found = open_archive(f"s{i}.landscape.h5")
         assert (found.status, len(found.entries)) == ("complete", 8)

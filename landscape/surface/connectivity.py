@@ -20,7 +20,7 @@ from ..tasks import Task
 from .curve import RATE, STEPS
 from .path import POINTS, Curve, Statistics, check_apart, interpolate
 from .routes import Connectivity, Path
-from .states import check_finite, read_state
+from .states import State, check_finite, read_state
 
 Pair = tuple[int, int]
 
@@ -74,12 +74,12 @@ def connectivity(
         "seed": seed,
     }
     pairs = list(itertools.combinations(range(len(states)), 2))
-    labels = _checked(task, states)
-    called = labels if names is None else tuple(names)
+    read = _read(task, states)
+    called = tuple(s.label for s in read) if names is None else tuple(names)
     found: dict[Pair, Path] = {}
     try:
         for i, j in tqdm(pairs, desc="pairs", leave=False, disable=not progress):
-            found[i, j] = interpolate(task, states[i], states[j], accuracy=False, progress=progress, **how)
+            found[i, j] = interpolate(task, read[i], read[j], accuracy=False, progress=progress, **how)
     except BaseException:
         if found and interrupted is not None:
             interrupted(joined(found, called))
@@ -88,15 +88,15 @@ def connectivity(
     return replace(whole, cost=replace(whole.cost, seconds=time.perf_counter() - begun))
 
 
-def _checked(task: Task, states: Sequence[Any]) -> tuple[str, ...]:
-    """Return what the states are called, after all of them were read: what is wrong with one is said at once."""
+def _read(task: Task, states: Sequence[Any]) -> list[State]:
+    """Read and check all of them: what is wrong with one is said before anything is measured."""
     model = unwrap(task.model)
     read = [read_state(given, model, i + 1) for i, given in enumerate(states)]
     for state in read:
         check_finite(state, tuple(trainable(model)))
     for i, j in itertools.combinations(range(len(read)), 2):
         check_apart(read[i], read[j], i + 1, j + 1)
-    return tuple(state.label for state in read)
+    return read
 
 
 def joined(found: Mapping[Pair, Path], names: Sequence[str]) -> Connectivity:

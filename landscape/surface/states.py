@@ -47,13 +47,16 @@ class State:
 def read_state(given: Any, model: nn.Module, number: int) -> State:
     """Return a state fitted onto `model` (unwrapped); the tensors of a torch file stay on disk until they are read.
 
-    `number` counts the states from 1, for errors. Nothing is copied: the tensors are the caller's, or the file's.
+    `number` counts the states from 1, for errors. Nothing is copied: the tensors are the caller's, or the file's. A
+    State that was read already is returned as it is.
 
     Raises CheckpointError that names what is missing, extra or misshapen; TypeError for something that is no state.
     """
     label = f"state {number}"
     step = epoch = None
     notes: tuple[str, ...] = ()
+    if isinstance(given, State):
+        return given
     if isinstance(given, nn.Module):
         weights = {k: v for k, v in unwrap(given).state_dict().items() if isinstance(v, torch.Tensor)}
     elif isinstance(given, Checkpoint):

@@ -236,8 +236,8 @@ def _how(code: int) -> str:
 
 def _listen(worker: _Worker[Any], messages: queue.SimpleQueue[tuple[int, dict[str, Any] | None]]) -> None:
     assert worker.process.stdout is not None
-    with contextlib.suppress(ValueError):  # closed behind a worker that was not waited for: nobody listens any more
-        for line in worker.process.stdout:
+    with worker.process.stdout as pipe:
+        for line in pipe:
             try:
                 messages.put((worker.number, json.loads(line)))
             except ValueError:
@@ -260,12 +260,9 @@ def _write(worker: _Worker[Any]) -> None:
 
 
 def _ended(worker: _Worker[Any]) -> int:
-    """Wait for the end of a process, close what led to it, and return its exit status."""
+    """Wait for the end of a process, and return its exit status; its threads close the pipes that led to it."""
     code = worker.process.wait()
     worker.lines.put(None)
-    with contextlib.suppress(OSError):
-        if worker.process.stdout is not None:
-            worker.process.stdout.close()
     return code
 
 
