@@ -11,7 +11,7 @@ import click
 from landscape.paths import relative
 
 from .options import Command, Names, subject_options
-from .output import finite, json_line, say, table, warn
+from .output import print_each, say, table
 from .told import told
 
 if TYPE_CHECKING:
@@ -97,18 +97,9 @@ def command(
         from landscape.report.formats import write_report
 
         write_report([outcome.archive], report)
-    _print(outcome, report, as_json)
+    print_each([outcome], lambda o: o.checkpoints[0], lambda o: _text(o, report), report, as_json)
     if not as_json and report is None:
         say(f"next: landscape report {relative(outcome.archive)} -o report.html")
-
-
-def _print(outcome: PathOutcome, report: str | None, as_json: bool) -> None:
-    plain, replaced = finite(outcome.as_dict(report))
-    if replaced:
-        plain["warnings"].append(f"not finite, shown as null: {', '.join(replaced)}")
-    for text in plain["warnings"] if as_json else outcome.warnings:
-        warn(text)
-    click.echo(json_line({"schema": 1, "results": [plain]}) if as_json else _text(outcome, report))
 
 
 def _text(outcome: PathOutcome, report: str | None) -> str:

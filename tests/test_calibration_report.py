@@ -21,7 +21,7 @@ from landscape.report.figures import draw
 from landscape.report.figures.calibration import reliability
 from landscape.report.figures.confidence import confidences, draw_confidences
 from landscape.report.figures.recalibration import before_and_after
-from landscape.report.figures.risk_coverage import draw_risk_coverage, risk_coverage
+from landscape.report.figures.risk_coverage import curve, draw_risk_coverage, risk_coverage
 from landscape.report.numbers import number
 from landscape.report.paper import make_figure
 from landscape.report.runs import make_run, unique
@@ -85,6 +85,20 @@ def test_the_risk_at_full_coverage_is_the_error_rate() -> None:
     assert y[-1] == pytest.approx(1 - result.accuracy, abs=1e-12)
     with pytest.raises(MeasurementError, match="no risk-coverage curve"):
         draw_risk_coverage(replace(result, risk=None))
+
+
+def test_the_risks_band_begins_with_the_first_prediction_and_its_end_is_seen() -> None:
+    result = calibration()
+    flawless = replace(result, risk=np.zeros_like(np.asarray(result.risk)))
+    for one in (result, flawless):
+        x, _, _, high = curve(one)
+        ax = draw_risk_coverage(one)
+        outline = ax.collections[0].get_paths()[0].get_extents()
+        assert (outline.x0, outline.x1) == (x[0], 1.0)
+        assert outline.y1 == pytest.approx(high.max(), rel=1e-12)
+        assert high[-1] < ax.get_ylim()[1] < 0.5
+    both = draw_risk_coverage(flawless, ax=draw_risk_coverage(result))
+    assert both.get_ylim()[1] > max(np.asarray(result.risk)[np.asarray(result.coverage) >= 0.05])
 
 
 def test_a_shares_interval_is_the_exact_one() -> None:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def draw_risk_coverage(
     result: Any, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None, band: bool = True
 ) -> Axes:
-    """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands
-    from the first error on.
+    """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands.
 
-    Takes a Calibration with `risk`; raises MeasurementError for one without. Draw several into one `ax`.
+    The bands of the first few predictions leave the chart at its top, which fits the curves. Takes a Calibration with
+    `risk`; raises MeasurementError for one without. Draw several into one `ax`.
     """
     x, y, low, high = curve(result)
     if not len(x):
@@ -39,10 +39,10 @@ def draw_risk_coverage(
     text = label or f"AURC {number(float(result.aurc), 3)}"
     ax.plot(x, y, color=color, linewidth=1.4, label=text)
     if band:
-        # Before the first error the band is that of no error in so few, whatever the model: it says nothing.
-        ax.fill_between(x, low, high, where=(y > 0).tolist(), color=color, alpha=0.18, linewidth=0)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     ax.set_xlim(0, 1)
-    ax.set_ylim(bottom=0)
+    others = ax.get_ylim()[1] if len(ax.lines) > 1 else 0.0
+    ax.set_ylim(0, max(others, _top(x, y, high)))
     ax.set_xlabel("coverage (share of the predictions kept, the surest first)")
     ax.set_ylabel("risk (error rate of those kept)")
     ax.legend(frameon=False, fontsize="small", loc="best")
@@ -93,6 +93,13 @@ def curve(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return x, y, *share_interval(np.round(y * kept), kept)
 
 
+def _top(x: np.ndarray, y: np.ndarray, high: np.ndarray) -> float:
+    """Return the end of the risk's axis: the bands of the first few predictions reach to 1, and would press a curve
+    flat against the bottom; those at full coverage are always seen.
+    """
+    return min(1.0, max(1.35 * float(y[x >= min(0.05, x[-1])].max()), 1.05 * float(high[-1])))
+
+
 # ------------------------------------------------------------------------------------------------ on the page
 
 
@@ -112,12 +119,8 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         series.append(
             Series({"coverage": x, "risk": y, "risk_low": low, "risk_high": high}, ("coverage",), run.name, run.index)
         )
-        # Before the first error the band is that of no error in so few, the same for every run: it says nothing here.
-        band = {name: np.where(y > 0, bound, np.nan) for name, bound in (("low", low), ("high", high))}
-        series.append(Series({"coverage": x, **band}, ("coverage",), csv=False))
         traces += _traces(i, run)
-        # The bands of the first few predictions reach to 1, and would press the curves flat.
-        top = min(1.0, max(top, 1.35 * float(y[x >= 0.05].max())))
+        top = max(top, _top(x, y, high))
     if not series:
         return None
     return Chart(
@@ -125,10 +128,10 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         title="Risk and coverage",
         caption="If the model answers only for the share of the predictions that it is surest of (coverage), how often "
         "is it wrong (risk)? The right end is the plain error rate; the lower a curve runs on its way there, the "
-        "better the confidence tells right from wrong, calibrated or not. Shaded, from the first error on: pointwise "
-        "95% intervals. AURC, in the table, is the mean height of the curve.",
+        "better the confidence tells right from wrong, calibrated or not. Shaded: pointwise 95% "
+        "intervals, whose first few may leave the chart. AURC, in the table, is the mean height of the curve.",
         series=series,
-        panels=[Panel("", f"Risk-coverage curves of {counted(len(series) // 2, 'run')}.", {"all": traces})],
+        panels=[Panel("", f"Risk-coverage curves of {counted(len(series), 'run')}.", {"all": traces})],
         layouts={
             "all": {
                 "xaxis": {
@@ -150,8 +153,8 @@ def _traces(i: int, run: Run) -> list[dict]:
     shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "run": run.index, "x": ref(i, "coverage")}
     edge = {"line": {"width": 0}, "hoverinfo": "skip"}
     return [
-        {**shared, **edge, "y": ref(i + 1, "high")},
-        {**shared, **edge, "y": ref(i + 1, "low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
+        {**shared, **edge, "y": ref(i, "risk_high")},
+        {**shared, **edge, "y": ref(i, "risk_low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
         {
             **shared,
             "y": ref(i, "risk"),
