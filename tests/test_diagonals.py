@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from landscape import Hessian, Task, diagonal, frobenius_norm, trace
+from landscape import Hessian, Task, diagonal, frobenius_norm, spectral_density, trace
 from landscape.errors import MeasurementError
 
 
@@ -243,6 +244,36 @@ def test_a_product_that_is_not_finite_is_named(estimate) -> None:
     matrix[0, 0] = math.inf
     with pytest.raises(MeasurementError, match="product 1 is not finite"):
         estimate(matrix)
+
+
+@pytest.mark.parametrize(
+    "estimate", [frobenius_norm, diagonal, trace, partial(trace, method="xtrace"), spectral_density]
+)
+def test_estimates_from_products_that_are_not_symmetric_say_so(estimate) -> None:
+    rough = torch.randn(30, 30, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    even, odd = rough + rough.T, rough - rough.T
+    share = float(odd.norm() / rough.norm())
+    for matrix, level in ((even, "pass"), (even + 1e-5 * odd, "warn"), (rough, "fail")):
+        found = estimate(matrix)
+        check = next(c for c in found.checks if c.name == "symmetry")
+        assert check.level == level
+        assert (check.message in found.warnings) == (level != "pass")
+        assert found.status == "complete"
+    assert share / 3 < check.value < 3 * share
+    sizes = [next(c for c in frobenius_norm(rough, seed=s).checks if c.name == "symmetry").value for s in range(200)]
+    assert np.sqrt(np.mean(np.square(sizes))) == pytest.approx(share, rel=0.1)
+
+
+def test_symmetry_is_seen_where_vectors_come_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rough = torch.randn(30, 30, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    monkeypatch.setattr("landscape.curvature.probing._BLOCK_BYTES", 1)
+    alone = next(c for c in frobenius_norm(rough, draws=4).checks if c.name == "symmetry")
+    g = torch.Generator().manual_seed(0)
+    u, v = (torch.randint(0, 2, (30,), generator=g, dtype=torch.int8).double() * 2 - 1 for _ in range(2))
+    sizes = (float((rough @ u).square().sum()), float((rough @ v).square().sum()))
+    assert alone.value == pytest.approx(
+        abs(float(u @ rough @ v - v @ rough @ u)) / math.sqrt(np.mean(sizes)), rel=1e-12
+    )
 
 
 def test_an_unknown_method_is_named() -> None:

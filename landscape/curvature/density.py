@@ -103,16 +103,16 @@ def spectral_density(
             vectors.show(reached)
             if reached <= goal or len(runs) >= most:
                 break
-        cost, n, (made, notes) = vectors.cost(), vectors.n, vectors.account()
+        cost, n, (made, notes), symmetry = vectors.cost(), vectors.n, vectors.account(), vectors.symmetry()
     density = curves.mean(axis=0)
     operator, split = origin_of(A)
-    checks = [_steps_check(runs, density, smoothing), _grid_check(smoothing)]
+    checks = [_steps_check(runs, density, smoothing), _grid_check(smoothing), *symmetry]
     if precision is not None:
         checks.append(precision_check(reached, precision, len(runs), of="the density"))
     frobenius, frobenius_stderr = rooted(n * (weights * np.nan_to_num(nodes) ** 2).sum(axis=1))
     traces = n * (weights * np.nan_to_num(nodes)).sum(axis=1)
     negative, negative_stderr = _negative(nodes, weights)
-    late = tuple(c.message for c in checks if c.level == "warn")
+    late = tuple(c.message for c in checks if c.level != "pass")
     return SpectralDensity(
         status="partial" if checks[-1].name == "precision" and checks[-1].level == "warn" else "complete",
         cost=cost,

@@ -19,7 +19,7 @@ from ..batch import as_tensor
 from ..errors import MeasurementError
 from ..results import Check, Cost
 from .krylov import Ritz, Subspace
-from .operands import account_of, dimension_of, origin_of
+from .operands import account_of, dimension_of, origin_of, symmetry_check
 from .reference import arpack_eigenpairs, pyhessian_eigenpairs
 from .search import Search, Stop, Wanted, Which
 from .spectrum import Eigenpairs
@@ -140,7 +140,7 @@ def eigenpairs(
     others = np.delete(ritz.values, [*first, *second]) if verify else np.zeros(0)
     checks = (
         _convergence(errors / (ritz.scale or 1.0), stop, tol, space, limit),
-        _symmetry(space, tol),
+        symmetry_check(space.asymmetry, dtype, tol, "the eigenvalues are those of its symmetric part"),
         *search.checks(),
     )
     return Eigenpairs(
@@ -234,19 +234,6 @@ def _unresolved(ritz: Ritz, pairs: np.ndarray, bounds: np.ndarray) -> tuple[str,
     if (errors[small] <= 2 * ritz.rounding).all():
         return (f"{text}: they are 0 to the rounding of the products",)
     return (f"{text}: tol is a share of |lambda_1|; lower it to resolve them",)
-
-
-def _symmetry(space: Subspace, tol: float) -> Check:
-    """u.Av against v.Au, on all products, as a share of ||A||; the limit, sqrt(eps), is chosen by us."""
-    limit = math.sqrt(torch.finfo(space.dtype).eps)
-    if space.asymmetry <= limit:
-        return Check("symmetry", "pass", "u.Av and v.Au agree", space.asymmetry, limit)
-    text = (
-        f"the operator is not symmetric: u.Av and v.Au differ by {space.asymmetry:.1e} of its norm; the eigenvalues "
-        "are those of its symmetric part (a Hessian is symmetric, unless its products are inexact or a backward in the "
-        "model is not differentiated in full: custom function, no_grad, NumPy inside)"
-    )
-    return Check("symmetry", "fail" if space.asymmetry > tol else "warn", text, space.asymmetry, limit)
 
 
 def _vectors(space: Subspace, ritz: Ritz, chosen: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MeasurementError
+from ..results import Check
 
 
 def dimension_of(A: Any) -> tuple[int, torch.dtype, torch.device]:
@@ -50,6 +52,22 @@ def account_of(A: Any) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return how an operator's products were made, as a setting of the result, and what it has to remark."""
     how = getattr(A, "how", "")
     return ({"strategy": how} if how else {}), tuple(getattr(A, "notes", ()))
+
+
+def symmetry_check(asymmetry: float, dtype: torch.dtype, bad: float, remains: str) -> Check:
+    """Judge how far u.Av and v.Au differ, as a share of ||A||: a check that fails beyond `bad`.
+
+    `remains` says what the result still is without symmetry. It warns from sqrt(eps) on (chosen by us).
+    """
+    limit = math.sqrt(torch.finfo(dtype).eps)
+    if asymmetry <= limit:
+        return Check("symmetry", "pass", "u.Av and v.Au agree", asymmetry, limit)
+    text = (
+        f"the operator is not symmetric: u.Av and v.Au differ by {asymmetry:.1e} of its norm; {remains} (a Hessian is "
+        "symmetric, unless its products are inexact or a backward in the model is not differentiated in full: custom "
+        "function, no_grad, NumPy inside)"
+    )
+    return Check("symmetry", "fail" if asymmetry > bad else "warn", text, asymmetry, limit)
 
 
 def not_finite(product: Tensor, number: int, locate: Callable[[Tensor], str] | None) -> MeasurementError:

@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from ..errors import MeasurementError
 from ..results import Check, Cost
-from .operands import account_of, dimension_of, not_finite, origin_of
+from .operands import account_of, dimension_of, not_finite, origin_of, symmetry_check
 
 #: Vectors multiplied at once: an operator shares its forward pass among them (chosen by us), within this many bytes.
 BLOCK, _BLOCK_BYTES = 8, 1 << 28
 #: Products that a requested precision may take at most, if not said otherwise (chosen by us).
 MOST_DRAWS = 1000
+#: Asymmetry, as a share of ||A||_F, beyond which no estimate is to be believed (chosen by us).
+ASYMMETRIC = 0.01
 
 
 class Probing:
@@ -36,6 +38,8 @@ class Probing:
         self.products = 0
         self.width = max(1, min(BLOCK, _BLOCK_BYTES // (self.n * self.dtype.itemsize)))
         self._operator, self._bar, self._seed = A, bar, seed
+        self._asymmetry: float | None = None
+        self._lonely: tuple[Tensor, Tensor] | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._began, self._passes = time.perf_counter(), _passes(A)
 
@@ -64,9 +68,33 @@ class Probing:
         if not np.isfinite(norms).all():
             first = int(np.argmin(np.isfinite(norms)))
             raise not_finite(products[:, first], self.products + first + 1, getattr(self._operator, "locate", None))
+        if self._asymmetry is None:
+            self._compare(vectors, products)
         self.products += vectors.shape[1]
         self._bar.update(vectors.shape[1])
         return products
+
+    def _compare(self, vectors: Tensor, products: Tensor) -> None:
+        """Take u.Av - v.Au of neighbors in the first block of several vectors, or of the first two blocks of one.
+
+        For independent vectors of signs its mean square is ||A - A^T||_F^2, and that of ||A v|| is ||A||_F^2; others
+        are measured by their length.
+        """
+        if self._lonely is not None:
+            vectors, products = (torch.cat(pair, dim=1) for pair in zip(self._lonely, (vectors, products), strict=True))
+        if vectors.shape[1] < 2:
+            self._lonely = (vectors, products)
+            return
+        self._lonely = None
+        apart = inner(vectors[:, :-1], products[:, 1:]) - inner(vectors[:, 1:], products[:, :-1])
+        size = inner(products, products).mean() * inner(vectors, vectors).mean() / self.n
+        self._asymmetry = math.sqrt((apart**2).mean() / size) if size > 0 else 0.0
+
+    def symmetry(self) -> tuple[Check, ...]:
+        """Return whether the operator is symmetric by its first products; nothing where there was one vector only."""
+        if self._asymmetry is None:
+            return ()
+        return (symmetry_check(self._asymmetry, self.dtype, ASYMMETRIC, "estimates from its products may be off"),)
 
     def show(self, relative: float) -> None:
         """Show the relative standard error reached so far on the progress bar."""
@@ -88,16 +116,16 @@ class Probing:
         `precision`.
         """
         cost, (made, notes), (operator, split) = self.cost(), self.account(), origin_of(self._operator)
-        checks = () if precision is None else (precision_check(relative, precision, cost.products, of=of),)
-        late = tuple(c.message for c in checks if c.level == "warn")
+        late = () if precision is None else (precision_check(relative, precision, cost.products, of=of),)
+        checks = (*late, *self.symmetry())
         asked = {"draws": draws, "seed": self._seed, "precision": precision, "max_draws": most, "operator": operator}
         return {
-            "status": "partial" if late else "complete",
+            "status": "partial" if any(c.level == "warn" for c in late) else "complete",
             "cost": cost,
             "settings": asked | made,
             "checks": checks,
             "notes": notes,
-            "warnings": late,
+            "warnings": tuple(c.message for c in checks if c.level != "pass"),
             "products": cost.products,
             "split": split,
         }
@@ -157,6 +185,11 @@ def precision_check(relative: float, precision: float, products: int, *, of: str
         return Check("precision", "pass", f"standard error {relative:.2g} of {of}", relative, precision)
     text = f"the standard error is {relative:.2g} of {of} after {products} draws, not {precision:g}: raise max_draws"
     return Check("precision", "warn", text, relative, precision)
+
+
+def inner(u: Tensor, v: Tensor) -> np.ndarray:
+    """Return the inner products of the columns of two (n, k), summed in float64."""
+    return (u * v).sum(dim=0, dtype=torch.float64).cpu().numpy()
 
 
 def _passes(A: Any) -> float:

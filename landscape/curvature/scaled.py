@@ -17,7 +17,7 @@ from .lanczos import eigenpairs
 from .moments import rooted
 from .operators import Hessian, Operator
 from .preconditioned import Scaled
-from .probing import BLOCK, blocks, check_draws, probing, standard_error
+from .probing import BLOCK, blocks, check_draws, inner, probing, standard_error
 from .spectrum import ScaledCurvature
 
 Scaling = Literal["both", "filter", "none"]
@@ -112,7 +112,7 @@ def measure_scaled_curvature(
                 for size in blocks(draws, draws, vectors.width):
                     signs = vectors.signs(size)
                     found = vectors.multiply(signs)
-                    traces = np.append(traces, (signs * found).sum(dim=0, dtype=torch.float64).cpu().numpy())
+                    traces = np.append(traces, inner(signs, found))
                     norms = torch.linalg.vector_norm(found, dim=0, dtype=torch.float64).cpu().numpy()
                     squares = np.append(squares, norms**2)
             names += [f"{name}{suffix}" for name in ("lambda_max", "trace", "frobenius")]

@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import MeasurementError
 from .deflation import DEFLATED, FEWEST, further
@@ -15,6 +13,7 @@ from .probing import (
     Probing,
     blocks,
     check_draws,
+    inner,
     probing,
     relative_error,
     standard_error,
@@ -103,7 +102,7 @@ def _hutchinson(vectors: Probing, _: str, draws: int, most: int, goal: float) ->
         if len(samples) >= draws and _reached(vectors, samples, error) <= goal:
             break
         signs = vectors.signs(size)
-        samples = np.concatenate([samples, _inner(signs, vectors.multiply(signs))])
+        samples = np.concatenate([samples, inner(signs, vectors.multiply(signs))])
         error = standard_error(samples)
         _reached(vectors, samples, error)
     return samples, error
@@ -117,10 +116,6 @@ def _deflated(vectors: Probing, method: str, draws: int, most: int, goal: float)
         if _reached(vectors, samples, error) <= goal or target >= most:
             return samples, error
         target = further(target, most, FEWEST[method])
-
-
-def _inner(v: Tensor, products: Tensor) -> np.ndarray:
-    return (v * products).sum(dim=0, dtype=torch.float64).cpu().numpy()
 
 
 def _reached(vectors: Probing, samples: np.ndarray, error: float) -> float:
