@@ -59,7 +59,14 @@ def training(history: Any) -> list[list[str]]:
         if len(known):
             tenth = max(1, len(known) // 10)
             ends = f"{number(float(known[:tenth].mean()), 3)} {curve(known)} {number(float(known[-tenth:].mean()), 3)}"
-            rows.append(["loss", f"{ends}  over {counted(int(loss.steps.max()), 'step')}"])
+            steps = loss.current().steps
+            last, until = int(steps[np.isfinite(values)].max()), int(steps.max())
+            over = f"over {counted(until, 'step')}"
+            if last < until:  # the curve leaves out what isn't finite, and would pass for the whole training
+                over = f"over {counted(last, 'step')}, then not finite up to step {count(until)}"
+            rows.append(["loss", f"{ends}  {over}"])
+        elif len(values):
+            rows.append(["loss", f"not finite at any of its {counted(len(values), 'step')}"])
     held = history.get("calibration")
     if held is not None and len(held.steps):
         last = held.current()

@@ -12,6 +12,7 @@ import pytest
 import report_samples as samples
 from click.testing import CliRunner
 
+from landscape.archive.history import History
 from landscape.archive.reader import open_archive
 from landscape.archive.save import save_archive
 from landscape.archive.schema import Subject
@@ -118,3 +119,18 @@ def test_a_training_is_told_by_its_ends_its_curve_and_its_events() -> None:
     assert rows["loss"].endswith("over 200 steps")
     assert rows["events"] == "2 × spike"
     assert training(None) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ([2.0, 1.0, np.nan, 0.5], "over 4 steps"),
+        ([2.0, 1.0, np.nan, np.inf], "over 2 steps, then not finite up to step 4"),
+        ([np.nan, np.nan], "not finite at any of its 2 steps"),
+    ],
+)
+def test_a_loss_that_stopped_being_finite_does_not_pass_for_the_whole_training(loss: list[float], said: str) -> None:
+    from training_samples import series
+
+    record = History({"loss": series("loss", ("loss",), np.arange(1, len(loss) + 1), loss)})
+    assert dict(map(tuple, training(record)))["loss"].endswith(said)

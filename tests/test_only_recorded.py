@@ -93,6 +93,18 @@ class TestNumbers:
         finals = reduce(History({"logged": s})).finals
         assert [(finals["logged", n].value, finals["logged", n].step) for n in "ab"] == [(2, 2), (5, 1)]
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_a_loss_that_ended_not_finite_is_no_number_from_before(self, bad, tmp_path):
+        loss = np.array([3.0, 2.0, 1.0, bad, bad])
+        h = History({"loss": series("loss", ("loss",), np.arange(1, 6), loss)})
+        found = values(record(tmp_path / "a.h5", h, {}, attributes={}))["recorded.loss"]
+        assert (found.known, found.missing) == (False, "not finite after step 3")
+
+    def test_a_loss_that_became_finite_again_and_a_term_that_comes_now_and_then_are_numbers(self):
+        rows = [[3.0, 1.0], [np.nan, np.nan], [1.0, np.nan]]
+        finals = reduce(History({"loss": series("loss", ("loss", "penalty"), [1, 2, 3], rows)})).finals
+        assert [finals["loss", n].broken for n in ("loss", "penalty")] == [False, False]
+
     def test_what_was_measured_afterwards_comes_first(self, tmp_path):
         path = record(tmp_path / "a.h5", history(0), {}, attributes={}, probed=probed(0))
         subject = Subject("a.pt", step=600)

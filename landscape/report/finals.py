@@ -21,14 +21,15 @@ MOST_STEPS, WITHOUT_EPOCHS = 1000, 100
 
 @dataclass(frozen=True)
 class Final:
-    """The number of a column at `step`, its last; of the loss, the mean over the `rows` steps up to it, with the
-    standard error of a mean over as many batches.
+    """The last finite number of a column, at `step`; of the loss, the mean over the `rows` steps up to it, with the
+    standard error of a mean over as many batches. `broken`: losses came after it, and none of them was finite.
     """
 
     value: float
     step: int
     error: float = math.nan
     rows: int = 1
+    broken: bool = False
 
 
 class Finals:
@@ -37,10 +38,13 @@ class Finals:
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], Final] = {}
         self._tails: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._last_loss = -1.0
 
     def add(self, quantity: str, names: Sequence[str], steps: np.ndarray, values: np.ndarray) -> None:
         """Take in rows (n,) of a quantity's columns (n, k)."""
         known = np.isfinite(values)
+        if quantity == "loss":
+            self._last_loss = max(self._last_loss, float(steps.max(initial=-1)))
         for k, name in enumerate(names):
             rows = np.flatnonzero(known[:, k])
             if len(rows):
@@ -62,7 +66,9 @@ class Finals:
             tenth = min(WITHOUT_EPOCHS, max(1.0, float(steps[-1]) / 10))
             mean = values[steps > steps[-1] - (length if length > 0 else tenth)]
             error = float(mean.std(ddof=1)) / math.sqrt(len(mean)) if len(mean) > 1 else math.nan
-            found["loss", name] = Final(float(mean.mean()), int(steps[-1]), error, len(mean))
+            # Every row has the total loss; its terms are missing where a step didn't log them.
+            broken = name == "loss" and steps[-1] < self._last_loss
+            found["loss", name] = Final(float(mean.mean()), int(steps[-1]), error, len(mean), broken)
         return found
 
 

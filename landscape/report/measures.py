@@ -174,6 +174,8 @@ def _last_recorded(quantity: str, column: str) -> Callable[[Run], Value]:
         found = ended(run, quantity, column)
         if found is None:
             return Value(missing="not recorded")
+        if found.broken:  # the mean of the losses before would rank a training that broke down among those that ended
+            return Value(missing=f"not finite after step {count(found.step)}")
         return replace(measured(found.value, found.error, "standard error of batches"), step=found.step)
 
     return read
