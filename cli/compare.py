@@ -13,9 +13,9 @@ from .output import finite, json_line, table, warn
 
 if TYPE_CHECKING:
     from landscape.comparison.conditions import Condition, Verdict
-    from landscape.report.measures import Value
     from landscape.report.pairs import Compared
     from landscape.report.runs import Run
+    from landscape.report.value import Value
 
 
 @click.command(

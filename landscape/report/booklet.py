@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LandscapeError
 from .blocks import Notes
-from .measures import Measure, measures, setting, settings
+from .measures import measures, setting, settings
 from .page import default_title, facts
 from .palette import INK, MUTED
 from .paper import Drawn
@@ -17,6 +17,7 @@ from .pictures import every_figure
 from .runs import Run
 from .sections import glance
 from .style import PAPER, styled
+from .value import Measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,22 +126,18 @@ def _table(runs: Sequence[Run]) -> list[str]:
     if len(runs) <= ACROSS:
         rows = [["", *(r.name for r in runs)]]
         rows += [[n, *(setting(r, n) for r in runs)] for n in names]
-        rows += [[_full(m), *(_text(m, r) for r in runs)] for m in columns]
+        rows += [[m.title, *(_text(m, r) for r in runs)] for m in columns]
         lines = _aligned(rows, (LETTERS - 30) // len(runs))
     else:
         lines = [*_aligned([["run", *names], *([r.name, *(setting(r, n) for n in names)] for r in runs)], 20), ""]
         # Several blocks of columns, one below the other, each with the runs' names.
         for i in range(0, len(columns), 6):
             block = columns[i : i + 6]
-            rows = [["run", *map(_full, block)], *([r.name, *(_text(m, r) for m in block)] for r in runs)]
+            rows = [["run", *(m.title for m in block)], *([r.name, *(_text(m, r) for m in block)] for r in runs)]
             lines += [*_aligned(rows, 23), ""]
     if same:
         lines += ["", _wrapped("The same in every run: " + "; ".join(f"{k} {v}" for k, v in same.items()) + ".")]
     return lines
-
-
-def _full(measure: Measure) -> str:
-    return f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
 
 
 def _text(measure: Measure, run: Run) -> str:

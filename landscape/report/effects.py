@@ -9,9 +9,10 @@ import numpy as np
 
 from ..comparison.ablation import Ablation, Effect, ablate
 from ..counted import counted
-from .measures import Measure, measures, setting, settings
+from .measures import measures, setting, settings
 from .numbers import interval, number
 from .runs import Run
+from .value import Measure
 
 #: Settings that name a repetition of a run rather than how it was trained.
 SEEDS = ("seed", "training_seed", "repeat")

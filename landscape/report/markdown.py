@@ -10,6 +10,7 @@ from .blocks import Folded, Notes, Section, Table, Text
 from .page import default_title
 from .runs import Run
 from .sections import build_sections
+from .value import SHORT
 
 #: Sections that a pull request doesn't need: what was where, how long it took.
 LEFT_OUT = frozenset({"provenance", "other"})
@@ -50,7 +51,7 @@ def _block(block: object) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     caption = table.caption.replace("; click a heading to sort", "").replace("Small print under", "Beside")
     yield from (escaped(caption), "")
-    heads = [f"{c.group} {c.label}" if c.group in ("Loss", "Accuracy") else c.label for c in table.columns]
+    heads = [f"{c.group} {c.label}" if c.group in SHORT else c.label for c in table.columns]
     rows = [(title, row) for title, rows in table.groups for row in rows]
     # Columns that hold nothing in any row (marks without text) are the levels of checks: a sign says them.
     yield "| " + " | ".join(escaped(h) for h in heads) + " |"

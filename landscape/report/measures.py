@@ -3,91 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .finals import ended
-from .numbers import count, given, interval, uncertain
+from .numbers import given
+from .open_columns import own_columns, recorded_columns
 from .runs import MODEL, Run
-
-#: Half-width of a 95% interval in standard errors, for a mean over samples or draws.
-Z95 = 1.959964
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number of one run; `low` and `high` bound it at 95%, `how` says by what; `missing` says why there is none.
-
-    `step` is set where it was measured or recorded while the run trained: after so many steps, not on a checkpoint.
-    """
-
-    number: float = math.nan
-    error: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    how: str = ""
-    missing: str = ""
-    step: int | None = None
-
-    @property
-    def when(self) -> str:
-        """When it was measured, where that was while training, in words."""
-        return "" if self.step is None else f"step {count(self.step)}"
-
-    @property
-    def known(self) -> bool:
-        """True where there is a finite number."""
-        return math.isfinite(self.number)
-
-    def text(self) -> tuple[str, str]:
-        """Return the number and its uncertainty as they are written."""
-        if self.missing:
-            return self.missing, ""
-        if self.how == "interval":
-            return interval(self.number, self.low, self.high)
-        value, error = uncertain(self.number, self.error, most=5 if self.how == "residual" else 6)
-        return value, f"± {error}" if error and error != "0" else ""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of the table of runs: where it stands, what it is called, and how to read it off a run.
-
-    Columns of a higher `rank` are the first to be put away where the table is wider than the page. The number lies
-    between the two `limits`, whatever an interval that knows nothing of them says.
-    """
-
-    key: str
-    label: str
-    group: str
-    read: Callable[[Run], Value]
-    note: str = ""
-    sharpness: bool = False
-    rank: int = 1
-    limits: tuple[float, float] = (-math.inf, math.inf)
-
-
-def measured(number_: Any, error: Any = math.nan, how: str = "standard error", freedom: float = math.inf) -> Value:
-    """Return a Value with a standard error or a residual.
-
-    The interval at 95% is from the normal law, or from Student's with so many degrees of freedom where the standard
-    error itself rests on few blocks of samples.
-    """
-    x, e = float(number_), float(error)
-    half = e if how == "residual" else _quantile(freedom) * e
-    return Value(x, e, x - half, x + half, how)
-
-
-def _quantile(freedom: float) -> float:
-    if not math.isfinite(freedom):
-        return Z95
-    from scipy.special import stdtrit  # a tenth of a second, for whoever has a loss to compare
-
-    return float(stdtrit(freedom, 0.975))
+from .value import Measure, Value, measured
 
 
 def _split(run: Run, quantity: str, split: str) -> Value:
@@ -167,33 +93,6 @@ def _trace(run: Run) -> Value:
     if recorded is None or run.get("trace") is not None:
         return _scalar(run, "trace", "value", "stderr")
     return replace(measured(recorded.value, error.value if error else math.nan), step=recorded.step)
-
-
-def _last_recorded(quantity: str, column: str) -> Callable[[Run], Value]:
-    def read(run: Run) -> Value:
-        found = ended(run, quantity, column)
-        if found is None:
-            return Value(missing="not recorded")
-        if found.broken:  # the mean of the losses before would rank a training that broke down among those that ended
-            return Value(missing=f"not finite after step {count(found.step)}")
-        return replace(measured(found.value, found.error, "standard error of batches"), step=found.step)
-
-    return read
-
-
-def recorded_columns(runs: Sequence[Run]) -> list[Measure]:
-    """Return columns of what trainings recorded at their ends, where a run has nothing else to show for its loss."""
-    if not any(r.recorded and r.get("performance") is None for r in runs):
-        return []
-    names = dict.fromkeys(n for r in runs for n in r.recorded.finals if n[0] in ("loss", "logged", "metrics"))
-    batches = "mean over the batches of the last epoch while it trained, each before its step, ± standard error"
-    columns = []
-    for quantity, name in names:
-        note = batches if quantity == "loss" else "the last number that the training loop logged"
-        label = "batch loss" if (quantity, name) == ("loss", "loss") else name
-        key = re.sub(r"[^\w./-]", "_", f"recorded.{name}")
-        columns.append(Measure(key, label, "Recorded", _last_recorded(quantity, name), note))
-    return columns
 
 
 def _ece(run: Run) -> Value:
@@ -365,7 +264,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
                 limits=(0.0, 1.0),
             ),
         ]
-    return columns + recorded_columns(runs)
+    return [*columns, *own_columns(runs), *recorded_columns(runs)]
 
 
 def _bounded(name: str, label: str, group: str, kind: str, note: str) -> Measure:

@@ -49,7 +49,7 @@ def archive_html(archive: Any) -> str:
         return f"<div><b>{escape(str(archive.path))}</b>: {escape(str(error))}</div>"
     known = [m for m in measures(runs) if any(m.read(r).known for r in runs)]
     shown = [m for m in known if m.rank == 0] or known[:6]
-    heads = "".join(f"<th>{escape(_full(m))}</th>" for m in shown)
+    heads = "".join(f"<th>{escape(m.title)}</th>" for m in shown)
     body = ""
     for run in runs[:MOST_RUNS]:
         cells = "".join(f"<td>{escape(' '.join(m.read(run).text()).strip())}</td>" for m in shown)
@@ -98,10 +98,6 @@ def _entries(result: Result, name: str, v: Variable, variables: Mapping[str, Var
             texts = [" ± ".join(t for t in pair if t) for pair in told]
             return [(f"{name.replace('_', ' ')}, {n}", text, v.units) for n, text in zip(names, texts, strict=True)]
     return []
-
-
-def _full(measure: Any) -> str:
-    return f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
 
 
 def _picture(result: Result) -> str:

@@ -14,8 +14,9 @@ from ..comparison.conditions import Sides
 from ..comparison.paired import Difference, block_difference, independent_difference, pulled_difference
 from ..comparison.scores import compare_samples, compare_summaries, same_samples
 from ..errors import LandscapeError
-from .measures import Value, measures
+from .measures import measures
 from .runs import Run
+from .value import Value
 
 _Z95 = 1.959964
 _SCORES = {"ece": "ECE", "brier": "Brier score", "nll": "NLL", "accuracy": "accuracy of these predictions"}
@@ -71,12 +72,7 @@ def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
         if difference is None:
             difference = independent_difference((a.number, a.low, a.high), (b.number, b.low, b.high))
             how = "residual" if "residual" in (a.how, b.how) else "independent"
-        label = (
-            f"{measure.group.lower()} {measure.label}"
-            if measure.group in ("Loss", "Accuracy", "Perplexity")
-            else measure.label
-        )
-        found[measure.key] = Compared(measure.key, label, a, b, difference, how, share)
+        found[measure.key] = Compared(measure.key, measure.title, a, b, difference, how, share)
     return {**found, **scored}
 
 

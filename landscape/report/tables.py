@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .effects import effects, name_of
-from .measures import Measure, Value, measures
+from .measures import measures
 from .runs import Run
 from .sections import by_task
 from .sections.checks import tally
+from .value import Measure, Value
 
 #: What a run is, ahead of its settings and numbers.
 FACTS = ("run", "task", "checkpoint", "fingerprint", "step", "epoch", "status", "archive")

@@ -9,10 +9,10 @@ import numpy as np
 
 from ...errors import MeasurementError
 from ..chart import Chart, Panel, Series, css, ref, run_css
-from ..measures import Z95
 from ..numbers import interval, uncertain
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
+from ..value import Z95
 from .calibration import bin_arrays, bin_boxes, of_labels
 from .registry import new_axes, tidy
 

@@ -10,9 +10,9 @@ import numpy as np
 from ...curvature.estimates import DiagonalEstimate
 from ...errors import MeasurementError
 from ..chart import Chart
-from ..measures import Z95
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
+from ..value import Z95
 from .registry import figure, new_axes, tidy
 from .rows import rows_chart
 

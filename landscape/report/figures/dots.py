@@ -9,9 +9,9 @@ import numpy as np
 
 from ...counted import counted
 from ..chart import Chart, Panel, Series, css, ref, rows, run_css, run_symbol, scaled_axis
-from ..measures import Value
 from ..runs import Run
 from ..scales import Scale, finite
+from ..value import Value
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from ...counted import counted
 from ...errors import MeasurementError
 from ...results import Result, Variable, kind_of
 from ..chart import Chart, Panel, Series, css, plotly_text, ref, run_css, run_dash, run_symbol
-from ..measures import Z95
 from ..numbers import interval, number, uncertain
 from ..palette import HOLE, MUTED, RUN_COLORS, SURFACE_MAP
 from ..room import LETTER
 from ..runs import Run
 from ..scales import Scale, finite
+from ..value import Z95, scalar_variables
 from .calibration import diagonal as identity_line
 from .registry import new_axes, tidy, whole_numbers
 
@@ -134,11 +134,8 @@ def _draw_table(result: Result, ax: Axes | None) -> Axes:
 def scalars(result: Result) -> list[tuple[str, str, str, str]]:
     """Return (name, value, uncertainty, units) of every scalar, those that are another's uncertainty left out."""
     variables = result.variables()
-    errors = {v.stderr for v in variables.values()} | {v.interval for v in variables.values()}
     found = []
-    for name, v in variables.items():
-        if v.dims or name in errors:
-            continue
+    for name, v in scalar_variables(result).items():
         if v.data.dtype.kind not in "fiub":
             found.append((name, str(v.data.item()), "", v.units))
         elif v.data.dtype.kind in "iub":

@@ -12,12 +12,12 @@ from ...counted import counted
 from ...errors import MeasurementError
 from ...surface.slices import Plane
 from ..chart import Chart, Control, Panel, Series, css, ref, scaled_axis
-from ..measures import measured
 from ..numbers import count, given, number
 from ..palette import HOLE, INK, SURFACE_MAP
 from ..room import place_labels
 from ..runs import Run
 from ..scales import Scale, finite, scales
+from ..value import measured
 from .registry import figure, new_axes
 from .self_check import label_of, quantity_of, write_self_check
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...counted import counted
 from ..chart import Chart, Control, Panel, Series, css, plotly_text, ref, run_css, run_symbol, scaled_axis
-from ..measures import Measure, Value
 from ..runs import Run
 from ..scales import Scale, finite
+from ..value import Measure, Value
 
 
 def scatter(runs: Sequence[Run], across: Sequence[Measure], up: Sequence[Measure]) -> Chart | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks import Cell, Column
-from ..measures import Measure, Value, setting
+from ..measures import setting
 from ..runs import Run
+from ..value import Measure, Value
 
 
 def setting_columns(names: Sequence[str], runs: Sequence[Run]) -> list[Column]:

@@ -11,9 +11,10 @@ from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table
 from ..figures.dots import Compared, dots
 from ..figures.eigenvalues import spectrum
 from ..figures.layers import layer_rows
-from ..measures import Value, measures
+from ..measures import measures
 from ..numbers import count
 from ..runs import Run
+from ..value import Value
 from . import section
 from .cells import value_cell
 from .missing import missing

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table
 from ..figures.density import densities
-from ..measures import measured
 from ..numbers import count, number
 from ..runs import Run
+from ..value import measured
 from . import section
 from .cells import value_cell
 from .missing import missing

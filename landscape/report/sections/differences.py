@@ -11,9 +11,9 @@ import numpy as np
 from ...comparison.paired import Difference
 from ...comparison.scores import COMPARED, compare_samples, compare_summaries, same_samples
 from ..blocks import Block, Cell, Column, Folded, Notes, Row, Table
-from ..measures import Value
 from ..numbers import count
 from ..runs import MANY, Run
+from ..value import Value
 from .cells import value_cell
 
 #: Up to so many runs every pair is compared, beyond each with the first one (chosen by us: six rows can be read).

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..blocks import Notes, Section
-from ..measures import Measure, Value, measures
+from ..measures import measures
 from ..numbers import number
 from ..runs import Run
+from ..value import Measure, Value
 from . import by_task, section
 from .checks import tally
 from .seeds import mean_value, of_settings, shared_name

@@ -9,9 +9,9 @@ import numpy as np
 
 from ...comparison.shares import share_interval
 from ..blocks import Block, Cell, Column, Folded, Row, Table
-from ..measures import Value, measured
 from ..numbers import count
 from ..runs import MANY, Run
+from ..value import Value, measured
 from .cells import value_cell
 
 #: Classes that are shown at once, and at most (chosen by us); the archive holds them all.

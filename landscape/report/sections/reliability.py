@@ -10,9 +10,9 @@ from ..figures.calibration import reliability
 from ..figures.confidence import confidences
 from ..figures.recalibration import before_and_after
 from ..figures.risk_coverage import risk_coverage
-from ..measures import Value, measured
 from ..numbers import count, number
 from ..runs import Run
+from ..value import Value, measured
 from . import by_task, section
 from .cells import value_cell
 from .differences import differences

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from ...comparison.seeds import SEEDS, SeedMean, over_seeds, seed_groups
 from ..blocks import Cell, Column, Row, Table
-from ..measures import Measure, Value, setting
+from ..measures import setting
 from ..runs import Run
+from ..value import Measure, Value
 from . import by_task
 from .cells import measure_columns, setting_columns, sortable, value_cell
 

@@ -10,9 +10,10 @@ from ...comparison.ranks import FEWEST, RankCorrelation, kendall, kendall_within
 from ..blocks import Block, Cell, Column, Folded, Notes, Picture, Row, Section, Table, Text
 from ..effects import SEEDS, last_of_each, varied
 from ..figures.scatter import scatter, title
-from ..measures import Measure, measures
+from ..measures import measures
 from ..numbers import number
 from ..runs import Run
+from ..value import Measure
 from . import by_task, section
 
 CAUTION = (

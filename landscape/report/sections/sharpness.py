@@ -9,9 +9,10 @@ import numpy as np
 
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
 from ..figures.dots import Compared, dots
-from ..measures import SHARPNESS, Measure, measures, sharpness_names
+from ..measures import SHARPNESS, measures, sharpness_names
 from ..numbers import given
 from ..runs import Run
+from ..value import Measure
 from . import section
 from .cells import value_cell
 from .missing import missing

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..blocks import Block, Cell, Column, Notes, Picture, Row, Section, Table, Text
 from ..figures.dots import Compared, dots
-from ..measures import Value, measured, stability_ratio
+from ..measures import stability_ratio
 from ..numbers import given, number
 from ..runs import Run
+from ..value import Value, measured
 from . import section
 from .cells import value_cell
 from .missing import missing

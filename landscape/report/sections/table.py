@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from ..belonging import task_notes
 from ..blocks import Block, Cell, Column, Notes, Row, Section, Table, Text
-from ..measures import Measure, measures, setting, settings
+from ..measures import measures, setting, settings
 from ..runs import Run
+from ..value import Measure
 from . import by_task, section
 from .cells import measure_columns, setting_columns, sortable, value_cell
 from .compare import comparable
@@ -38,7 +39,7 @@ def build(runs: Sequence[Run]) -> Section:
         told = "; ".join(f"{k} {v}" for k, v in same.items())
         blocks.append(Text(f"{'The same in every run' if several else 'Settings'}: {told}."))
     if absent:
-        told = ", ".join(_full(m) for m in absent)
+        told = ", ".join(m.title for m in absent)
         blocks.append(Text(f"Not measured{' in any run' if several else ''}: {told}."))
     notes = [*_only_recorded(runs), *task_notes(runs), *comparable(runs)]
     if notes:
@@ -56,10 +57,6 @@ def _only_recorded(runs: Sequence[Run]) -> list[tuple[str, str]]:
         "after how many steps a probe measured them, on the samples that the probe was given."
     )
     return [("info", told)]
-
-
-def _full(measure: Measure) -> str:
-    return f"{measure.group.lower()} {measure.label}" if measure.group in ("Loss", "Accuracy") else measure.label
 
 
 def _caption(runs: Sequence[Run]) -> str:
