@@ -205,6 +205,7 @@ def test_settings_of_the_first_writing_are_not_those_of_a_subject_appended_later
     ("reference", "short"),
     [
         ("examples/digits.py:digits", "digits"),
+        ("/home/me/examples/my_net.py", "my_net"),
         ("a/my_net.py:task", "my_net"),
         ("package.module:task", "module"),
         ("digits", "digits"),

@@ -109,10 +109,12 @@ def default_title(runs: Sequence[Run]) -> str:
 
 
 def short_task(reference: str) -> str:
-    """Return what a person calls a task: the function of "path/file.py:name", the file where it is just "task"."""
+    """Return what a person calls a task: the function of "path/file.py:name", or the file where that is no name."""
     where, colon, name = reference.rpartition(":")
     stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
-    return stem if colon and name in ("task", "make_task", "main") else name
+    if not colon:
+        return Path(name).stem if name.endswith(".py") else name
+    return stem if name in ("task", "make_task", "main") else name
 
 
 def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
