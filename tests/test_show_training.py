@@ -50,8 +50,8 @@ class TestFacts:
         assert facts["loss"] == pytest.approx({"first": loss[:5].mean(), "last": loss[-5:].mean(), "step": 50})
         norm = history["gradient_norm"].column("global")
         assert facts["gradient_norm"] == {
-            "last": norm[-1], "largest": norm.max(), "step": 1 + int(np.argmax(norm)), "unclipped": None, "clipped": 0,
-            "steps": 50,
+            "last": norm[-1], "finite_until": None, "largest": norm.max(), "step": 1 + int(np.argmax(norm)),
+            "unclipped": None, "clipped": 0, "steps": 50,
         }  # fmt: skip
         bend = history["curvature"]
         assert facts["curvature"] == {
@@ -74,6 +74,18 @@ class TestFacts:
         facts = training_facts(open_archive(run))
         assert facts is not None
         assert (facts["status"], facts["lost_rows"], facts["seconds"]) == ("failed", 7, 99.0)
+
+    def test_the_last_gradient_that_is_finite_is_not_called_the_end_of_one_that_broke_down(self, tmp_path):
+        model, optimizer = small()
+        with Recorder(tmp_path / "run.h5", model, optimizer):
+            for factor in (1.0, 1.0, np.nan, np.nan):
+                optimizer.zero_grad()
+                (factor * model(torch.ones(3, 4)).square().sum()).backward()
+                optimizer.step()
+        facts = training_facts(open_archive(tmp_path / "run.h5"))
+        assert facts is not None
+        assert facts["gradient_norm"]["finite_until"] == 2
+        assert " at step 2, not finite after it, at most " in dict(told(facts))["gradient norm"]
 
     @pytest.mark.parametrize("own", [True, False], ids=["the recorder clips", "the loop clips"])
     def test_gradients_that_were_clipped_are_told(self, tmp_path, own):

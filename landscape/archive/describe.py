@@ -184,14 +184,16 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _norm(norm: Mapping[str, Any]) -> str:
     last, largest, clipped = number(norm["last"]), number(norm["largest"]), f"{norm['clipped']:,} of {norm['steps']:,}"
+    until = norm["finite_until"]
+    last += " at the end" if until is None else f" at step {until:,}, not finite after it"
     if norm["unclipped"] is not None and norm["clipped"]:
-        return f"{last} at the end; clipped at {clipped} steps, from {number(norm['unclipped'])} at most to {largest}"
-    text = f"{last} at the end, at most {largest} at step {norm['step']:,}"
+        return f"{last}; clipped at {clipped} steps, from {number(norm['unclipped'])} at most to {largest}"
+    text = f"{last}, at most {largest} at step {norm['step']:,}"
     if norm["unclipped"] is not None:
         return f"{text}, never clipped"
     if norm["clipped"]:
         seems = "as it seems (rec.clip_grad_norm_ records both sides)"
-        return f"{last} at the end; clipped to {largest} at {clipped} steps, {seems}"
+        return f"{last}; clipped to {largest} at {clipped} steps, {seems}"
     return text
 
 

@@ -35,8 +35,10 @@ def training_facts(archive: Archive) -> dict[str, Any] | None:
         seconds_recording   of those, spent recording; recording_share is their ratio
         loss                {"first", "last", "step"}: means over the first and last tenth of the rows, in the loss's
                             own unit, and the step of the last one
-        gradient_norm       {"last", "largest", "step", "unclipped", "clipped", "steps"}: global, as the optimizer used
-                            it; the step of the largest; the largest before clipping, None where that was not recorded;
+        gradient_norm       {"last", "finite_until", "largest", "step", "unclipped", "clipped", "steps"}: global, as the
+                            optimizer used it; the last one that is finite, and its step where others came after it
+                            (None where it is the end); the step of the largest; the largest before clipping, None
+                            where that was not recorded;
                             how many of the steps were clipped (without the norms before it, those that stand at the
                             largest, where it is a bound)
         gradient_norms      {optimizer: the same} where several optimizers were recorded; gradient_norm is None then
@@ -133,6 +135,7 @@ def _norm(history: History, suffix: str) -> dict[str, Any] | None:
     return {
         "steps": len(values),
         "last": float(values[-1]),
+        "finite_until": int(steps[-1]) if steps[-1] < history[f"gradient_norm{suffix}"].current().steps[-1] else None,
         "largest": largest,
         "step": int(steps[values.argmax()]),
         "unclipped": float(before.max()) if len(before) else None,
