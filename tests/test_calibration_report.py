@@ -87,6 +87,19 @@ def test_the_risk_at_full_coverage_is_the_error_rate() -> None:
         draw_risk_coverage(replace(result, risk=None))
 
 
+def test_predictions_that_depend_on_each_other_have_no_band_made_for_independent_ones() -> None:
+    alone, pixels = calibration(), replace(calibration(), groups=8)
+    assert np.isfinite(curve(alone)[3]).all()
+    assert np.isnan(curve(pixels)[2:]).all()
+    np.testing.assert_array_equal(curve(pixels)[:2], curve(alone)[:2])
+    ax = draw_risk_coverage(pixels)
+    assert not ax.collections
+    assert np.isfinite(ax.get_ylim()).all()
+    chart = risk_coverage(unique([make_run("alone", [alone]), make_run("pixels", [pixels])]))
+    assert chart is not None
+    assert len(chart.panels[0].views["all"]) == 4  # a curve with its band's two edges, and a curve
+
+
 def test_the_risks_band_begins_with_the_first_prediction_and_its_end_is_seen() -> None:
     result = calibration()
     flawless = replace(result, risk=np.zeros_like(np.asarray(result.risk)))

@@ -228,9 +228,15 @@ def _quantile_coverage(found: Found, quantity: str, scale: str) -> str:
 
 
 def _sample_scores(found: Found, quantity: str, scale: str) -> str:
+    known = any(x.group is None for _, x in found)
+    band = (
+        "with pointwise Clopper-Pearson 95% intervals"
+        if known
+        else "without intervals: predictions are not independent"
+    )
     return (
         f"How often the model is wrong on {split(found)} data where it answers only the share of which it is surest, "
-        "with pointwise Clopper-Pearson 95% intervals; the right end is the plain error rate."
+        f"{band}; the right end is the plain error rate."
     )
 
 

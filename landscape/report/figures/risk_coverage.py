@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 
 def draw_risk_coverage(
-    result: Any, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None, band: bool = True
+    result: Any, *, ax: Axes | None = None, color: str = RUN_COLORS[0], label: str | None = None
 ) -> Axes:
     """Draw the error rate of the surest share of the predictions against that share, with Clopper-Pearson bands.
 
-    The bands of the first few predictions leave the chart at its top, which fits the curves. Takes a Calibration with
+    The bands of the first few predictions leave the chart at its top, which fits the curves; there is none where
+    predictions depend on each other, as pixels of an image do. Takes a Calibration with
     `risk`; raises MeasurementError for one without. Draw several into one `ax`.
     """
     x, y, low, high = curve(result)
@@ -38,7 +39,7 @@ def draw_risk_coverage(
     ax = ax or new_axes((4.4, 3.4))
     text = label or f"AURC {number(float(result.aurc), 3)}"
     ax.plot(x, y, color=color, linewidth=1.4, label=text)
-    if band:
+    if np.isfinite(high).all():
         ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
     ax.set_xlim(0, 1)
     others = ax.get_ylim()[1] if len(ax.lines) > 1 else 0.0
@@ -64,8 +65,10 @@ def draw_sample_scores(
     value, at = np.unique(sure, return_inverse=True)
     counts, correct = np.bincount(at), np.bincount(at, right).astype(np.int64)
     found = selective_risk(Atoms(value, counts, correct, value * (counts - correct), exact=True))
-    told = Kept(found.coverage, found.risk, len(sure), found.aurc)
-    return draw_risk_coverage(told, ax=ax, color=color, label=label, band=result.group is None)
+    told = Kept(
+        found.coverage, found.risk, len(sure), found.aurc, 0 if result.group is None else len(np.unique(result.group))
+    )
+    return draw_risk_coverage(told, ax=ax, color=color, label=label)
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Kept:
     risk: np.ndarray
     samples: int
     aurc: float
+    groups: int
 
 
 def curve(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return coverage, risk, and the risk's pointwise 95% bounds; empty where there is no curve.
+    """Return coverage, risk, and the risk's pointwise 95% bounds, NaN where predictions depend on each other; empty
+    where there is no curve.
 
     The bounds are Clopper-Pearson's for the mistakes among the predictions kept, as if those had been chosen without
     a look at the labels.
@@ -90,6 +95,8 @@ def curve(result: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     kept = np.maximum(np.round(x * float(result.samples)), 1)
+    if getattr(result, "groups", 0):  # these intervals hold for independent predictions, and would be too narrow
+        return x, y, np.full(len(x), np.nan), np.full(len(x), np.nan)
     return x, y, *share_interval(np.round(y * kept), kept)
 
 
@@ -97,7 +104,7 @@ def _top(x: np.ndarray, y: np.ndarray, high: np.ndarray) -> float:
     """Return the end of the risk's axis: the bands of the first few predictions reach to 1, and would press a curve
     flat against the bottom; those at full coverage are always seen.
     """
-    return min(1.0, max(1.35 * float(y[x >= min(0.05, x[-1])].max()), 1.05 * float(high[-1])))
+    return min(1.0, max(1.35 * float(y[x >= min(0.05, x[-1])].max()), 1.05 * float(np.fmax(high[-1], y[-1]))))
 
 
 # ------------------------------------------------------------------------------------------------ on the page
@@ -119,7 +126,7 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         series.append(
             Series({"coverage": x, "risk": y, "risk_low": low, "risk_high": high}, ("coverage",), run.name, run.index)
         )
-        traces += _traces(i, run)
+        traces += _traces(i, run, band=bool(np.isfinite(high).all()))
         top = max(top, _top(x, y, high))
     if not series:
         return None
@@ -129,7 +136,8 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
         caption="If the model answers only for the share of the predictions that it is surest of (coverage), how often "
         "is it wrong (risk)? The right end is the plain error rate; the lower a curve runs on its way there, the "
         "better the confidence tells right from wrong, calibrated or not. Shaded: pointwise 95% "
-        "intervals, whose first few may leave the chart. AURC, in the table, is the mean height of the curve.",
+        "intervals, whose first few may leave the chart; none where predictions depend on each other. "
+        "AURC, in the table, is the mean height of the curve.",
         series=series,
         panels=[Panel("", f"Risk-coverage curves of {counted(len(series), 'run')}.", {"all": traces})],
         layouts={
@@ -148,13 +156,16 @@ def risk_coverage(runs: Sequence[Run]) -> Chart | None:
     )
 
 
-def _traces(i: int, run: Run) -> list[dict]:
+def _traces(i: int, run: Run, *, band: bool) -> list[dict]:
     color = run_css(run.index)
     shared: dict[str, Any] = {"type": "scatter", "mode": "lines", "run": run.index, "x": ref(i, "coverage")}
     edge = {"line": {"width": 0}, "hoverinfo": "skip"}
-    return [
+    edges = [
         {**shared, **edge, "y": ref(i, "risk_high")},
         {**shared, **edge, "y": ref(i, "risk_low"), "fill": "tonexty", "fillcolor": run_css(run.index, 0.13)},
+    ]
+    return [
+        *(edges if band else []),
         {
             **shared,
             "y": ref(i, "risk"),
