@@ -225,6 +225,37 @@ class TestExpensiveProbes:
         assert [c.level for c in first.checks if c.name == "twice differentiable"] == ["pass"]
         assert not [c for c in second.checks if c.name == "twice differentiable"]
 
+    @pytest.mark.parametrize("rate", ["lr", "step_size"])
+    def test_curvature_needs_no_settings_of_an_optimizer_that_it_does_not_know(self, tmp_path, rate):
+        """Many a Lookahead keeps its state in a form of its own; others call their learning rate otherwise."""
+
+        class Own(torch.optim.Optimizer):
+            def __init__(self, parameters):
+                super().__init__(parameters, {rate: 0.1})
+
+            def step(self, closure=None):
+                with torch.no_grad():
+                    for group in self.param_groups:
+                        for p in group["params"]:
+                            p.sub_(p.grad, alpha=group[rate])
+
+            def state_dict(self):
+                kept = super().state_dict()
+                return {"fast": kept} if rate == "lr" else kept
+
+        model, _ = small()
+        optimizer, task = Own(model.parameters()), task_of(model)
+        with Recorder(tmp_path / "r.h5", model, optimizer, task=task, probes=[CurvatureProbe(when=at([3]))]) as rec:
+            steps(model, optimizer, 3, rec)
+        history = open_archive(tmp_path / "r.h5").history
+        found = history["curvature"]
+        with ls.Hessian(task) as H:
+            largest = ls.eigenpairs(H, 1).values[0]
+        np.testing.assert_allclose(found.column("lambda_max"), [largest], rtol=1e-2)
+        assert np.isnan(found.column("threshold")).all()
+        assert "not defined for Own" in ls.stability_threshold(optimizer).notes[0]
+        assert not [e for e in history.events if e.kind == "probe_failed"]
+
     def test_a_probe_whose_moments_came_and_that_saw_nothing_says_what_to_write(self, tmp_path):
         def told(name, log, layers="0", train=True):
             model, optimizer = small()

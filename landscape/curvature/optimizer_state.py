@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,8 +151,9 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
             climber = optimizer
         every = [p for group in optimizer.param_groups for p in group["params"]]
         live = dict(enumerate(every))
-        optimizer = optimizer.state_dict()
-    groups, state = _groups(optimizer)
+        optimizer = _kept_by(optimizer)
+    # The settings of one that isn't known are its own affair, and its rate may have another name.
+    groups, state = _groups(optimizer, rates=found != "")
     # Every key that any group has, and the first one's values: what one group has of its own may be how it steps.
     keys = {k: v for g in reversed(groups) for k, v in g.items()}
     whole = isinstance(optimizer, Mapping) and "param_groups" in optimizer
@@ -185,7 +187,17 @@ def read_optimizer(optimizer: Any, name: str | None = None) -> OptimizerState:
     return OptimizerState(found, title, groups, rules, members, state, live, notes, "", climbs, adaptively)
 
 
-def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int | str, Mapping[str, Any]]]:
+def _kept_by(optimizer: torch.optim.Optimizer) -> Mapping[str, Any]:
+    """Return a live optimizer's state_dict; its groups alone where it keeps a form of its own (many a Lookahead)."""
+    kept = optimizer.state_dict()
+    if "param_groups" in kept:
+        return kept
+    numbers = itertools.count()
+    groups = [{**g, "params": [next(numbers) for _ in g["params"]]} for g in optimizer.param_groups]
+    return {"param_groups": groups}
+
+
+def _groups(optimizer: Any, rates: bool) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int | str, Mapping[str, Any]]]:
     state: Any = {}
     if isinstance(optimizer, Mapping) and "param_groups" in optimizer:
         optimizer, state = optimizer["param_groups"], optimizer.get("state", {})
@@ -195,7 +207,7 @@ def _groups(optimizer: Any) -> tuple[tuple[Mapping[str, Any], ...], Mapping[int 
         raise MeasurementError(
             f"expected a torch optimizer, its state_dict or its settings, got {type(optimizer).__name__}"
         )
-    lacking = next((g for g in optimizer if "lr" not in g), None)
+    lacking = next((g for g in optimizer if "lr" not in g), None) if rates else None
     if lacking is not None:
         raise MeasurementError(f"a parameter group has no learning rate 'lr' (it has {', '.join(map(str, lacking))})")
     return tuple(optimizer), state
