@@ -97,9 +97,9 @@ def draw_batches(
         sizes = tuple(sizes[i] for i in keep)
     samples = sum(1 if s is None else s for s in sizes)
     whole = next((why for b in batches if (why := stays_whole(b))), "")
-    # Batches of unknown size count as one each, which is no sign that samples were left out.
-    counted = max_samples is not None or None not in sizes
-    fewer = counted and available is not None and samples < available
+    # Batches of unknown size count as one each, which is no sign that samples were left out where all were asked for.
+    asked = max_samples if None in sizes else samples
+    fewer = asked is not None and available is not None and max(asked, samples) < available
     if whole and rebatch and (fewer or (max_samples is not None and samples > max_samples)):
         notes.insert(0, f"the {split} batches are taken whole: one holds {whole}")
     if fewer:

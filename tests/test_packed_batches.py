@@ -384,6 +384,15 @@ class TestObjects:
             assert objective.evaluate().loss == objective.evaluate().loss
         assert fingerprint([batch]) == before
 
+    def test_a_loader_of_them_that_is_taken_whole_is_not_said_to_be_a_part(self, kind):
+        """They count as one sample each, whatever they hold: four here, for eight that were all taken."""
+        loader = DataLoader(range(8), batch_size=2, collate_fn=lambda pair: molecule(kind))
+        task = Task(nn.Linear(3, 2).double(), nn.CrossEntropyLoss(), loader, forward=forward)
+        for limit in (None, 8, 1024):
+            draw = task.replace(max_samples=limit).draw("train")
+            assert (len(draw.batches), draw.notes) == (4, ())
+        assert "of 8 train samples, drawn with seed 0" in task.replace(max_samples=3).draw("train").notes[0]
+
     def test_it_is_never_cut(self, kind):
         batch = molecule(kind)
         assert batch_size_of(batch) is None
