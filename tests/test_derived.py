@@ -103,6 +103,18 @@ def test_the_way_between_two_states_ends_in_the_second():
     np.testing.assert_allclose(turned["0.weight"].norm(dim=1), task.model[0].weight.detach().norm(dim=1), rtol=EXACT)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)])
+def test_the_way_between_states_of_half_precision_ends_in_the_second(dtypes):
+    task = Task(nn.Linear(4, 3), nn.CrossEntropyLoss(), (torch.eye(4), torch.tensor([0, 1, 2, 0])))
+    g = torch.Generator().manual_seed(5)
+    a, b = (
+        {n: torch.randn(p.shape, generator=g).to(dtype) for n, p in task.model.state_dict().items()} for dtype in dtypes
+    )
+    d = direction_between(task, a, b)
+    for name, t in d.items():
+        torch.testing.assert_close(t.double(), b[name].double() - a[name].double(), rtol=1e-6, atol=0)  # of float32
+
+
 def test_a_direction_is_split_into_its_share_of_others():
     task = classifier()
     a, b, c = (random_direction(task, s, None, None) for s in range(3))
@@ -122,12 +134,31 @@ def test_a_direction_is_split_into_its_share_of_others():
 
 @pytest.mark.parametrize("normalize", ["filter", "layer"])
 def test_rescaled_directions_have_the_norms_of_the_weights(normalize):
-    task = classifier()
-    d = rescaled(task, random_direction(task, 0, None, None), normalize)
-    for name, p in task.model.named_parameters():
-        if p.ndim > 1:
-            dims = 1 if normalize == "filter" else None
-            torch.testing.assert_close(d[name].norm(dim=dims), p.detach().norm(dim=dims))
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.ConvTranspose1d(3, 2, 2), nn.Flatten(), nn.Linear(8, 4), nn.BatchNorm1d(4)).to(DOUBLE)
+    with torch.no_grad():
+        model[2].weight[1] *= 5  # type: ignore[index]  # filters of unlike size
+    task = Task(model.eval(), nn.CrossEntropyLoss(), (torch.ones(6, 3, 3, dtype=DOUBLE), torch.arange(6) % 4))
+    given = dict(random_direction(task, 0, None, None))
+    given["2.weight"][3] = 0  # a filter that the direction doesn't move has no norm to be given
+    d = rescaled(task, Direction(given), normalize)
+    factors = []
+    # Filters lie along dimension 0, those of a transposed convolution along 1.
+    for name, along in (("0.weight", 1), ("2.weight", 0)):
+        w, g = (np.moveaxis(t.detach().numpy(), along, 0) for t in (model.get_parameter(name), given[name]))
+        if normalize == "filter":
+            pairs = [(np.linalg.norm(a), np.linalg.norm(b)) for a, b in zip(w, g, strict=True)]
+        else:
+            pairs = [(np.linalg.norm(w), np.linalg.norm(g))] * len(w)
+        each = np.array([a / b if b else 0.0 for a, b in pairs])
+        expected = g * each.reshape(-1, *[1] * (g.ndim - 1))
+        np.testing.assert_allclose(np.moveaxis(d[name].numpy(), along, 0), expected, rtol=EXACT)
+        factors.append(each.mean())
+    for name in ("0.bias", "2.bias", "3.weight", "3.bias"):
+        np.testing.assert_allclose(d[name].numpy(), given[name].numpy() * np.mean(factors), rtol=EXACT)
+    said = ("filters of 0.weight (ConvTranspose1d) are taken along dimension 1",)
+    assert d.notes == (said if normalize == "filter" else ())
+    assert d.filter_dims == ({"0.weight": 1} if normalize == "filter" else {})
     with pytest.raises(MeasurementError, match="can't rescale"):
         rescaled(task, d, "weight")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,8 +107,10 @@ def direction_between(task: Task, state: Any, other: Any = None, *, normalize: N
     first = read_state(task.model if other is None else state, model, 1)
     second = read_state(state if other is None else other, model, 2)
     tensors = {
-        n: (b.detach().double() - a.detach().double()).to(b.dtype if b.is_floating_point() else torch.float32)
+        n: b.detach().to(dtype) - a.detach().to(dtype)
         for n, a, b in zip(names, first.chosen(names), second.chosen(names), strict=True)
+        # In bfloat16 the difference would be rounded to 3 digits, and no longer lead to the second state.
+        for dtype in [functools.reduce(torch.promote_types, (a.dtype, b.dtype), torch.float32)]
     }
     label = f"from {'the weights' if other is None else first.label} to {second.label}"
     d = Direction(tensors, label=label, notes=(*first.notes, *second.notes))

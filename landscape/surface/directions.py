@@ -217,7 +217,7 @@ def random_direction(
             if normalize == "filter":
                 if dim != 0:
                     turned[name] = dim
-                    notes.append(f"filters of {name} ({type(modules[name]).__name__}) are taken along dimension {dim}")
+                    notes.append(_along(name, modules[name], dim))
                 dead += int((_filter_norms(exact, dim) == 0).sum())
             elif normalize == "layer" and not bool(exact.any()):
                 notes.append(f"the weights of {name} are all zero: the direction is zero there")
@@ -247,22 +247,26 @@ def random_direction(
 def rescaled(task: Task | Objective, direction: Direction, normalize: Normalize) -> Direction:
     """Return a direction whose filters (or layers) have the norms of the weights' own, as a random one's have.
 
-    "filter" and "layer" as in `random_direction`, for all tensors but biases and scales; these are scaled by the
-    mean of those factors (chosen by us: Li et al. say nothing of them). "weight" is refused: it would replace the
-    direction by the weights' own. A filter that is zero in the direction stays zero. Costs no pass over the data.
+    "filter" and "layer" as in `random_direction`, for all tensors but biases and scales; these are scaled by the mean
+    over those tensors of their mean factor (chosen by us: Li et al. say nothing of them). "weight" is refused: it would
+    replace the direction by the weights' own. A filter that is zero in the direction stays zero. Costs no pass over the
+    data.
     """
     if normalize not in ("filter", "layer"):
         raise MeasurementError(f"normalize={normalize!r} can't rescale a given direction; give 'filter' or 'layer'")
     weights, modules, _ = _weights(task)
     given = dict(zip(weights, direction.tensors(weights), strict=True))
     turned = {}
+    notes = list(direction.notes)
     made: dict[str, torch.Tensor] = {}
     factors = []
     for name, w in weights.items():
         d, exact = given[name].to("cpu", torch.float64), w.detach().to("cpu", torch.float64)
         if not is_scale(modules.get(name), name, w):
             dim = filter_dim(modules.get(name), name)
-            turned |= {name: dim} if dim else {}
+            if normalize == "filter" and dim != 0:
+                turned[name] = dim
+                notes.append(_along(name, modules[name], dim))
             before, after = (_filter_norms(t, dim) if normalize == "filter" else t.norm() for t in (d, exact))
             factor = torch.where(before > 0, after / before, 0.0)
             factors.append(float(factor.mean()))
@@ -276,7 +280,7 @@ def rescaled(task: Task | Objective, direction: Direction, normalize: Normalize)
         seed=direction.seed,
         normalize=normalize,
         ignore=direction.ignore,
-        notes=direction.notes,
+        notes=dict.fromkeys(notes),
         filter_dims=turned,
     )
 
@@ -343,6 +347,10 @@ def _weights(task: Task | Objective) -> tuple[dict[str, torch.Tensor], dict[str,
     weights: dict[str, torch.Tensor] = {n: p.detach() for n, p in trainable(model).items()}
     exact = any(p.dtype == torch.float64 for p in model.parameters())
     return weights, owners(model), task.dtype or (torch.float64 if exact else torch.float32)
+
+
+def _along(name: str, module: nn.Module, dim: int) -> str:
+    return f"filters of {name} ({type(module).__name__}) are taken along dimension {dim}"
 
 
 def _scaled(d: torch.Tensor, w: torch.Tensor, normalize: Normalize | None, dim: int) -> torch.Tensor:
