@@ -18,6 +18,7 @@ from landscape.surface.adaptive import (
     Filled,
     OutOfTime,
     Sheet,
+    _finished,
     _hold_out,
     _interpolant,
     _lattice,
@@ -102,13 +103,31 @@ def test_the_deviation_is_nothing_at_the_points_and_largest_in_the_gap():
     assert np.linalg.norm(candidates[survey.power.argmax()] - 0.3) < 0.4
 
 
+def test_the_roughness_is_that_of_the_neighbours_and_a_share_of_all():
+    p, at = scattered(12), scattered(7, 1)
+    values = np.sin(3 * p[:, 0]) + np.abs(p[:, 1])
+    surprises = []
+    for i in range(12):
+        rest = np.arange(12) != i
+        others = Interpolant(p[rest], values[rest])
+        power = others.survey(p[i : i + 1]).power[0]
+        surprises.append((values[i] - others(p[i : i + 1])[0]) ** 2 / power)
+    for x, found in zip(at, Interpolant(p, values).survey(at).roughness, strict=True):
+        squares = [float(((x - y) ** 2).sum()) for y in p]
+        width = sorted(squares)[2]
+        weights = [math.exp(-s / (2 * width)) for s in squares]
+        # One point more, which was as surprising as all are on average.
+        total = math.fsum(w * s for w, s in zip(weights, surprises, strict=True)) + math.fsum(surprises) / 12
+        assert found == pytest.approx(math.sqrt(total / (math.fsum(weights) + 1)), rel=1e-6)
+
+
 def test_points_chosen_together_keep_apart_as_if_chosen_one_by_one():
-    p = scattered(25)
-    surface = Interpolant(p, np.zeros(25))  # nothing but distances decides
+    p = scattered(8)
+    surface = Interpolant(p, np.zeros(8))  # nothing but distances decides
     candidates = scattered(300, 3)
-    chosen = surface.spread_out(surface.survey(candidates), 6)
-    assert len(set(chosen)) == 6
-    for k in range(1, 6):
+    chosen = surface.spread_out(surface.survey(candidates), 40)
+    assert len(set(chosen)) == 40
+    for k in range(1, 40):
         more = np.vstack([p, candidates[chosen[:k]]])
         alone = Interpolant(more, np.zeros(len(more)))
         power = alone.survey(candidates).power
@@ -256,6 +275,22 @@ def test_a_budget_is_kept_and_what_was_not_reached_is_said():
     assert not rough.finished
 
 
+@pytest.mark.parametrize("budget", [110, 111, 112])  # rounds add 3 points: one of these ends 1 above those held out
+def test_a_budget_holds_the_points_held_out(budget):
+    found = fill(sheet_of(basin()), 1e-6, budget=budget)
+    assert found.evaluated.sum() == budget
+    assert math.isfinite(found.error_p95)
+
+
+def test_the_bound_is_what_was_heard_and_no_estimate():
+    sheet = sheet_of(np.exp(basin()))
+    sheet.add(_lattice(sheet))
+    found = _finished(sheet, 0.9, 0.5, "")
+    assert found.error < 0.9
+    assert found.error_p95 == 0.9
+    assert math.isnan(_finished(sheet, math.nan, 0.5, "").error_p95)
+
+
 @pytest.mark.parametrize("tol", [None, 0.001])
 def test_what_there_was_time_for_is_interpolated(tol):
     loss = basin(3)
@@ -265,6 +300,13 @@ def test_what_there_was_time_for_is_interpolated(tol):
     assert "time limit" in found.reason
     assert np.isfinite(found.loss).all()
     assert errors(found, loss).max() <= 2 * found.error
+
+
+def test_deviations_are_shares_of_the_range():
+    # Cubed, a loss has three times the range of heights, and every error with it.
+    plain, cubed = (fill(sheet_of(loss, most=120), 0.01) for loss in (basin(3), basin(3) ** 3))
+    np.testing.assert_allclose(cubed.deviation, plain.deviation, rtol=1e-6)
+    assert cubed.error == pytest.approx(plain.error, rel=1e-6)
 
 
 def test_too_little_time_leaves_holes_and_no_error_is_made_up():

@@ -314,9 +314,9 @@ def _finished(sheet: Sheet, heard: float, tol: float | None, reason: str) -> Fil
         found[away <= near] = np.nan
     loss[rest] = found
     deviation[rest] = survey.deviation / extent if extent else 0.0
-    bound = min(heard, stated) if not math.isnan(heard) else math.nan
     reached = tol is not None and stated <= tol and not holes.any()
-    return Filled(loss, sheet.evaluated, heights, stated, bound, deviation, reached, reason)
+    # The bound stays what was heard, where the maximum is stated to be lower, too: an estimate would make it one.
+    return Filled(loss, sheet.evaluated, heights, stated, heard, deviation, reached, reason)
 
 
 def _spans(positions: np.ndarray) -> bool:
