@@ -14,7 +14,7 @@ from untouched import State, data, messy
 from landscape.errors import MeasurementError, ObjectiveError
 from landscape.objective import Objective
 from landscape.results import measurements, rebuild
-from landscape.surface.basin import _drawn, _scales, basin, log_volume, roughness
+from landscape.surface.basin import _drawn, _sampled, _scales, basin, log_volume, roughness
 from landscape.tasks import Task
 
 DOUBLE = torch.float64
@@ -81,6 +81,16 @@ def test_the_first_rise_counts_and_a_dip_behind_it_is_said():
     assert level(basin(ellipsoid(), rays=2), "star") == "pass"
 
 
+def test_a_dip_just_behind_the_radius_is_said():
+    def stairs(w: torch.Tensor) -> torch.Tensor:
+        r = (w - 1).norm() / math.sqrt(2)
+        return r / 0.3 - torch.where((r > 0.42) & (r < 0.5), 1.2, 0.0)
+
+    found = basin(of_weights(torch.ones(1, 2, dtype=DOUBLE), stairs), rays=2, rises=(1.0,), tol=1e-6, span=2.0)
+    np.testing.assert_allclose(found.radius, 0.3, rtol=1e-5)
+    assert level(found, "star") == "warn"  # 2 / 25 apart, one step lies at 0.48
+
+
 def test_a_ray_that_never_rises_is_not_counted_and_said():
     made = of_weights(torch.ones(1, 2, dtype=DOUBLE), lambda w: torch.relu(w - 1).square().sum())
     found = basin(made, rays=6, rises=(0.5,), limit=4.0)
@@ -88,8 +98,10 @@ def test_a_ray_that_never_rises_is_not_counted_and_said():
     assert level(found, "reached") == "warn"
     assert level(found, "volume") == "warn"
     both = np.isfinite(found.radius[:, :, 0]).all(axis=1)
-    if both.sum() > 1:
-        assert found.width[0] == pytest.approx(found.radius[both, :, 0].sum(axis=1).mean())
+    assert 1 < both.sum() < len(both)
+    widths = found.radius[both, :, 0].sum(axis=1)
+    assert found.width[0] == pytest.approx(widths.mean())
+    assert found.width_stderr[0] == pytest.approx(widths.std(ddof=1) / math.sqrt(len(widths)))
     flat = basin(of_weights(torch.ones(1, 2, dtype=DOUBLE), lambda w: 0 * w.sum()), rays=2)
     assert np.isnan(flat.width).all()
     assert flat.roughness == 0
@@ -138,6 +150,18 @@ def test_the_volume_of_a_ball_is_exact():
     assert math.exp(log_volume(radii, 2).value) == pytest.approx(4 * math.pi)
 
 
+def test_the_errors_of_a_volume_are_those_of_leaving_lines_out():
+    radii = np.array([[1.0, 1.0], [1.0, 3.0], [3.0, 3.0]])  # means 1, 2 and 3 in one dimension
+    found = log_volume(radii, 1)
+    assert found.value == pytest.approx(math.log(2 * 2.0))  # a line's own two ends
+    without = np.log([2.5, 2.0, 1.5])
+    assert found.stderr == pytest.approx(math.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum()))
+    means = np.array([0, math.log(3) / 2, math.log(3)])
+    assert found.bound == pytest.approx(math.log(2) + means.mean())
+    assert found.bound_stderr == pytest.approx(means.std(ddof=1) / math.sqrt(3))
+    assert found.effective == pytest.approx(36 / 14)  # (1 + 2 + 3)^2 / (1 + 4 + 9)
+
+
 def test_one_long_ray_rules_a_volume_in_many_dimensions():
     found = log_volume(np.array([[1.0, 1.0], [1.0, 1.0], [1.2, 1.0]]), 1000)
     assert found.effective == pytest.approx(1.0)
@@ -178,9 +202,19 @@ def test_a_basin_says_how_rough_it_is():
     rough, plain = (basin(made, rays=4) for made in (rippled, smooth))
     assert plain.roughness == pytest.approx(0, abs=1e-12)
     assert rough.roughness > 10 * rough.roughness_stderr > 0
+    assert rough.roughness_spread == pytest.approx(rough.line_roughness.std(ddof=1))
+    assert rough.roughness_stderr == pytest.approx(rough.roughness_spread / 2)
     assert rough.loss.shape == (4, 51)
     assert (rough.loss[:, 25] == rough.loss[0, 25]).all()
     assert rough.step[25] == 0
+
+
+@pytest.mark.parametrize(("error", "expected"), [(0.2, "pass"), (0.5, "warn"), (math.nan, "pass")])
+def test_a_rise_below_the_losses_own_error_is_said(error, expected):
+    check = _sampled(np.array([1.0, 0.3]), error)
+    assert check.level == expected
+    if not math.isnan(error):
+        assert (check.value, check.limit) == (error, 0.3)
 
 
 # ------------------------------------------------------------------------------------------------ what is moved

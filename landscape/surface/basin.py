@@ -199,7 +199,7 @@ class _Ray:
 
     def falls_below(self, height: float, radius: float) -> bool:
         """Say whether the loss is below the rise again at a step beyond the radius."""
-        return any(step > 1.01 * radius and not self._above(step, height) for step in self._known)
+        return any(step > radius and not self._above(step, height) for step in self._known)
 
 
 def _scales(objective: Objective, ignore: Ignore | None) -> tuple[list[torch.Tensor], int]:
@@ -277,7 +277,7 @@ def log_volume(radii: np.ndarray, n: int) -> _Volume:
     logs = n * np.log(radii)
     each = logsumexp(logs, axis=1) - math.log(2)
     value = float(logsumexp(each)) - math.log(count)
-    left_out = np.array([logsumexp(np.delete(each, i)) - math.log(count - 1) for i in range(count)])
+    left_out = np.array([logsumexp(np.delete(each, i)) for i in range(count)])  # of sums: a constant moves no error
     error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
     means = logs.mean(axis=1)
     weights = np.exp(each - each.max())
