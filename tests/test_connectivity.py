@@ -140,6 +140,20 @@ def test_what_a_path_warns_of_is_said_with_its_pair():
     assert len(set(quiet)) == len(quiet) == 3
 
 
+def test_of_what_all_paths_pass_the_most_is_said():
+    task, _ = bumps()
+    found = connectivity(task, weight(-1.0), weight(1.0), weight(2.0), points=30, names=("a", "b", "c"))
+    told = next(c for c in found.checks if c.name == "resolution")
+    single = [
+        next(c for c in interpolate(task, weight(v), weight(w), points=30).checks if c.name == "resolution")
+        for v, w in ((-1.0, 1.0), (-1.0, 2.0), (1.0, 2.0))
+    ]
+    assert [c.level for c in single] == ["pass"] * 3
+    most = max(single, key=lambda c: c.value)
+    assert told.value == most.value > 0
+    assert told.message.endswith(most.message)
+
+
 # ------------------------------------------------------------------------------------------------ figures
 
 

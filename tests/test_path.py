@@ -16,7 +16,9 @@ from landscape import read_checkpoint, save_checkpoint
 from landscape.cli.summary import summarize
 from landscape.errors import CheckpointError, MeasurementError
 from landscape.objective import Objective
+from landscape.passes import Evaluation
 from landscape.results import rebuild
+from landscape.surface.barriers import _resolution, paired_error
 from landscape.surface.path import interpolate
 from landscape.surface.walk import bezier_weights
 from landscape.tasks import Task
@@ -98,6 +100,26 @@ def test_the_barrier_is_above_the_line_between_the_ends_and_its_error_is_that_of
     assert found.loss_stderr[0, 0] > 5 * found.barrier_stderr[0, 0]
     # Frankle et al.: from the mean of the two ends, which lie at mean(c) -+ mean(b).
     assert found.instability[0, 0] == pytest.approx(found.loss[0].max() - h[:, 2].mean(), rel=EXACT)
+
+
+def test_without_the_same_samples_at_each_point_there_is_no_paired_error():
+    a = Evaluation(1.5, blocks=((1.0, 2.0), (2.0, 2.0)))
+    b = Evaluation(2.5, blocks=((1.0, 1.0), (3.0, 3.0)))  # weighed otherwise
+    assert math.isnan(paired_error((a, b), (1.0, -1.0)))
+    assert math.isnan(paired_error((b, a, a), (1.0, -0.5, -0.5)))
+    assert paired_error((a, a), (1.0, -0.5)) == pytest.approx(0.25)  # half the difference of two samples, over 2
+
+
+def test_a_barrier_between_the_points_is_that_of_the_parabola():
+    # 1 - 4 (t - 0.55)^2 over five points: the top lies a fifth of a step behind the middle one.
+    position = np.linspace(0, 1, 5)
+    excess = 1 - 4 * (position - 0.55) ** 2
+    inside, tops = [np.arange(5)], np.array([[2]])
+    for error, expected in ((0.02, "pass"), (0.005, "warn")):
+        errors = np.array([[0.0, 1.0, error, 1.0, 0.0]])
+        check = _resolution(position, excess[None], errors, tops, inside, ("train",))
+        assert check.value == pytest.approx(1 - excess[2])
+        assert (check.level, check.limit) == (expected, error)
 
 
 def test_three_states_make_two_segments_that_share_the_state_between():
@@ -242,6 +264,35 @@ def test_a_trained_curve_goes_around_the_hill():
     assert curved.training_loss.shape == (1, 400)
     assert curved.curve == "bezier"
     assert curved.seed == 0
+
+
+def test_the_middle_follows_autograds_gradient_by_adam():
+    model = nn.Linear(2, 1, bias=False).to(DOUBLE)
+    task = Task(model, train=[torch.zeros(4, 1, dtype=DOUBLE)], batch_loss=ring, rebatch=False)
+    a, b = (weight(*v)["weight"] for v in ((1.0, 0.0), (-0.8, 0.6)))
+    found = interpolate(task, {"weight": a}, {"weight": b}, points=3, curve="bezier", steps=5, rate=0.2, seed=3)
+    # Each step draws its t behind the order of the batches, of which there is one.
+    generator = torch.Generator().manual_seed(3)
+    m = ((a + b) / 2).requires_grad_()
+    optimizer = torch.optim.Adam([m], lr=0.2 * float((b - a).square().mean().sqrt()))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5)
+    for _ in range(5):
+        torch.randperm(1, generator=generator)
+        t = float(torch.rand((), generator=generator, dtype=DOUBLE))
+        first, middle, last = bezier_weights(t)
+        optimizer.zero_grad()
+        ((first * a + middle * m + last * b).square().sum() - 1).square().backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(found.middles[0]["weight"], m.detach(), rtol=1e-10, atol=0)
+
+
+def test_a_curves_middle_has_the_statistics_half_way():
+    states = [normed(1), normed(2)]
+    found = interpolate(classes(), *states, points=3, curve="bezier", steps=2)
+    for name in ("1.running_mean", "1.running_var"):
+        half = (states[0].state_dict()[name] + states[1].state_dict()[name]) / 2
+        torch.testing.assert_close(found.middles[0][name], half)
 
 
 def test_a_curve_follows_from_its_seed_and_hands_its_middle_back():

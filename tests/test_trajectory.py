@@ -227,8 +227,15 @@ def test_a_large_gap_is_said():
     np.testing.assert_allclose(found.coordinates, [p[:2] for p in places], atol=EXACT)
     np.testing.assert_allclose(found.off_plane, [0, 0, 3, 0], atol=1e-7)
     np.testing.assert_allclose(found.gap, [0, 0, -3.0, 0], atol=EXACT)
-    assert level(found, "gap") == "warn"
-    assert "checkpoint 3" in next(c.message for c in found.checks if c.name == "gap")
+    check = next(c for c in found.checks if c.name == "gap")
+    assert check.level == "warn"
+    assert "checkpoint 3" in check.message
+    assert check.value == pytest.approx(3)
+    # Mean squares of the three weights, shifted by 1: the limit is a tenth of their range, not of the largest.
+    raised = trajectory(made.replace(loss=lambda out, y: F.mse_loss(out, y) + 1), states, axes)
+    for one in (found, raised):
+        limit = next(c.limit for c in one.checks if c.name == "gap")
+        assert limit == pytest.approx(0.1 * 9.5 / 3)
 
 
 def test_a_loss_that_is_not_finite_is_kept():
