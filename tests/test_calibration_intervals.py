@@ -6,14 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import chi2, ncx2, norm, t
+from scipy.stats import beta, binomtest, chi2, ncx2, norm, t
 
 from landscape.calibration.bins import Bins, equal_width_edges, right_closed
 from landscape.calibration.intervals import (
+    accuracy_interval,
     bootstrap_ece,
     debiased_l2_interval,
     ece_interval,
+    gap_interval,
     mean_interval,
+    ratio_interval,
     simulate_grouped,
     spread,
 )
@@ -183,6 +186,63 @@ def test_the_spread_of_groups_is_the_sandwich() -> None:
     assert found.covariance == pytest.approx(expected[np.ix_(found.filled, found.filled)], rel=1e-12, abs=1e-18)
     assert found.quantile == pytest.approx(t.ppf(0.975, 39))
     assert (found.error**2 >= np.diag(found.covariance) - 1e-18).all()
+
+
+def test_a_bins_accuracy_in_groups_has_the_interval_of_its_effective_size() -> None:
+    """Copies in groups have the interval of what was copied; blind to the groups it is Clopper and Pearson's."""
+    c, y = pairs(3, 900, 0.1)
+    edges = equal_width_edges(1)
+    bins = Bins(edges).add(np.repeat(c, 10), np.repeat(y, 10).astype(bool))
+    found = accuracy_interval(bins, grouped(np.repeat(c, 10), np.repeat(y, 10), np.repeat(np.arange(900), 10), edges))
+    effective = 899 * (norm.ppf(0.975) / t.ppf(0.975, 899)) ** 2
+    hits = y.mean() * effective
+    ends = beta.ppf(0.025, hits, effective - hits + 1), beta.ppf(0.975, hits + 1, effective - hits)
+    assert found[0] == pytest.approx(ends, rel=1e-9)
+    exact = binomtest(int(y.sum()) * 10, 9000).proportion_ci(0.95, "exact")
+    assert accuracy_interval(bins)[0] == pytest.approx((exact.low, exact.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_without_a_mistake_a_group_counts_as_one_sample(right: int) -> None:
+    c, y, group = np.full(120, 0.9), np.full(120, right), np.repeat(np.arange(12), 10)
+    bins = Bins(EDGES).add(c, y.astype(bool))
+    (found,) = (x for x in accuracy_interval(bins, grouped(c, y, group)) if np.isfinite(x).all())
+    effective = 12 * (norm.ppf(0.975) / t.ppf(0.975, 11)) ** 2
+    end = 0.025 ** (1 / effective)
+    assert found == pytest.approx((end, 1) if right else (0, 1 - end), rel=1e-9)
+    alone = accuracy_interval(bins, grouped(c, y, np.zeros(120, dtype=int)))
+    assert np.isfinite(alone).all(axis=1).sum() == 1
+
+
+@pytest.mark.parametrize(("mean", "spread_of"), [(0.8, 10.0), (0.8, 3.0), (0.95, 5.0)])
+def test_intervals_of_accuracies_in_groups_cover(mean: float, spread_of: float) -> None:
+    """Groups of 30 whose own accuracies scatter: theirs holds the mean in 93% at least, the blind one in far fewer."""
+    rng, edges, c = np.random.default_rng(1), equal_width_edges(1), np.full(1920, 0.9)
+    held, blind = 0, 0
+    for _ in range(1000):
+        shares = rng.beta(mean * spread_of, (1 - mean) * spread_of, size=64)
+        y = (rng.random(1920) < np.repeat(shares, 30)).astype(np.int64)
+        bins = Bins(edges).add(c, y.astype(bool))
+        right = y.reshape(64, 30).sum(axis=1)
+        groups = Groups(np.full((64, 1), 30), right[:, None], np.full((64, 1), 27.0), 0.0 * right, 0.0 * right, right)
+        (low, high), (least, most) = accuracy_interval(bins, groups)[0], accuracy_interval(bins)[0]
+        held, blind = held + (low <= mean <= high), blind + (least <= mean <= most)
+    assert held >= 930
+    assert blind < 800
+
+
+def test_the_gap_on_the_whole_has_the_interval_of_a_mean() -> None:
+    c, y = pairs(4, 600, 0.05)
+    off, group = c - y, np.random.default_rng(0).integers(40, size=600)
+    bins = Bins(EDGES).add(c, y.astype(bool))
+    half = norm.ppf(0.975) * off.std(ddof=1) / math.sqrt(600)
+    assert gap_interval(bins) == pytest.approx((off.mean() - half, off.mean() + half), rel=1e-9)
+    sums, sizes = np.bincount(group, off), np.bincount(group)
+    assert gap_interval(bins, grouped(c, y, group)) == pytest.approx(ratio_interval(sums, sizes)[1], rel=1e-9)
+    assert np.isnan(gap_interval(Bins(EDGES).add(c[:1], y[:1].astype(bool)))).all()
+    found = calibration_error(probabilities=c, labels=y, kind="top-label")
+    assert found.confidence_gap == pytest.approx(off.mean(), rel=1e-12)
+    assert found.confidence_gap_interval == pytest.approx(gap_interval(bins), rel=1e-5)  # squares are of cells
 
 
 # ------------------------------------------------------------------------------------------------ resampling

@@ -15,12 +15,13 @@ from ..results import Cost
 from .bins import Bins
 from .intervals import (
     SIMULATIONS,
+    accuracy_interval,
     bootstrap_ece,
     calibration_p_value,
-    clopper_pearson,
     consistency_band,
     debiased_l2_interval,
     ece_interval,
+    gap_interval,
     mean_interval,
     simulate_correct,
     simulate_grouped,
@@ -111,6 +112,8 @@ def evaluate(
         aurc=selective.aurc,
         excess_aurc=selective.excess,
         mean_confidence=confidence,
+        confidence_gap=float(table.signed_errors.sum()),
+        confidence_gap_interval=gap_interval(table, groups),
         confidence_std=math.sqrt(
             max(0.0, float((atoms.counts * (atoms.confidence - confidence) ** 2).sum()) / max(n - 1, 1))
         ),
@@ -118,7 +121,7 @@ def evaluate(
         counts=table.counts,
         confidences=table.confidences,
         accuracies=table.accuracies,
-        accuracy_interval=clopper_pearson(table.correct, table.counts),
+        accuracy_interval=accuracy_interval(table, groups),
         consistency_band=consistency_band(simulated, table.counts),
         smooth_confidence=smooth.confidence,
         smooth_accuracy=smooth.accuracy,

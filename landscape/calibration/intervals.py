@@ -228,6 +228,42 @@ def clopper_pearson(correct: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return found
 
 
+def accuracy_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray:
+    """Return the 95% interval of each bin's accuracy, (bins, 2); NaN where a bin is empty.
+
+    Clopper and Pearson's for independent samples. For groups theirs at the effective sample size, p (1 - p) over the
+    variance that the groups show, at most the samples, and less by the square of Z over Student's quantile (Korn and
+    Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data", Survey Methodology 24, 193-201). Where all are right or all wrong nothing shows how a group's labels
+    go together: there a group counts as one sample (chosen by us).
+    """
+    if groups is None:
+        return clopper_pearson(bins.correct, bins.counts)
+    share = bins.correct / np.maximum(bins.counts, 1)
+    scatter = ((groups.correct - groups.counts * share) ** 2).sum(axis=0) / np.maximum(bins.counts, 1) ** 2
+    members = (groups.counts > 0).sum(axis=0)
+    freedom = np.maximum(members - 1, 1)
+    variance = scatter * members / freedom
+    apart = variance > 0
+    size = np.where(apart, share * (1 - share) / np.where(apart, variance, 1.0), members)
+    size = np.minimum(size, bins.counts) * np.where(members > 1, (Z / stdtrit(freedom, 0.975)) ** 2, 1.0)
+    return clopper_pearson(share * size, size)
+
+
+def gap_interval(bins: Bins, groups: Groups | None = None) -> np.ndarray:
+    """Return the 95% interval (2,) of mean confidence less accuracy, over all samples; NaN for fewer than two.
+
+    The normal one for independent samples, `ratio_interval` for groups.
+    """
+    if groups is not None:
+        return ratio_interval((groups.confidence_sums - groups.correct).sum(axis=1), groups.sizes)[1]
+    n, gap = bins.samples, float(bins.signed_errors.sum())
+    if n < 2:
+        return np.full(2, math.nan)
+    half = Z * math.sqrt(max(float(bins.squared_errors.sum()) / n - gap**2, 0.0) / (n - 1))
+    return np.array([gap - half, gap + half])
+
+
 def simulate_correct(
     bins: Bins, rng: np.random.Generator, atoms: Atoms | None = None, draws: int = SIMULATIONS
 ) -> np.ndarray:

@@ -93,6 +93,15 @@ class Calibration(Result, kind="calibration"):
         units="share", doc="AURC above that of a perfect order with this accuracy", default=math.nan
     )
     mean_confidence: float = array(units="share", doc="mean confidence", default=math.nan)
+    confidence_gap: float = array(
+        units="share",
+        interval="confidence_gap_interval",
+        doc="mean confidence less accuracy (of labels by themselves: less their frequency)",
+        default=math.nan,
+    )
+    confidence_gap_interval: np.ndarray | None = array(
+        "bound", units="share", doc="95% interval of the mean confidence less the accuracy", default=None
+    )
     confidence_std: float = array(
         units="share", doc="spread of the confidences (sharpness of the forecasts)", default=math.nan
     )
@@ -103,7 +112,10 @@ class Calibration(Result, kind="calibration"):
         "bin", units="share", interval="accuracy_interval", doc="share of right labels in each bin"
     )
     accuracy_interval: np.ndarray = array(
-        "bin", "bound", units="share", doc="Clopper-Pearson 95% interval of each bin's accuracy"
+        "bin",
+        "bound",
+        units="share",
+        doc="95% interval of each bin's accuracy, of groups as of their effective size",
     )
     consistency_band: np.ndarray = array(
         "bin", "bound", units="share", doc="95% band of a perfectly calibrated model with these sizes"

@@ -101,12 +101,12 @@ def _calibration(found: Found, quantity: str, scale: str) -> str:
     told = [" ".join(interval(float(c.ece), *(float(b) for b in np.ravel(c.ece_interval)[:2]))) for _, c in found]
     sizes = sorted({int(c.samples) for _, c in found})
     labels = all(of_labels(c) for _, c in found)
+    effective = " at the effective size of dependent predictions" if any(c.groups for _, c in found) else ""
     said, happened = ("their probability", "how often the label is there") if labels else ("confidence", "accuracy")
     return (
         f"Reliability on {spanned(sizes)} {split(found)} {'labels' if labels else 'predictions'} in "
-        f"{len(found[0][1].counts)} bins of {said}: {happened}, with Clopper-Pearson 95% intervals; gray: what a "
-        "calibrated model with these counts would show "
-        f"(95%). ECE [95% interval]: {listed(told)}."
+        f"{len(found[0][1].counts)} bins of {said}: {happened}, with Clopper-Pearson 95% intervals{effective}; "
+        f"gray: what a calibrated model with these counts would show (95%). ECE [95% interval]: {listed(told)}."
     )
 
 

@@ -90,11 +90,13 @@ def _sharpness_methods(found: Found) -> str:
 def _calibration_methods(found: Found) -> str:
     _, c = found[0]
     width = "equal mass" if c.settings.get("mass") == "equal" else "equal width"
+    effective = ", at the effective size of dependent predictions \\cite{korn1998confidence}" if c.groups else ""
     of = "each label's probability" if of_labels(c) else "the top label's confidence"
     return (
         f"ECE \\cite{{naeini2015obtaining,guo2017calibration}} uses {len(c.counts)} bins of {width} of {of}, "
         "in float64; its 95% interval is for the population's value at these bins. Bars are Clopper-"
-        r"Pearson intervals \cite{clopper1934use}, bands are consistency bands \cite{brocker2007increasing}."
+        f"Pearson intervals \\cite{{clopper1934use}}{effective}, "
+        r"bands are consistency bands \cite{brocker2007increasing}."
     )
 
 

@@ -56,6 +56,8 @@ def _of(result: Any) -> Iterable[str]:
         return
     for name in getattr(result, "names", ()) if kind == "sharpness" else ():
         yield from (key for word, key in _SHARPNESS.items() if str(name).startswith(word))
+    if kind == "calibration" and result.groups:
+        yield "korn1998confidence"
     yield from BY_KIND.get(kind, ())
 
 

@@ -143,6 +143,12 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
             f"Of {', '.join(labels)} every label counts by itself: dots are how often it is there, against its "
             "probability."
         )
+    dependent = [r.name for r, c in found if c.groups]
+    if dependent:
+        notes.append(
+            f"Predictions of {', '.join(dependent)} depend on each other within a sample: bars and bands are those of "
+            "their effective size."
+        )
     return Chart(
         id="reliability",
         title="Reliability",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from ..chart import Chart, Panel, Series, css, ref, run_css
 from ..numbers import interval, uncertain
 from ..palette import MUTED, RUN_COLORS
 from ..runs import Run
-from ..value import Z95
 from .calibration import bin_arrays, bin_boxes, of_labels
 from .registry import new_axes, tidy
 
@@ -177,15 +177,12 @@ def _facts(result: Any, sure: float) -> tuple[str, str]:
     often, stderr = frequency(result)
     value, error = uncertain(often, stderr)
     said, happened, *_ = _WORDS[of_labels(result)]
-    n, *_ = bin_arrays(result)
-    filled = n > 0
-    c, y = (np.asarray(x, dtype=float)[filled] for x in (result.confidences, result.accuracies))
     gap = sure - often
-    # (confidence - right)^2 over the samples, but for how the confidences vary within a bin.
-    square = float(np.sum(n[filled] * (y * (1 - y) + (c - y) ** 2)) / n.sum())
-    half = Z95 * float(np.sqrt(max(square - gap**2, 0.0) / n.sum()))
-    low, high = (gap - half, gap + half) if gap > 0 else (-gap - half, -gap + half)
-    told = " ".join(interval(abs(gap), low, high))
+    bounds = getattr(result, "confidence_gap_interval", None)  # older archives have none
+    low, high = (math.nan, math.nan) if bounds is None else (float(b) for b in bounds)
+    if gap < 0:
+        low, high = -high, -low
+    told = " ".join(filter(None, interval(abs(gap), low, high)))
     verdict = f"{'over' if gap > 0 else 'under'}confident"
     if of_labels(result):
         verdict = f"too {'high' if gap > 0 else 'low'}"

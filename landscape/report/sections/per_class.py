@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,39 +73,43 @@ def _rows(run: Run, c: Any) -> list[Row]:
     """Return a row for each class, the largest class ECE first.
 
     Of several labels to each sample none is the predicted one, and each is there or not in its share of the samples.
+    Where predictions are grouped, shares have no intervals: those of independent ones would be too narrow.
     """
     several = c.class_predicted is None
     total = max(int(c.samples) // (len(c.class_ece) if several else 1), 1)
+    grouped = 0 < c.groups < total
     error = np.asarray(c.class_ece, dtype=float)
     rows = []
     for k in np.argsort(-np.where(np.isfinite(error), error, -1.0), kind="stable"):
         labels = int(c.class_counts[k])
         frequency = labels / total
-        spread = float(np.sqrt(frequency * (1 - frequency) / total))
+        spread = math.nan if grouped else float(np.sqrt(frequency * (1 - frequency) / total))
         cells = [
             Cell(f"class {k}", sort=int(k)),
             value_cell(measured(error[k])),
             Cell(count(labels), sort=labels),
             value_cell(measured(c.class_probabilities[k])),
             value_cell(measured(frequency, spread)),
-            *([value_cell(Value(missing="several labels"))] * 4 if several else _predicted(c, int(k))),
+            *([value_cell(Value(missing="several labels"))] * 4 if several else _predicted(c, int(k), grouped)),
         ]
         rows.append(Row(cells, run.index))
     return rows
 
 
-def _predicted(c: Any, k: int) -> list[Cell]:
+def _predicted(c: Any, k: int, grouped: bool) -> list[Cell]:
     """Return how often a class is predicted, how surely and how rightly."""
     predicted = int(c.class_predicted[k])
-    right, gap = _right(float(c.class_confidences[k]), float(c.class_accuracies[k]), predicted)
+    right, gap = _right(float(c.class_confidences[k]), float(c.class_accuracies[k]), predicted, grouped)
     sure = measured(c.class_confidences[k]) if predicted else Value(missing="never")
     return [Cell(count(predicted), sort=predicted), value_cell(sure), value_cell(right), value_cell(gap)]
 
 
-def _right(confidence: float, accuracy: float, n: int) -> tuple[Value, Value]:
+def _right(confidence: float, accuracy: float, n: int, grouped: bool) -> tuple[Value, Value]:
     """Return the share that is right where a class is predicted, and the confidence above it, with 95% intervals."""
     if not n:
         return Value(missing="never"), Value(missing="never")
+    if grouped:
+        return measured(accuracy), measured(confidence - accuracy)
     low, high = (float(x) for x in share_interval(np.round(accuracy * n), n))
     right = Value(accuracy, low=low, high=high, how="interval")
     return right, Value(confidence - accuracy, low=confidence - high, high=confidence - low, how="interval")
