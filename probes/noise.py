@@ -233,9 +233,20 @@ class GradientNoise(Probe):
                 row = self._pending.popleft()
                 small, big, size, clipping, scale = row.landing.array.tolist()
                 if math.isnan(scale):
-                    scale = _scale_of(big, size, clipping)
+                    scale = self._scale_at_backward(big, size, clipping, row.parts)
                 self._scale.add(small / scale**2, big / scale**2, self.batch_size, self.batch_size * row.parts)
                 row.values = _row(self._scale)
+
+    def _scale_at_backward(self, big: float, size: float, clipping: float, parts: int) -> float:
+        """Return what GradScaler multiplied the gradients by, where only their sizes tell; 1 without it.
+
+        The gradients now are those of the mean, or the sum that was accumulated, which a loop may also have divided by
+        `parts` itself: a quotient of `parts` is taken for that, as scales are rarely so small.
+        """
+        if self.source != "micro-batches" or self.accumulation == "mean":
+            return _scale_of(big, size, clipping) or 1.0
+        scale = _scale_of(big * parts**2, size, clipping) or _scale_of(big, size, clipping) or 1.0
+        return 1.0 if scale == parts else scale
 
     # ------------------------------------------------------------------------------------- single samples
 
@@ -292,14 +303,14 @@ def _row(scale: NoiseScale) -> tuple[float, float, float]:
     return (scale.value, scale.squared_gradient, scale.variance)
 
 
-def _scale_of(big: float, size: float, clipping: float) -> float:
-    """Return what GradScaler multiplied the gradients by when they were computed, 1 without it.
+def _scale_of(big: float, size: float, clipping: float) -> float | None:
+    """Return what GradScaler multiplied gradients by when they were computed, None where that can't be seen.
 
     A fused optimizer says so. Others got gradients that were unscaled meanwhile, and perhaps clipped: the scale is what
     is left of the quotient, where that is a power of two, as GradScaler's are.
     """
     size = size / clipping if clipping else 0.0
     if not (size > 0 and math.isfinite(size) and big > 0 and math.isfinite(big)):
-        return 1.0
+        return None
     quotient = math.log2(math.sqrt(big) / size)
-    return 2.0 ** round(quotient) if abs(quotient - round(quotient)) < 1e-3 else 1.0
+    return 2.0 ** round(quotient) if abs(quotient - round(quotient)) < 1e-3 else None
