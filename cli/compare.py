@@ -49,7 +49,7 @@ def command(
     """
     from landscape.comparison.conditions import parse_condition
     from landscape.report.belonging import with_tasks
-    from landscape.report.pairs import compare_runs, pair_up
+    from landscape.report.pairs import compare_runs, one_sided, pair_up
     from landscape.report.runs import gather
     from landscape.report.sections.compare import comparable
 
@@ -64,16 +64,34 @@ def command(
             if level != "info":
                 warn(text)
         if as_json:
-            objects.append(_object(a, b, found, verdicts, stops))
+            objects.append(_object(a, b, found, verdicts, stops) | {"missing": _sides(one_sided(a, b))})
         else:
-            click.echo(_text(a, b, found, verdicts, stops))
+            click.echo(_text(a, b, found, _lacking(one_sided(a, b)), verdicts, stops))
     if as_json:
         click.echo(json_line(finite({"schema": 1, "failed": failed, "comparisons": objects})[0]))
     ctx.exit(1 if failed else 0)
 
 
+def _sides(lacking: tuple[dict[str, str], dict[str, str]]) -> dict[str, dict[str, str]]:
+    return dict(zip(("first", "second"), lacking, strict=True))
+
+
+def _lacking(sides: tuple[dict[str, str], dict[str, str]]) -> list[str]:
+    """Return what only one of the two has, a line for each reason that the other lacks it for."""
+    lines = []
+    for side, lacking in zip("AB", sides, strict=True):
+        for reason in dict.fromkeys(lacking.values()):
+            lines.append(f"  not in {side}: {', '.join(k for k, why in lacking.items() if why == reason)} ({reason})")
+    return lines
+
+
 def _text(
-    a: Run, b: Run, found: Mapping[str, Compared], verdicts: Sequence[tuple[Condition, Verdict]], stops: Sequence[bool]
+    a: Run,
+    b: Run,
+    found: Mapping[str, Compared],
+    lacking: Sequence[str],
+    verdicts: Sequence[tuple[Condition, Verdict]],
+    stops: Sequence[bool],
 ) -> str:
     from landscape.report.numbers import interval
 
@@ -89,6 +107,7 @@ def _text(
         lines += ["", "  residual: how exact the number is on its samples, not how it moves with them"]
     if any(v.step is not None for c in found.values() for v in (c.first, c.second)):
         lines += ["", "  at step N: measured while it trained, after so many steps, not on a checkpoint"]
+    lines += ["", *lacking] if lacking else []
     for (condition, verdict), stop in zip(verdicts, stops, strict=True):
         sure = {True: "over the whole interval", False: "within the uncertainty", None: "no interval is known"}
         word = "FAIL" if stop else "ok  "

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
 
 from landscape import Task
+from landscape.archive.save import save_archive
 from landscape.calibration.quantile_heads import quantile_coverage
 from landscape.class_measure import measure_classes
 from landscape.cli.main import main
@@ -381,6 +382,25 @@ def test_losses_on_other_draws_are_not() -> None:
 def test_runs_with_nothing_in_common_share_no_number() -> None:
     a, b = unique([make_run("a", [samples.trace()]), make_run("b", [samples.plane(n=5)])])
     assert compare_runs(a, b) == {}
+
+
+def test_what_one_run_lacks_is_said_with_the_reason(tmp_path: Path) -> None:
+    whole, few = samples.sample_runs(2, points=5)
+    broken = replace(samples.performance(), loss=np.array([0.3, math.nan]))
+    paths = [
+        str(save_archive(tmp_path / f"{i}.h5", found))
+        for i, found in enumerate([[r for _, r in whole.every()], [few.get("trace"), broken]])
+    ]
+    out = call(*paths).output
+    assert "not in A" not in out
+    (line,) = (x for x in out.splitlines() if "lambda_max" in x)
+    assert line.startswith("  not in B: ")
+    assert line.endswith("(not measured)")
+    assert "  not in B: test_loss, gap_loss (NaN)\n" in out
+    lacking = json.loads(call(*paths, "--json").stdout)["comparisons"][0]["missing"]
+    assert lacking["first"] == {}
+    assert {"test_loss", "lambda_max", "ece"} <= set(lacking["second"])
+    assert "trace" not in lacking["second"]
 
 
 def test_checkpoints_are_paired_by_name() -> None:

@@ -76,6 +76,17 @@ def compare_runs(first: Run, second: Run) -> dict[str, Compared]:
     return {**found, **scored}
 
 
+def one_sided(first: Run, second: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """Return for each run the numbers that it lacks and the other one has, by key, with the reason why."""
+    lacking: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for measure in measures([first, second]):
+        a, b = measure.read(first), measure.read(second)
+        for here, there, found in ((a, b, lacking[0]), (b, a, lacking[1])):
+            if there.known and not here.known:
+                found[measure.key] = here.missing or here.text()[0]
+    return lacking
+
+
 def _perplexities(first: Run, second: Run, split: str, a: Value, b: Value) -> tuple[Difference, Difference]:
     """Return how far two perplexities differ, and as a share of the first: exp of the NLLs' difference, minus 1."""
     sides = [_blocks(r.get("performance"), split, "nll", "count") for r in (first, second)]
