@@ -13,6 +13,7 @@ from scipy import stats
 from landscape.report.blocks import Folded, Notes, Picture, Table
 from landscape.report.effects import effects, last_of_each, varied
 from landscape.report.figures.effects import draw_effects
+from landscape.report.measures import measures
 from landscape.report.page import render_report
 from landscape.report.runs import Run, make_run, unique
 from landscape.report.sections import ablation, sharp_flat
@@ -109,6 +110,29 @@ def test_runs_without_differing_settings_have_no_such_section() -> None:
     runs = [make_run(f"{i}", samples.results(i), settings={"loss": "ce", "seed": i}) for i in range(5)]
     assert ablation.build(runs) is None
     assert ablation.build(samples.sample_runs(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        (lambda i: 0.8, "in these runs, a larger value goes with a larger gap"),
+        (lambda i: 0.8 + 0.01 * i, "in these runs, a larger value goes with a smaller gap"),
+        (lambda i: 0.8 + 0.01 * (5, 1, 9, 3, 11, 7, 0, 8, 2, 10, 4, 6)[i], "the interval holds 0: no ranking shown"),
+    ],
+)
+def test_what_a_rank_correlation_says_is_which_way_the_gap_goes(accuracy, says) -> None:
+    runs = [
+        make_run(f"{i}", [samples.performance(i, accuracy(i)), samples.trace(i + 1.0)], archive=f"{i}.h5")
+        for i in range(12)
+    ]
+    gaps = [measure.read(r).number for r in runs for measure in measures(runs) if measure.key == "gap_loss"]
+    tau = stats.kendalltau(range(12), gaps).statistic
+    assert [tau > 0.99, tau < -0.99, abs(tau) < 0.4] == [w in says for w in ("larger gap", "smaller gap", "holds 0")]
+    found = sharp_flat.build(unique(runs))
+    assert found is not None
+    table = next(b for b in found.blocks if isinstance(b, Table))
+    (row,) = [r for r in table.groups[0][1] if "trace" in r.cells[0].text and "loss" in r.cells[1].text]
+    assert row.cells[5].text == says
 
 
 def test_ranks_are_shown_within_settings() -> None:

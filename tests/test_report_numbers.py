@@ -32,6 +32,8 @@ from landscape.results import Check, StoredResult
         (0.0, 0.01, ("0.000", "0.010")),
         (-0.0004, 0.3, ("0.00", "0.30")),
         (-2.5, 0.13, ("−2.50", "0.13")),
+        (3e-9, 2.0, ("0.0", "2.0")),
+        (5.0, 2.0e6, ("0.0 × 10⁶", "2.0 × 10⁶")),
         (1.23e6, 4.5e4, ("1.230 × 10⁶", "0.045 × 10⁶")),
         (1e-9, 2e-11, ("1.000 × 10⁻⁹", "0.020 × 10⁻⁹")),
         (34.2, 1e-13, ("34.2000", "1.0 × 10⁻¹³")),
@@ -47,6 +49,7 @@ def test_digits_follow_the_uncertainty(value, error, text):
 
 def test_an_interval_has_the_digits_of_its_width():
     assert interval(0.0312, 0.0221, 0.0441) == ("0.031", "[0.022, 0.044]")
+    assert interval(1.0, 0.4, 1.6) == ("1.00", "[0.40, 1.60]")  # ± 0.60
     assert interval(0.0312, math.nan, math.nan) == ("0.03120", "")
     assert interval(2.9075184, 2.9075168, 2.90752) == ("2.9075184", "[2.9075168, 2.9075200]")
     # A width that is rounding, of numbers that are all the same, must not fill the column with digits.
@@ -66,6 +69,8 @@ def test_an_interval_has_the_digits_of_its_width():
         (count(269722), "269,722"),
         (seconds(0.4), "0.4 s"),
         (seconds(200), "3 min 20 s"),
+        (seconds(7199), "119 min 59 s"),
+        (seconds(7200), "2 h 00 min"),
         (seconds(8000), "2 h 13 min"),
         (span(6.04, 9.2), "6 to 9.2 s"),
         (span(0.00112, 0.0014), "0.0011 to 0.0014 s"),

@@ -11,13 +11,15 @@ from sweep_world import build
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from landscape import load_task, open_archive, read_checkpoint
+from landscape import Task, load_task, open_archive, read_checkpoint
 from landscape.errors import TrainingError
 from landscape.probes import GradientNorms, Sweep
 from landscape.probes.sweep.batches import Batches, _mixed
 from landscape.probes.sweep.cell import train_cell
 from landscape.probes.sweep.grid import Cell, grid
 from landscape.probes.sweep.how import How
+from landscape.probes.sweep.parts import make_parts
+from landscape.probes.sweep.training import Diverged, Training, evaluate
 from landscape.probes.workers.stopping import Stop
 from landscape.report.runs import gather
 from landscape.seeding import seed_all
@@ -258,7 +260,43 @@ def test_a_loss_that_differentiates_inside_is_trained_and_evaluated():
     assert last == pytest.approx(performance, rel=1e-5)
 
 
+def test_the_test_loss_is_that_of_all_samples_by_the_losss_own_weights():
+    """Batches of unequal weight: the mean of their means, or weighing them by samples, would be another number."""
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 4), torch.arange(60) // 20
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2]))
+    parts = [(x[:20], y[:20]), (x[20:50], y[20:50]), (x[50:], y[50:])]
+    task = Task(nn.Linear(4, 3), loss, train=parts, test=parts)
+    found = evaluate(make_parts(cell(), task))
+    logits = task.model(x).detach().double()
+    assert found["test_loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(logits, y, loss.weight.double())), rel=1e-6
+    )
+    assert found["test_accuracy"] == float((logits.argmax(1) == y).double().mean())
+
+
 # ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(("later", "diverged"), [(900.0, False), (2500.0, True)])
+def test_a_loss_that_begins_at_0_diverges_where_its_mean_is_over_1000(later, diverged):
+    """No multiple of 0 is a bound: a hinge or a penalty that is met at first may be missed afterwards."""
+    steps = []
+
+    def batch_loss(model, batch):
+        steps.append(1)
+        return model(batch[0]).mean() * 0 + (later if len(steps) > 1 else 0.0)
+
+    x = torch.randn(8, 4)
+    training = Training(
+        make_parts(cell(epochs=1, batch_size=4), Task(nn.Linear(4, 3), train=(x,), batch_loss=batch_loss))
+    )
+    if diverged:
+        with pytest.raises(Diverged, match=r"1\.25e\+03 on average before step 2"):
+            training.run()
+    else:
+        training.run()
+        assert training.metrics["train_loss"] == later / 2
 
 
 @pytest.mark.parametrize(
