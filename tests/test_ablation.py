@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from landscape.comparison.ablation import FEWEST_SEEDS, Ablation, Effect, ablate
+from landscape.comparison.ablation import FEWEST_SEEDS, LEAST_FREEDOM, Ablation, Effect, ablate
 from landscape.comparison.least_squares import Clustered, rank
 
 
@@ -116,6 +116,17 @@ def test_a_clusters_weight_is_that_of_its_definition() -> None:
     assert found.df[0] == pytest.approx(np.trace(gram) ** 2 / np.sum(gram**2), rel=1e-10)
 
 
+def test_a_single_run_has_the_error_of_the_others() -> None:
+    """Where a cell has one run its own scatter can't be seen: the two-sample t test with one variance is left."""
+    y = np.array([3.0, 0.1, 0.4, -0.6, 0.3])
+    X = np.column_stack([np.ones(5), np.arange(5) == 0]).astype(float)
+    found = Clustered(X, np.arange(5)).contrasts(y, np.array([[0.0, 1.0]]))
+    expected = stats.ttest_ind(y[:1], y[1:])
+    assert found.value[0] == pytest.approx(3.0 - y[1:].mean())
+    assert found.stderr[0] == pytest.approx(found.value[0] / expected.statistic, rel=1e-10)
+    assert found.df[0] == pytest.approx(expected.df)
+
+
 # ------------------------------------------------------------------------------------------------ what can't be told
 
 
@@ -147,6 +158,21 @@ def test_too_few_seeds_claim_nothing(seeds: int) -> None:
     assert effect.value == pytest.approx(5.0)
     assert np.isnan(effect.low)
     assert not effect.claimed
+
+
+def test_an_effect_that_two_of_many_seeds_carry_has_no_interval() -> None:
+    """Every seed varies the schedule, two of them the loss: one degree of freedom, and 12.7 standard errors."""
+    cells = [
+        (loss, schedule, seed) for seed in range(5) for loss in "ab" for schedule in "cd" if loss == "a" or seed < 2
+    ]
+    y = np.random.default_rng(7).normal(size=len(cells))
+    told = {"loss": [c[0] for c in cells], "schedule": [c[1] for c in cells]}
+    found = ablate(y, told, [c[2] for c in cells])
+    loss, schedule = (only(found, name) for name in ("loss", "schedule"))
+    assert 0 < loss.df < LEAST_FREEDOM < schedule.df
+    assert np.isnan(loss.low)
+    assert np.isfinite(loss.value)
+    assert np.isfinite(schedule.low)
 
 
 def test_a_design_that_leaves_no_error_has_no_interval() -> None:

@@ -236,10 +236,15 @@ def test_other_samples_and_missing_scores_are_said() -> None:
     a, b = calibration(seed=1), calibration(seed=2)
     direct = independent_difference((a.ece, *a.ece_interval), (b.ece, *b.ece_interval))
     assert (found["ece"].low, found["ece"].high) == (direct.low, direct.high)
+    half = stats.norm.ppf(0.975) * np.hypot(a.brier_stderr, b.brier_stderr)
+    assert (found["brier"].low, found["brier"].high) == pytest.approx(
+        (b.brier - a.brier - half, b.brier - a.brier + half)
+    )
     one, other = sample_scores(seed=1), replace(sample_scores(seed=2), fingerprint="another")
     assert not same_samples(one, other)
     assert not any(d.paired for d in compare_samples(one, other).values())
     assert same_samples(one, sample_scores(seed=2))
+    assert not same_samples(one, replace(one, predictions=2 * one.predictions))  # other rows were kept
     assert not same_samples(replace(one, fingerprint=""), replace(one, fingerprint=""))
 
 
@@ -252,6 +257,23 @@ def test_paired_differences_are_those_of_the_single_scores() -> None:
     for name in paired:
         assert paired[name].value == pytest.approx(apart[name].value, rel=1e-9)
         assert paired[name].high - paired[name].low < apart[name].high - apart[name].low
+
+
+@pytest.mark.parametrize("bins", [10, 15])
+def test_confidences_at_the_edges_of_bins_are_compared_in_the_bins_that_they_are_measured_in(bins) -> None:
+    rng = np.random.default_rng(0)
+    edges = np.arange(1, bins) / bins
+    confidence = np.repeat(np.concatenate([edges, np.nextafter(edges, 1)]), 20)  # bins are (lo, hi]
+    probabilities = np.stack([1 - confidence, confidence], axis=1)
+    right = np.repeat(rng.random(2 * (bins - 1)), 20)  # so that gaps cancel where an edge falls to the wrong side
+    found = []
+    for _ in range(2):
+        label = (rng.random(len(right)) < right).astype(int)
+        top, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == label
+        scores = replace(sample_scores(n=len(right)), confidence=top, correct=correct, bins=bins)
+        found.append((scores, calibration_error(probabilities=probabilities, labels=label, bins=bins).ece))
+    (one, before), (other, after) = found
+    assert compare_samples(one, other)["ece"].value == pytest.approx(after - before, abs=1e-12)
 
 
 def test_a_temperature_without_a_minimum_says_so() -> None:

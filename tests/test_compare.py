@@ -36,7 +36,13 @@ def sides(first: float, second: float, half: float = 0.1) -> Sides:
     return Sides(ends[0], ends[1], Difference(d, d - half, d + half))
 
 
-VALUES = {"ece": sides(0.2, 0.5), "nll": sides(2.0, 2.05), "zero": sides(0.0, 1.0), "bare": sides(1.0, 2.0, NAN)}
+VALUES = {
+    "ece": sides(0.2, 0.5),
+    "nll": sides(2.0, 2.05),
+    "zero": sides(0.0, 1.0),
+    "bare": sides(1.0, 2.0, NAN),
+    "elbo": sides(-2.0, -1.0),
+}
 
 # ------------------------------------------------------------------------------------------------ grammar
 
@@ -101,6 +107,7 @@ def test_anything_else_is_refused_at_its_place(text: str, message: str) -> None:
         ("ece > +100%", True, False),  # +150% [100, 200]
         ("nll > +5%", False, False),  # +2.5% [-2.5, 7.5]
         ("nll < -10%", False, True),
+        ("elbo > +40%", True, True),  # +50% [45, 55] of 2: up is up where a number is negative, too
         ("bare > +0.5", True, None),
         ("ece > +0.1 and ece > +0.25", True, False),
         ("ece > +0.1 and ece > +0.5", False, True),

@@ -10,7 +10,16 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
-from landscape.comparison.paired import Binned, Difference, ece_difference, independent_difference, mean_difference
+from landscape.comparison.paired import (
+    Binned,
+    Difference,
+    _moments,
+    _rare_mistakes,
+    ece_difference,
+    independent_difference,
+    mean_difference,
+    pulled_difference,
+)
 from landscape.errors import MeasurementError
 
 BINS = 15
@@ -53,6 +62,14 @@ def test_equal_groups_are_a_t_test_of_their_means() -> None:
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
     alone = mean_difference(np.zeros(100), change)
     assert alone.high - alone.low < 0.6 * (high - low)  # taking them as independent is far too sure here
+
+
+def test_a_difference_of_pulls_has_the_freedom_of_the_side_whose_rarest_share_fewer_groups_hold() -> None:
+    pulls = np.random.default_rng(10).normal(size=(2, 12))
+    for held in ((3, 9), (9, 3)):
+        found = pulled_difference((0.5, 0.75), pulls, held)
+        half = stats.t.ppf(0.975, 2) * stats.sem(pulls[1] - pulls[0])
+        assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25 - half, 0.25 + half), rel=1e-9)
 
 
 def test_a_mean_of_one_sample_or_of_infinities_has_no_interval() -> None:
@@ -123,6 +140,40 @@ def test_far_from_zero_the_interval_is_that_of_resampled_samples() -> None:
     again = [difference(rng.integers(0, 4000, 4000)) for _ in range(600)]
     width = float(np.diff(np.quantile(again, [0.025, 0.975]))[0])
     assert found.high - found.low == pytest.approx(width, rel=0.15)  # 600 resamples: 5%; the outermost of three
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_covariance_of_bin_means_is_that_of_single_samples_or_groups(size: int) -> None:
+    rng = np.random.default_rng(8)
+    c, u = draw(rng, 12)
+    sides = [binned(c, u < c, 3), binned(softened(c, 0.6), u < c, 2)]
+    groups = np.arange(12) // size if size > 1 else None
+    mean, covariance = _moments([(s.gaps(), replace(s, groups=groups)) for s in sides])
+    columns = np.concatenate([s.gaps()[:, None] * np.eye(s.bins)[s.index] for s in sides], axis=1)
+    np.testing.assert_allclose(mean, columns.mean(axis=0), rtol=1e-12)
+    of_groups = columns.reshape(12 // size, size, 5).mean(axis=1)
+    np.testing.assert_allclose(covariance, np.cov(of_groups.T) / len(of_groups), rtol=1e-9, atol=1e-18)
+
+
+def test_a_mistake_not_seen_yet_moves_the_cells_that_its_sample_lies_in_together() -> None:
+    rng = np.random.default_rng(9)
+    first, second = (
+        Binned(rng.random(30), rng.random(30) < share, rng.integers(0, bins, 30), bins)
+        for share, bins in ((0.95, 3), (0.8, 4))
+    )
+    expected, lacking = np.zeros((7, 7)), []
+    for side in (first, second):
+        z2, own = stats.norm.ppf(0.975) ** 2, []
+        for b in range(side.bins):
+            right = side.correct[side.index == b]
+            share = (right.sum() + z2 / 2) / (len(right) + z2)
+            own.append(share * (1 - share) / 30**2 - 1e-5)  # what is lacking of a sample's variance, 1e-5 is there
+        lacking.append(own)
+    for i, j in zip(first.index, second.index, strict=True):
+        cell = np.isin(np.arange(7), (i, 3 + j))
+        expected += np.outer(cell, cell) * max(lacking[0][i], lacking[1][j], 0.0)
+    counts = np.concatenate([np.bincount(s.index, minlength=s.bins) for s in (first, second)])
+    np.testing.assert_allclose(_rare_mistakes(first, second, np.diag(1e-5 * counts), True), expected, rtol=1e-7)
 
 
 def test_groups_widen_the_interval() -> None:

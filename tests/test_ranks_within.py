@@ -39,6 +39,16 @@ def test_one_group_is_the_plain_correlation() -> None:
     assert (found.runs, found.groups) == (12, 1)
 
 
+def test_full_agreement_has_the_interval_of_kendalls_variance_and_a_p_of_one_in_all_orders() -> None:
+    found = kendall_within(np.arange(18.0), np.arange(18.0), ["a"] * 12 + ["b"] * 6, draws=400)
+    pairs = 66 + 15
+    # Var(S) = n (n - 1) (2n + 5) / 18 for each group; tau is taken as one pair short of 1; the bootstrap says [1, 1].
+    spread = math.sqrt(12 * 11 * 29 / 18 + 6 * 5 * 17 / 18) / pairs
+    assert found.low == pytest.approx(math.tanh(math.atanh(1 - 1 / pairs) - 1.25 * stats.norm.ppf(0.975) * spread))
+    assert (found.tau, found.high) == (1, 1)
+    assert found.p_value == 1 / 401  # the order that was seen is one of all: never 0
+
+
 def test_what_only_tells_the_groups_apart_ranks_nothing_within_them() -> None:
     rng = np.random.default_rng(2)
     loss = np.repeat([0.0, 10.0], 10)
