@@ -14,6 +14,7 @@ from torch import nn
 from untouched import State as Kept
 
 import landscape
+from landscape.alignment.activations import correlations
 from landscape.alignment.axes import Atom, Product, Sum, atoms, cut, order, places, resolve, unify
 from landscape.alignment.check import generators, permuted
 from landscape.alignment.matching import Weights, match
@@ -145,15 +146,35 @@ def test_units_that_were_only_permuted_are_found_back(name, method):
     make, sizes = MODELS[name]
     model = made(make)
     given = task(model)
-    found = align(given, model, scrambled(given), method=method)
+    other = scrambled(given)
+    found = align(given, model, other, method=method)
     assert sorted(found.units) == sorted(sizes)
     assert found.distance == 0
+    apart = [(p.detach() - other[n]).double().square().sum() for n, p in model.named_parameters()]
+    assert found.distance_before == pytest.approx(math.sqrt(sum(apart)), rel=1e-6)  # no running statistics in it
     assert found.distance_before > 1
     assert found.moved.sum() > 0
     for key, value in model.state_dict().items():
         assert torch.equal(found.weights[key], value), key
     assert {c.name: c.level for c in found.checks}["function"] == "pass"
     assert not found.warnings
+
+
+def test_activations_are_correlated_as_numpy_correlates_them():
+    given, other = task(made(mlp)), made(mlp, 2)
+    states = [m.state_dict() for m in (copy.deepcopy(given.model), other)]
+    with Objective(given) as objective:
+        found = correlations(objective, units_of(given), *states, update=lambda: None)
+    x, hidden = given.train[0], []
+    for state in states:
+        h = F.relu(F.linear(x.flatten(1).double(), state["1.weight"].double(), state["1.bias"].double()))
+        hidden.append((h, torch.tanh(F.linear(h, state["3.weight"].double(), state["3.bias"].double()))))
+    by_size = {len(c.matrix): c.matrix for c in found}
+    assert sorted(by_size) == [9, 12]
+    for a, b in zip(*hidden, strict=True):
+        with np.errstate(invalid="ignore"):  # a unit that never changes correlates with none
+            expected = np.nan_to_num(np.corrcoef(a.numpy().T, b.numpy().T)[: a.shape[1], a.shape[1] :])
+        np.testing.assert_allclose(by_size[a.shape[1]], expected, atol=1e-5)
 
 
 def test_permuted_weights_are_the_same_function_for_the_model_itself():

@@ -425,8 +425,11 @@ def test_checks_and_labels_of_a_plane():
     assert found.directions[0] == "random, filter-normalized, biases and norms held, seed 7"
     oblique = random_direction(task(), 7)
     other = random_direction(task(), 8)
-    skew = plane(task(), oblique, {n: t + other[n] for n, t in oblique.items()}, axis(1, 3), axis(1, 3))
-    assert level(skew, "directions") == "warn"
+    for sign in (1, -1):  # as much at 135 degrees as at 45
+        second = {n: sign * t + other[n] for n, t in oblique.items()}
+        skew = plane(task(), oblique, second, axis(1, 3), axis(1, 3))
+        assert math.copysign(1, skew.cosine) == sign
+        assert level(skew, "directions") == "warn"
     assert skew.seeds == (7, None)
     assert skew.directions[1] == "given d2"
 

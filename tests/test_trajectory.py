@@ -87,6 +87,8 @@ def test_axes_shares_and_places_are_those_of_scikit_learns_pca():
         # Not centered: the last checkpoint is the plane's center.
         np.testing.assert_allclose(found.coordinates[:, k], rows @ vector(d), rtol=EXACT, atol=EXACT)
     assert found.coordinates[-1].tolist() == [0, 0]
+    # An axis has no sign of its own: its farthest checkpoint is on the positive side.
+    np.testing.assert_array_equal(found.coordinates.max(axis=0), np.abs(found.coordinates).max(axis=0))
     np.testing.assert_allclose(found.distance, np.linalg.norm(rows, axis=1), rtol=EXACT)
     plane_of = np.array([vector(d) for d in found.directions()])
     rest = rows - found.coordinates @ plane_of

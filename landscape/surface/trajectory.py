@@ -170,7 +170,7 @@ def _principal(rows: Rows, progress: bool) -> _Projection:
         )
     shares = vectors[:, :2] / np.sqrt(values[:2])
     coordinates = products @ shares
-    # A sign of its own for each axis: the way from the first checkpoint to the last leads down both.
+    # A sign for each axis: the checkpoint that is farthest along it, mostly the first, lies on the positive side.
     turn = np.where(coordinates[np.argmax(np.abs(coordinates), axis=0), (0, 1)] < 0, -1.0, 1.0)
     shares, coordinates = shares * turn, coordinates * turn
     sums = torch.zeros((2, n), dtype=torch.float64, device="cpu")
