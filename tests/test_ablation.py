@@ -175,6 +175,16 @@ def test_an_effect_that_two_of_many_seeds_carry_has_no_interval() -> None:
     assert np.isfinite(schedule.low)
 
 
+def test_seeds_of_one_run_make_two_others_no_more() -> None:
+    """Two seeds hold differences: enough degrees of freedom here, but no three seeds; the third seed has one run."""
+    seeds, told = [0, 0, 1, 1, 1, 2], {"loss": list("xyxyyy"), "schedule": list("cdcccd")}
+    found = ablate(np.array([0.3, 1.2, 0.1, 0.9, 1.4, 0.2]), told, seeds)
+    loss = only(found, "loss")
+    assert found.paired
+    assert loss.df > LEAST_FREEDOM
+    assert np.isnan(loss.low)
+
+
 def test_a_design_that_leaves_no_error_has_no_interval() -> None:
     found = ablate(np.array([0.0, 1.0, 2.0]), {"loss": ["a", "b", "c"]})
     assert found.effects == ()

@@ -265,9 +265,9 @@ def test_confidences_at_the_edges_of_bins_are_compared_in_the_bins_that_they_are
     edges = np.arange(1, bins) / bins
     confidence = np.repeat(np.concatenate([edges, np.nextafter(edges, 1)]), 20)  # bins are (lo, hi]
     probabilities = np.stack([1 - confidence, confidence], axis=1)
-    right = np.repeat(rng.random(2 * (bins - 1)), 20)  # so that gaps cancel where an edge falls to the wrong side
     found = []
-    for _ in range(2):
+    for at, above in ((0.9, 0.1), (0.5, 0.6)):  # the first's gaps would cancel if they fell into one bin
+        right = np.repeat([at, above], len(confidence) // 2)
         label = (rng.random(len(right)) < right).astype(int)
         top, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == label
         scores = replace(sample_scores(n=len(right)), confidence=top, correct=correct, bins=bins)
