@@ -262,7 +262,7 @@ def test_paired_differences_are_those_of_the_single_scores() -> None:
 @pytest.mark.parametrize("bins", [10, 15])
 def test_confidences_at_the_edges_of_bins_are_compared_in_the_bins_that_they_are_measured_in(bins) -> None:
     rng = np.random.default_rng(0)
-    edges = np.arange(1, bins) / bins
+    edges = np.arange(bins // 2 + 1, bins) / bins
     confidence = np.repeat(np.concatenate([edges, np.nextafter(edges, 1)]), 20)  # bins are (lo, hi]
     probabilities = np.stack([1 - confidence, confidence], axis=1)
     found = []
