@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import report_samples as samples
 from scipy import stats
 
 from landscape.report.blocks import Folded, Notes, Picture, Table
-from landscape.report.effects import effects, last_of_each, varied
+from landscape.report.effects import effects, last_of_each, rests_on, varied
 from landscape.report.figures.effects import draw_effects
 from landscape.report.measures import measures
+from landscape.report.numbers import number
 from landscape.report.page import render_report
 from landscape.report.runs import Run, make_run, unique
 from landscape.report.sections import ablation, sharp_flat
@@ -50,6 +52,25 @@ def test_the_effects_are_those_of_the_runs_numbers() -> None:
     assert accuracy.text(schedule)[0].startswith("+0.0")
     assert accuracy.found.balanced
     assert left_out == ["lr: it changes only together with optimizer, so that the two can't be told apart"]
+
+
+def test_curvature_that_is_negative_somewhere_is_compared_by_difference() -> None:
+    runs = sweep(4)
+    below = replace(runs[5].get("trace"), value=-3.0)
+    runs[5] = make_run("run 5", [below], task="digits", settings=runs[5].settings, archive="5.h5", step=100)
+    trace = of(effects(runs)[0], "trace")
+    loss = next(e for e in trace.found.main if e.factors == ("loss",))
+    values = np.array([r.get("trace").value for r in runs]).reshape(2, -1)  # type: ignore[union-attr]
+    assert (trace.ratio, trace.found.runs) == (False, 32)  # no logarithm leaves a run out
+    assert trace.numbers(loss)[0] == pytest.approx(values[1].mean() - values[0].mean())
+
+
+def test_degrees_of_freedom_that_differ_are_told_from_the_least_to_the_most() -> None:
+    whole, part = (of(effects(runs)[0], "test_accuracy") for runs in (sweep(4), sweep(4)[:-5]))
+    assert rests_on(whole).endswith("within seeds, 3.0 degrees of freedom")  # Student's, over four seeds
+    df = [e.df for e in part.found.effects]
+    assert max(df) - min(df) > 0.05
+    assert rests_on(part).endswith(f", {number(min(df), 2)} to {number(max(df), 2)} degrees of freedom")
 
 
 def test_curvature_is_compared_by_ratio() -> None:
