@@ -46,6 +46,8 @@ class GradientNoise(Probe):
         batch_size: samples of the small batch: of one micro-batch, or of one process (for "samples" it is 1).
         source: see above.
         accumulation: "mean" where the loop divides each loss by the number of micro-batches, "sum" where it doesn't.
+            Sums that a loop divides afterwards by a power of two are taken for scaled ones under GradScaler, unless the
+            optimizer is fused (variance and squared gradient alone are off by that): divide the losses there.
         when: which steps; every one by default, every 100th for "samples".
         samples: of the draw, for "samples"; 64 by default (chosen by us).
         decay: of the exponential means.
