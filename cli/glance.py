@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from landscape.counted import counted
-from landscape.report.numbers import count, number
+from landscape.report.numbers import count, given, number
 from landscape.results import Result, kind_of
 
 from .bars import curve, reliability
@@ -119,7 +119,9 @@ def archive_text(archive: Any) -> str:
     n = len(archive.entries)
     lines = [f"{archive.path}: {', '.join([str(state), f'{n} results' if n != 1 else '1 result', *made])}"]
     if archive.run:
-        lines.append("  " + "  ".join(f"{k} {v}" for k, v in archive.run.items() if isinstance(v, str | int | float)))
+        lines.append(
+            "  " + "  ".join(f"{k} {_set(v)}" for k, v in archive.run.items() if isinstance(v, str | int | float))
+        )
     lines += [f"  {line}" for line in salvaged(archive)]
     left = sum(len(rows) for rows in archive.unfinished.values())
     if left:
@@ -145,6 +147,11 @@ def archive_text(archive: Any) -> str:
     if not archive.entries and not recorded:
         lines.append("  nothing was measured")
     return "\n".join(printable(line) for text in lines for line in _wrapped(text))
+
+
+def _set(value: str | float) -> str:
+    """Return a setting as it was typed, without the last digits that a product of rates leaves behind it."""
+    return given(value) if isinstance(value, float) else str(value)
 
 
 def _wrapped(text: str) -> Iterator[str]:

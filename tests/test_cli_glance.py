@@ -78,14 +78,16 @@ def test_only_what_is_not_green_is_written_out() -> None:
 @pytest.fixture
 def archive(tmp_path: Path) -> Any:
     subject = Subject("runs/a.pt", "ab", "digits", 7, 1, name="evil \x1b[31m name")
-    save_archive(tmp_path / "run.h5", samples.results(0, 5), subject=subject, run={"loss": "ce", "lr": 0.1})
+    run = {"loss": "ce", "lr": 0.1, "least": 0.1 * 3e-6}
+    save_archive(tmp_path / "run.h5", samples.results(0, 5), subject=subject, run=run)
     return open_archive(tmp_path / "run.h5")
 
 
 def test_a_screen_holds_the_numbers_the_bar_and_the_checks(archive: Any) -> None:
     text = archive_text(archive)
     flat = " ".join(text.split())
-    for words in ("loss ce  lr 0.1", "step 7", "λ max", "±", "ECE", "bins overconfident", "samples in each bin",
+    for words in ("loss ce  lr 0.1  least 3 × 10⁻⁷",
+                  "step 7", "λ max", "±", "ECE", "bins overconfident", "samples in each bin",
                   "checks", "to look at", "did not converge; raise the number of products"):  # fmt: skip
         assert " ".join(words.split()) in flat, words
     assert max(map(len, text.split("\n"))) <= COLUMNS

@@ -136,8 +136,8 @@ def _training(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what `training_facts` found as (name, words), for what was recorded."""
-    length = [f"{facts['steps']:,} steps"]
-    length += [f"{facts['epochs']:,} epochs"] if facts["epochs"] is not None else []
+    length = [counted(facts["steps"], "step")]
+    length += [counted(facts["epochs"], "epoch")] if facts["epochs"] is not None else []
     length += [f"{number(facts['seconds'])} s"] if facts["seconds"] is not None else []
     if facts["recording_share"] is not None:
         short = (facts["seconds"] or 0.0) < WORTH_A_SHARE
